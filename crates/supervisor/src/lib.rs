@@ -1,0 +1,2 @@
+//! A pod's supervisor: see `docs/architecture.md`.
+#![no_std]

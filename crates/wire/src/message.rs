@@ -1,0 +1,223 @@
+//! The messages of the control socket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FdIndex, Malformed, ObjectId};
+
+/// From the daemon to a supervisor. Each is answered by one [`Event::Reply`] with the same `seq`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub seq: u32,
+    pub body: RequestBody,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestBody {
+    /// The first request of a supervisor's life: become the pod's supervisor. Answered by
+    /// [`Reply::Ready`]. Sent again to one that is set up, it answers the same and does nothing.
+    Setup(Setup),
+    /// Clone a process and have it carry out its Plan. Answered when it has exec'd or failed.
+    Start(Start),
+    /// Send a signal to a running process. [`Reply::NotFound`] if it has exited.
+    Signal {
+        id: ObjectId,
+        signal: i32,
+        scope: SignalScope,
+    },
+    /// Write the container's log to the file beside this message from now on.
+    /// Lines already read are written to the old file first.
+    ReopenLog { id: ObjectId, log: FdIndex },
+    /// Forget a process that has exited: its exit is on record with the daemon.
+    Forget { id: ObjectId },
+    /// Tell of every process in the table, one [`Event::Entry`] each, then [`Reply::Done`].
+    List,
+    /// End: refused with [`Reply::Busy`] while a process runs.
+    Shutdown,
+}
+
+/// How to become a pod's supervisor. The supervisor clones itself with `clone_flags` (and
+/// CLONE_PARENT, so that the daemon stays the parent; CLONE_INTO_CGROUP if `cgroup` is given);
+/// the clone carries out the Plan, then serves; the original exits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// CLONE_NEW* flags of the pod's own namespaces. CLONE_NEWNS is always among them.
+    pub clone_flags: u64,
+    /// Cgroup v2 directory of the sandbox. On v1 the Plan's [`crate::Step::JoinTasks`] does this.
+    pub cgroup: Option<FdIndex>,
+    /// The memfd with the Plan.
+    pub plan: FdIndex,
+    /// File that [`crate::ExitRecord`]s are appended to (O_APPEND).
+    pub exits: FdIndex,
+    /// Whether containers share a PID namespace: the supervisor then clones a reaper as its init.
+    pub shared_pid_namespace: bool,
+}
+
+/// A process to clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub id: ObjectId,
+    /// CLONE_NEW* flags, without CLONE_NEWPID (see `pid_namespace`).
+    pub clone_flags: u64,
+    pub pid_namespace: PidNamespace,
+    /// The process whose pidfd [`FdIndex::TARGET`] stands for in the Plan: for an exec its container.
+    pub target: Option<ObjectId>,
+    /// Cgroup v2 directory to be cloned into.
+    pub cgroup: Option<FdIndex>,
+    /// The memfd with the Plan.
+    pub plan: FdIndex,
+    /// What the supervisor itself does with the process's output.
+    pub output: Output,
+    /// The supervisor keeps this open until the process has exited: the write end of its stdin.
+    pub stdin: Option<FdIndex>,
+    /// Whether the process is a container's init rather than an exec. An init's exit is written to the
+    /// exits file, and it stays in the table until it is forgotten; an exec leaves it once announced.
+    pub init: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// A new one (CLONE_NEWPID): the process is its init.
+    New,
+    /// The supervisor's own, which is the host's.
+    Host,
+    /// The pod's shared one, whose init is the supervisor's reaper.
+    Pod,
+    /// That of a running process of this pod, entered with setns(2) around the clone.
+    Of(ObjectId),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Someone else reads it: the daemon, for an exec.
+    None,
+    /// Read ends of the process's stdout and stderr, pumped into `log` in the CRI's format;
+    /// without `log` they are read and thrown away.
+    Pipes {
+        stdout: FdIndex,
+        stderr: FdIndex,
+        log: Option<FdIndex>,
+    },
+    /// The master of its terminal, all of it logged as stdout.
+    Terminal {
+        master: FdIndex,
+        log: Option<FdIndex>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SignalScope {
+    /// The process alone.
+    Process,
+    /// Its process group.
+    Group,
+}
+
+/// From a supervisor to the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The first message of every connection.
+    Hello {
+        version: u16,
+        /// Pid of the supervisor, in the namespace that the daemon shares with it.
+        pid: u32,
+        /// Whether [`RequestBody::Setup`] has been carried out.
+        ready: bool,
+    },
+    Reply {
+        seq: u32,
+        reply: Reply,
+    },
+    /// A process has exited, all its children in its PID namespace are reaped, and all that it wrote
+    /// is in the log. An init's exit has been appended to the exits file before.
+    Exited {
+        id: ObjectId,
+        wait_status: i32,
+        started_at: i64,
+        finished_at: i64,
+    },
+    /// Part of the answer to [`RequestBody::List`]. While the process runs, its pidfd is beside it.
+    Entry(Entry),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub id: ObjectId,
+    pub init: bool,
+    pub pid: u32,
+    pub started_at: i64,
+    /// Wait status and time of the exit.
+    pub exited: Option<(i32, i64)>,
+    /// Log lines thrown away because the log could not be written.
+    pub dropped_lines: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    /// The pod is set up. Beside it: the pidfd of the supervisor itself.
+    Ready {
+        pid: u32,
+        reaper_pid: Option<u32>,
+    },
+    /// The process has exec'd. Beside it: its pidfd.
+    Started {
+        pid: u32,
+        started_at: i64,
+    },
+    /// A step of the Plan failed; nothing of the process is left.
+    StepFailed {
+        step: u32,
+        errno: i32,
+    },
+    /// The supervisor's own system call failed.
+    CallFailed {
+        call: Call,
+        errno: i32,
+    },
+    /// The process ended before it exec'd and before it could tell why: it was killed.
+    Died {
+        wait_status: i32,
+    },
+    NotFound,
+    /// The id is in the table already.
+    Exists,
+    /// The table is full: see `MAX_PROCESSES` of the supervisor.
+    Full,
+    /// Something still runs.
+    Busy,
+    /// The supervisor could not make sense of the request.
+    Malformed,
+}
+
+/// The system calls that a supervisor makes on a request's behalf, as errors name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Call {
+    Clone,
+    Setns,
+    Pipe,
+    Epoll,
+    Kill,
+    MapPlan,
+    Exits,
+}
+
+/// Writes a message into `buffer`.
+///
+/// # Errors
+/// [`Malformed`] if it does not fit.
+pub fn encode<'b, T: Serialize>(message: &T, buffer: &'b mut [u8]) -> Result<&'b [u8], Malformed> {
+    postcard::to_slice(message, buffer)
+        .map(|used| &*used)
+        .map_err(|_| Malformed)
+}
+
+/// Reads a message that fills `bytes` exactly.
+///
+/// # Errors
+/// [`Malformed`] for anything else.
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(Malformed),
+    }
+}

@@ -1,0 +1,19 @@
+//! carpel: a container runtime for Kubernetes nodes. `docs/architecture.md` is the map.
+
+pub mod cgroup;
+pub mod cli;
+pub mod config;
+pub mod container;
+pub mod cri;
+pub mod failpoint;
+pub mod ids;
+pub mod image;
+pub mod network;
+pub mod sandbox;
+pub mod seccomp;
+pub mod spec;
+pub mod store;
+pub mod supervisor;
+pub mod sys;
+pub mod telemetry;
+pub mod timeline;
