@@ -1,1 +1,5 @@
-//! (to be written)
+//! What lies on disk: blobs, layers, root file systems and records.
+
+pub mod root_fd;
+
+pub use root_fd::RootFd;

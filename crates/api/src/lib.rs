@@ -4,13 +4,13 @@
 //! and because its 20,000 generated lines are then compiled once.
 
 /// The Kubernetes Container Runtime Interface, version 1.
-#[allow(clippy::all, rustdoc::all)]
+#[allow(clippy::all, rustdoc::all, unused_qualifications)]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
 /// What the CRI has no call for: carpel's own services, on the same socket.
-#[allow(clippy::all, rustdoc::all)]
+#[allow(clippy::all, rustdoc::all, unused_qualifications)]
 pub mod carpel {
     tonic::include_proto!("carpel.v1");
 }
