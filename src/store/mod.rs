@@ -2,6 +2,8 @@
 
 pub mod bind;
 pub mod memfd;
+pub mod record;
+pub mod remove_tree;
 pub mod root_fd;
 pub mod rootfs;
 
