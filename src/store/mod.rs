@@ -1,5 +1,8 @@
 //! What lies on disk: blobs, layers, root file systems and records.
 
+pub mod bind;
+pub mod memfd;
 pub mod root_fd;
+pub mod rootfs;
 
 pub use root_fd::RootFd;
