@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod container;
 pub mod cri;
+pub mod error;
 pub mod failpoint;
 pub mod ids;
 pub mod image;

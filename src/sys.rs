@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::unix::AsyncFd;
 
 /// What [`mount_setattr`] changes; the default changes nothing.
 #[derive(Debug, Default, Clone, Copy)]
@@ -224,6 +225,15 @@ pub fn raise_open_files() -> io::Result<(Option<u64>, Option<u64>)> {
         )?;
     }
     Ok((before.current, before.maximum))
+}
+
+/// Registers a descriptor with the reactor.
+///
+/// # Errors
+/// As `epoll_ctl(2)`.
+pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the AsyncFd, so it stays open and the same until that is dropped.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 #[cfg(test)]
