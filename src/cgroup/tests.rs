@@ -425,6 +425,7 @@ fn a_controller_that_cannot_be_had_is_an_error_for_a_limit_alone() {
     let mut child = run(&inner, "sleep 100");
     let path = format!("{}/leaf", inner.path());
     let leaf = parent.cgroups.create(&path, None, &PLAIN).unwrap();
+    assert_eq!(output(&leaf, "echo in"), "in\n");
     let limits = Resources {
         pids_limit: Some(9),
         ..Resources::default()
@@ -453,6 +454,7 @@ fn a_controller_that_cannot_be_had_is_an_error_for_a_limit_alone() {
         }
     }
     assert_eq!(leaf.oom_kills().unwrap(), 0);
+    assert_eq!(output(&leaf, "echo in"), "in\n");
     inner.kill().unwrap();
     child.wait().unwrap();
 }

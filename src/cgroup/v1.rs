@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::detect;
 use super::devices::{DevicePolicy, DeviceRule, lines};
-use super::dir::{Dir, is_gone};
+use super::dir::Dir;
 use super::limits::Limit;
 use super::{Error, PATIENCE, keyed};
 

@@ -196,16 +196,20 @@ fn enable_in(dir: &Dir, wanted: &BTreeSet<&str>) -> io::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    // Beside processes the kernel would enable cpu and pids, which know threads, but then no process
+    // could enter what is below. The machine's root is exempt, and alone has no type.
+    if dir.read("cgroup.type").is_ok() && !dir.read("cgroup.procs")?.is_empty() {
+        return Err(Errno::BUSY.into());
+    }
     let all: Vec<_> = missing.iter().map(|name| format!("+{name}")).collect();
     if dir.write("cgroup.subtree_control", &all.join(" ")).is_ok() {
         return Ok(());
     }
-    all.iter().fold(Ok(()), |result, name| {
-        let enabled = dir
-            .write("cgroup.subtree_control", name)
-            .map_err(io::Error::from);
-        result.and(enabled)
-    })
+    let mut result = Ok(());
+    for name in &all {
+        result = result.and(dir.write("cgroup.subtree_control", name));
+    }
+    Ok(result?)
 }
 
 fn missing<'a>(enabled: &str, wanted: &BTreeSet<&'a str>) -> Vec<&'a str> {
