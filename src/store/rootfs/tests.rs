@@ -174,8 +174,6 @@ async fn paths_may_be_long_and_lie_in_other_mounts_and_go_through_links() {
     std::os::unix::fs::symlink(&overlay.layers[0], &link).unwrap();
     overlay.layers[0] = link;
     // Another mount.
-    overlay.layers.push("/proc/self/net/../../sys/fs".into());
-    overlay.layers.pop();
     let shm = tempfile::tempdir_in("/dev/shm").unwrap();
     fs::write(shm.path().join("shm"), "shm").unwrap();
     overlay.layers.push(shm.path().to_owned());
@@ -236,6 +234,23 @@ async fn what_is_wrong_is_said() {
     let mut overlay = fixture.overlay();
     overlay.upper = fixture.folder.path().join("layers/0/file-0");
     let error = builder.overlay(overlay).await.unwrap_err();
+    assert!(
+        error.to_string().ends_with("file-0: not a directory"),
+        "{error}"
+    );
+
+    let mut overlay = fixture.overlay();
+    overlay.layers = vec![overlay.layers[0].clone(); MAX_LAYERS + 1];
+    let error = builder.overlay(overlay).await.unwrap_err();
+    assert!(matches!(error, Error::TooManyLayers(128)), "{error}");
+
+    let shm = tempfile::tempdir_in("/dev/shm").unwrap();
+    let overlay = Overlay {
+        work: shm.path().to_owned(),
+        ..fixture.overlay()
+    };
+    let error = builder.overlay(overlay).await.unwrap_err();
+    assert!(matches!(error, Error::Mount { .. }), "{error}");
 }
 
 /// The id of an unmounted mount is soon another's: the anchor is then made anew.
