@@ -56,7 +56,8 @@ impl Supervisor {
         let Some(process) = self.memory.table.get_mut(key) else {
             return;
         };
-        process.exited_pidfd = process.pidfd.take();
+        let unsaid = !self.memory.outbox.is_empty();
+        process.exited_pidfd = process.pidfd.take().filter(|_| unsaid);
         process.stdin = None;
         let exit = Exit { wait_status, finished_at: sys::now() };
         match process.phase {

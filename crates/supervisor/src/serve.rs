@@ -319,9 +319,10 @@ impl Supervisor {
     /// What follows once an item has been said, or nobody is there to hear it.
     fn said(&mut self, item: Item) {
         match item {
-            Item::Exited { key } if self.memory.table.get(key).is_some_and(|process| !process.init) => {
-                self.remove(key);
-            }
+            Item::Exited { key } => match self.memory.table.get_mut(key) {
+                Some(process) if process.init => process.exited_pidfd = None,
+                _ => self.remove(key),
+            },
             Item::Started { key, .. } => {
                 if let Some(process) = self.memory.table.get_mut(key) {
                     process.exited_pidfd = None;
