@@ -41,7 +41,10 @@ impl Default for Memory {
 }
 
 pub struct Supervisor {
+    /// The daemon, the children, and `streams`.
     pub(crate) epoll: Epoll,
+    /// Output, in a set of its own: a flood of it never stands before what is in the other.
+    pub(crate) streams: Epoll,
     signals: Fd,
     listener: Fd,
     pub(crate) connection: Option<Fd>,
@@ -57,6 +60,7 @@ pub(crate) enum Token {
     Listener,
     Connection,
     Signals,
+    Streams,
     Report(Key),
     Stream(Key, StreamName),
 }
@@ -68,9 +72,10 @@ impl Token {
             Token::Listener => kind(0, None),
             Token::Connection => kind(1, None),
             Token::Signals => kind(2, None),
-            Token::Report(key) => kind(3, Some(key)),
-            Token::Stream(key, StreamName::Stdout) => kind(4, Some(key)),
-            Token::Stream(key, StreamName::Stderr) => kind(5, Some(key)),
+            Token::Streams => kind(3, None),
+            Token::Report(key) => kind(4, Some(key)),
+            Token::Stream(key, StreamName::Stdout) => kind(5, Some(key)),
+            Token::Stream(key, StreamName::Stderr) => kind(6, Some(key)),
         }
     }
 
@@ -80,8 +85,9 @@ impl Token {
             0 => Token::Listener,
             1 => Token::Connection,
             2 => Token::Signals,
-            3 => Token::Report(key),
-            4 => Token::Stream(key, StreamName::Stdout),
+            3 => Token::Streams,
+            4 => Token::Report(key),
+            5 => Token::Stream(key, StreamName::Stdout),
             _ => Token::Stream(key, StreamName::Stderr),
         }
     }
@@ -93,12 +99,16 @@ const IDLE: i32 = 500;
 /// Requests that are read in one turn.
 const REQUESTS_PER_TURN: usize = 8;
 
+/// Streams that are read in one turn.
+const STREAMS_PER_TURN: usize = 4;
+
 impl Supervisor {
     /// # Errors
     /// If the kernel gives no epoll set or signalfd.
     pub fn new(listener: Fd, memory: &'static mut Memory) -> Result<Self> {
         let supervisor = Self {
             epoll: Epoll::new()?,
+            streams: Epoll::new()?,
             signals: sys::child_signals()?,
             listener,
             connection: None,
@@ -113,6 +123,7 @@ impl Supervisor {
     /// Makes its own what belongs to a process and was inherited from another.
     pub(crate) fn renew(&mut self) -> Result<()> {
         self.epoll = Epoll::new()?;
+        self.streams = Epoll::new()?;
         self.signals = sys::child_signals()?;
         self.watch()
     }
@@ -120,6 +131,7 @@ impl Supervisor {
     fn watch(&self) -> Result<()> {
         self.epoll.add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
         self.epoll.add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
+        self.epoll.add(self.streams.descriptor(), READABLE, Token::Streams.to_bits())?;
         if let Some(connection) = &self.connection {
             self.epoll.add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
         }
@@ -146,6 +158,16 @@ impl Supervisor {
         }
     }
 
+    fn dispatch_streams(&mut self) {
+        let mut ready = [Ready::NONE; STREAMS_PER_TURN];
+        let count = self.streams.wait(&mut ready, Some(0)).unwrap_or(0);
+        for event in ready.iter().take(count) {
+            if let Token::Stream(key, stream) = Token::from_bits(event.token) {
+                self.pump(key, stream, READ);
+            }
+        }
+    }
+
     fn dispatch(&mut self, token: Token, events: u32) {
         match token {
             Token::Listener => self.accept(),
@@ -155,9 +177,7 @@ impl Supervisor {
             Token::Connection => self.read_requests(),
             Token::Signals => self.reap(),
             Token::Report(key) => self.read_report(key),
-            Token::Stream(key, stream) => {
-                self.pump(key, stream, READ);
-            }
+            Token::Streams | Token::Stream(..) => self.dispatch_streams(),
         }
     }
 
@@ -343,7 +363,7 @@ impl Supervisor {
         for stream in &mut process.streams {
             stream.held = crate::frame::Held::new();
             if let Some(fd) = stream.fd.take() {
-                self.epoll.remove(fd.borrow());
+                self.streams.remove(fd.borrow());
             }
         }
         if let Phase::Starting { report, .. } = &process.phase {
@@ -382,7 +402,7 @@ impl Supervisor {
         if pumped == Pumped::End {
             buffers.finish(key.index(), process, stream);
             if let Some(fd) = process.streams[stream as usize].fd.take() {
-                self.epoll.remove(fd.borrow());
+                self.streams.remove(fd.borrow());
             }
         }
         pumped
