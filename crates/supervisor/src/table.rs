@@ -132,10 +132,12 @@ struct Row {
     process: Slot<Process>,
 }
 
+/// What is used lies at the beginning, within few pages.
+#[repr(C)]
 pub struct Table {
-    rows: [Row; MAX_PROCESSES],
     /// All rows from here on are free.
     end: usize,
+    rows: [Row; MAX_PROCESSES],
 }
 
 impl Table {
