@@ -13,7 +13,7 @@ use rustix::{
     net::netdevice::name_to_index,
 };
 
-use super::{PORT_KIND, alias, config::Config, gateway, host_name};
+use super::{PORT_KIND, alias, config::Config, end_masquerading, gateway, host_name};
 use crate::{
     error::{Code, Doing, Error},
     ipam::Ipam,
@@ -108,7 +108,7 @@ impl Add<'_> {
         if self.config.ip_masq && !result.ips.is_empty() {
             self.done.masquerading = true;
             let subnets: Vec<IpNet> = result.ips.iter().map(|ip| ip.address.network()).collect();
-            masquerade::add(&self.request.network, self.attachment, &subnets)
+            masquerade::ensure(&self.request.network, &subnets)
                 .doing(Code::Internal, || "masquerade".into())?;
         }
         if !self.config.dns.is_empty() {
@@ -271,15 +271,15 @@ impl Add<'_> {
     /// report, and the runtime's DEL comes next.
     fn undo(&mut self) {
         let mut failures = Vec::new();
-        if self.done.masquerading
-            && let Err(errno) = masquerade::remove(&self.request.network, self.attachment)
-        {
-            failures.push(errno.to_string());
-        }
         if let Some(name) = self.done.pair.take()
             && let Err(errno) = self.socket.delete_link(&name)
         {
             failures.push(format!("{name}: {errno}"));
+        }
+        if self.done.masquerading
+            && let Err(error) = end_masquerading(&self.request.network)
+        {
+            failures.push(error.to_string());
         }
         if self.done.addresses
             && let Err(error) = self.ipam.del(self.request)
