@@ -1,14 +1,18 @@
 //! carpel: a container runtime for Kubernetes nodes. `docs/architecture.md` is the map.
 
+#![deny(unsafe_code)]
+
 pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod container;
 pub mod cri;
+pub mod error;
 pub mod failpoint;
 pub mod ids;
 pub mod image;
 pub mod network;
+pub mod node;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;

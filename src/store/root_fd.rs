@@ -45,10 +45,17 @@ impl RootFd {
     /// As `openat2(2)`; `InvalidData` if it is no regular file (a FIFO or device is never read and never
     /// waited for) or longer than `limit` bytes.
     pub fn read_file(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-        let file = self.open_in(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
+        let file = self.open_in(
+            path,
+            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
+            Mode::empty(),
+        )?;
         let kind = FileType::from_raw_mode(fstat(&file)?.st_mode);
         let invalid = |what: &str| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{} is {what}", path.display()))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is {what}", path.display()),
+            )
         };
         if kind != FileType::RegularFile {
             return Err(invalid("not a regular file"));
@@ -67,6 +74,12 @@ impl From<OwnedFd> for RootFd {
     /// Takes a directory's descriptor, O_PATH or not (also that of a detached mount).
     fn from(fd: OwnedFd) -> Self {
         Self(fd)
+    }
+}
+
+impl From<RootFd> for OwnedFd {
+    fn from(root: RootFd) -> Self {
+        root.0
     }
 }
 
@@ -92,8 +105,18 @@ mod tests {
         symlink("../../../../etc/passwd", root.path().join("dots")).unwrap();
         symlink(outside.path().join("secret"), root.path().join("out")).unwrap();
         let fd = RootFd::open(root.path()).unwrap();
-        for path in ["etc/passwd", "/etc/passwd", "absolute", "dots", "../etc/passwd"] {
-            assert_eq!(fd.read_file(Path::new(path), 100).unwrap(), b"root:x:0:0", "{path}");
+        for path in [
+            "etc/passwd",
+            "/etc/passwd",
+            "absolute",
+            "dots",
+            "../etc/passwd",
+        ] {
+            assert_eq!(
+                fd.read_file(Path::new(path), 100).unwrap(),
+                b"root:x:0:0",
+                "{path}"
+            );
         }
         let error = fd.read_file(Path::new("out"), 100).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);

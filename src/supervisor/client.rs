@@ -1,0 +1,384 @@
+//! A connection to one supervisor: requests with their replies, and the exits it announces.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use carpel_wire::{
+    Entry, Event, ExitRecord, MAX_MESSAGE, ObjectId, Reply, Request, RequestBody, SignalScope,
+    Start,
+};
+use tokio::sync::oneshot;
+
+use super::socket::Connection;
+use crate::failpoint;
+
+/// The longest wait for a supervisor's reply. It never blocks, so this is only passed when the machine
+/// stands still.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("supervisor is gone")]
+    Gone,
+    #[error("supervisor does not answer")]
+    Silent,
+    #[error("supervisor speaks version {0} of the protocol, not {ours}", ours = carpel_wire::VERSION)]
+    Version(u16),
+    #[error("supervisor answers {0:?}")]
+    Refused(Reply),
+    #[error("talk to supervisor")]
+    Io(#[from] io::Error),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// As `wait(2)` returns it.
+    pub wait_status: i32,
+    /// Nanoseconds since the epoch.
+    pub started_at: i64,
+    pub finished_at: i64,
+}
+
+impl From<ExitRecord> for Exit {
+    fn from(record: ExitRecord) -> Self {
+        let ExitRecord {
+            wait_status,
+            started_at,
+            finished_at,
+            ..
+        } = record;
+        Self {
+            wait_status,
+            started_at,
+            finished_at,
+        }
+    }
+}
+
+/// The supervisor died before it told of an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the pod's supervisor died")]
+pub struct Lost;
+
+/// A process that a supervisor has started.
+#[derive(Debug)]
+pub struct Started {
+    pub pid: u32,
+    /// Nanoseconds since the epoch.
+    pub started_at: i64,
+    pub pidfd: OwnedFd,
+    /// Ends when the process has exited and its output is in its log.
+    pub exit: ExitWait,
+}
+
+/// A wait for one exit.
+#[derive(Debug)]
+pub struct ExitWait(oneshot::Receiver<Exit>);
+
+impl ExitWait {
+    /// Waits for the exit.
+    ///
+    /// # Errors
+    /// [`Lost`] if the supervisor is gone.
+    pub async fn wait(&mut self) -> Result<Exit, Lost> {
+        (&mut self.0).await.map_err(|_| Lost)
+    }
+}
+
+/// A handle to a supervisor; clones share the connection.
+#[derive(Clone)]
+pub struct Supervisor(Arc<Shared>);
+
+struct Shared {
+    connection: Connection,
+    /// Changes once, when the supervisor clones itself to be the pod's.
+    pid: AtomicU32,
+    ready: bool,
+    next: AtomicU32,
+    waiting: Mutex<Waiting>,
+    gone: tokio::sync::watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Set when the connection has ended: nothing will be delivered any more.
+    closed: bool,
+    replies: HashMap<u32, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
+    exits: HashMap<ObjectId, oneshot::Sender<Exit>>,
+    entries: Vec<(Entry, Option<OwnedFd>)>,
+}
+
+impl Supervisor {
+    /// Connects to the supervisor that listens in the pod's state folder `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if there is none.
+    pub async fn connect(dir: &Path) -> Result<Self, Error> {
+        let connection = Connection::connect(dir).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Gone,
+            _ => Error::Io(error),
+        })?;
+        let mut buffer = [0; MAX_MESSAGE];
+        let hello = tokio::time::timeout(REPLY_TIMEOUT, connection.receive(&mut buffer));
+        let (length, _) = hello
+            .await
+            .map_err(|_| Error::Silent)??
+            .ok_or(Error::Gone)?;
+        let (pid, ready) = match carpel_wire::decode::<Event>(&buffer[..length]) {
+            Ok(Event::Hello {
+                version: carpel_wire::VERSION,
+                pid,
+                ready,
+            }) => (pid, ready),
+            Ok(Event::Hello { version, .. }) => return Err(Error::Version(version)),
+            _ => return Err(Error::Version(0)),
+        };
+        let shared = Arc::new(Shared {
+            connection,
+            pid: AtomicU32::new(pid),
+            ready,
+            next: AtomicU32::new(1),
+            waiting: Mutex::default(),
+            gone: tokio::sync::watch::Sender::new(false),
+        });
+        tokio::spawn(read_events(Arc::clone(&shared)));
+        Ok(Self(shared))
+    }
+
+    /// Pid of the supervisor.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.pid.load(Ordering::Relaxed)
+    }
+
+    /// Whether the pod had been set up when this connection was made.
+    #[must_use]
+    pub fn was_ready(&self) -> bool {
+        self.0.ready
+    }
+
+    /// Ends when the supervisor has gone.
+    pub async fn gone(&self) {
+        let mut gone = self.0.gone.subscribe();
+        // The sender lives as long as `self`.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+
+    /// Whether the connection stands.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !*self.0.gone.borrow()
+    }
+
+    /// Sends a request and waits for its reply.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if the supervisor dies meanwhile.
+    pub async fn request(
+        &self,
+        body: RequestBody,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        self.send(body, fds).await?.wait(self).await
+    }
+
+    async fn send(&self, body: RequestBody, fds: &[BorrowedFd<'_>]) -> Result<Pending, Error> {
+        let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        {
+            let mut waiting = self.0.lock();
+            if waiting.closed {
+                return Err(Error::Gone);
+            }
+            waiting.replies.insert(seq, sender);
+        }
+        let mut buffer = [0; MAX_MESSAGE];
+        let sent = match carpel_wire::encode(&Request { seq, body }, &mut buffer) {
+            Ok(message) => self.0.connection.send(message, fds).await,
+            Err(_) => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+        };
+        if let Err(error) = sent {
+            self.0.lock().replies.remove(&seq);
+            return Err(match error.raw_os_error() {
+                Some(libc::EPIPE | libc::ECONNRESET) => Error::Gone,
+                _ => Error::Io(error),
+            });
+        }
+        Ok(Pending { seq, reply })
+    }
+
+    /// Starts a process; its exit will come through the answer.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the supervisor's reply if it did not start.
+    pub async fn start(&self, start: Start, fds: &[BorrowedFd<'_>]) -> Result<Started, Error> {
+        let id = start.id;
+        let exit = self.expect_exit(id);
+        let reply = match self.send(RequestBody::Start(start), fds).await {
+            Ok(pending) => {
+                failpoint::hit("start:sent");
+                pending.wait(self).await
+            }
+            Err(error) => Err(error),
+        };
+        match reply {
+            Ok((Reply::Started { pid, started_at }, mut fds)) if fds.len() == 1 => Ok(Started {
+                pid,
+                started_at,
+                pidfd: fds.remove(0),
+                exit,
+            }),
+            other => {
+                self.0.lock().exits.remove(&id);
+                Err(match other {
+                    Ok((reply, _)) => Error::Refused(reply),
+                    Err(error) => error,
+                })
+            }
+        }
+    }
+
+    /// A wait for the exit of a process that is running, as [`Supervisor::list`] said.
+    #[must_use]
+    pub fn expect_exit(&self, id: ObjectId) -> ExitWait {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.0.lock();
+        if !waiting.closed {
+            waiting.exits.insert(id, sender);
+        }
+        ExitWait(receiver)
+    }
+
+    /// Every process in the supervisor's table, with the pidfds of those that run.
+    ///
+    /// # Errors
+    /// As [`Supervisor::request`]. Only one may be under way at a time.
+    pub async fn list(&self) -> Result<Vec<(Entry, Option<OwnedFd>)>, Error> {
+        self.0.lock().entries.clear();
+        self.expect(RequestBody::List, &[], |reply| *reply == Reply::Done)
+            .await?;
+        Ok(std::mem::take(&mut self.0.lock().entries))
+    }
+
+    /// Sends a signal. `false`: the process has exited.
+    ///
+    /// # Errors
+    /// As [`Supervisor::request`].
+    pub async fn signal(
+        &self,
+        id: ObjectId,
+        signal: i32,
+        scope: SignalScope,
+    ) -> Result<bool, Error> {
+        let body = RequestBody::Signal { id, signal, scope };
+        let known = |reply: &Reply| matches!(reply, Reply::Done | Reply::NotFound);
+        Ok(self.expect(body, &[], known).await? == Reply::Done)
+    }
+
+    /// Sends a request that `wanted` knows the good replies to.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with any other reply.
+    pub async fn expect(
+        &self,
+        body: RequestBody,
+        fds: &[BorrowedFd<'_>],
+        wanted: impl Fn(&Reply) -> bool,
+    ) -> Result<Reply, Error> {
+        let (reply, _) = self.request(body, fds).await?;
+        if wanted(&reply) {
+            Ok(reply)
+        } else {
+            Err(Error::Refused(reply))
+        }
+    }
+}
+
+/// A request that has been sent.
+struct Pending {
+    seq: u32,
+    reply: oneshot::Receiver<(Reply, Vec<OwnedFd>)>,
+}
+
+impl Pending {
+    async fn wait(self, supervisor: &Supervisor) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        match tokio::time::timeout(REPLY_TIMEOUT, self.reply).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(Error::Gone),
+            Err(_) => {
+                supervisor.0.lock().replies.remove(&self.seq);
+                Err(Error::Silent)
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliver(&self, event: Event, mut fds: Vec<OwnedFd>) {
+        let mut waiting = self.lock();
+        match event {
+            Event::Hello { .. } => {}
+            Event::Reply { seq, reply } => {
+                if let Reply::Ready { pid, .. } = reply {
+                    self.pid.store(pid, Ordering::Relaxed);
+                }
+                if let Some(waiter) = waiting.replies.remove(&seq) {
+                    let _ = waiter.send((reply, fds));
+                }
+            }
+            Event::Exited {
+                id,
+                wait_status,
+                started_at,
+                finished_at,
+            } => {
+                if let Some(waiter) = waiting.exits.remove(&id) {
+                    let _ = waiter.send(Exit {
+                        wait_status,
+                        started_at,
+                        finished_at,
+                    });
+                }
+            }
+            Event::Entry(entry) => waiting.entries.push((entry, fds.pop())),
+        }
+    }
+}
+
+/// Delivers what the supervisor says, until the connection ends. It keeps the connection open by itself:
+/// whoever waits for an exit need not hold a [`Supervisor`].
+async fn read_events(shared: Arc<Shared>) {
+    let mut buffer = [0; MAX_MESSAGE];
+    loop {
+        match shared.connection.receive(&mut buffer).await {
+            Ok(Some((length, fds))) => match carpel_wire::decode(&buffer[..length]) {
+                Ok(event) => shared.deliver(event, fds),
+                Err(error) => {
+                    tracing::warn!(supervisor.pid = shared.pid.load(Ordering::Relaxed), %error, "message ignored")
+                }
+            },
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(supervisor.pid = shared.pid.load(Ordering::Relaxed), %error, "connection lost");
+                break;
+            }
+        }
+    }
+    {
+        let mut waiting = shared.lock();
+        waiting.closed = true;
+        waiting.replies.clear();
+        waiting.exits.clear();
+    }
+    shared.gone.send_replace(true);
+}

@@ -1,0 +1,73 @@
+//! Starting a supervisor and making it the pod's.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use super::client::Supervisor;
+use super::socket;
+use crate::ids::SandboxId;
+use crate::store::memfd;
+
+/// The supervisor's program in a sealed memfd.
+///
+/// Containers are cloned from it, so for a moment it is what their /proc/PID/exe shows: sealed, it can
+/// never be written to from inside one (CVE-2019-5736). It also stays the same while the file on disk
+/// is being upgraded.
+#[derive(Debug, Clone)]
+pub struct Binary(Arc<OwnedFd>);
+
+impl Binary {
+    /// Reads the program at `path`.
+    ///
+    /// # Errors
+    /// As `open(2)`, `memfd_create(2)`.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        let mut program = Vec::new();
+        File::open(path)?.read_to_end(&mut program)?;
+        Ok(Self(Arc::new(memfd::sealed_program(
+            c"carpel-supervisor",
+            &program,
+        )?)))
+    }
+}
+
+impl Supervisor {
+    /// Starts a supervisor that listens in `dir`, and connects to it. It does nothing yet.
+    ///
+    /// The child returned is the process as spawned, which ends once the pod is set up.
+    ///
+    /// # Errors
+    /// As `bind(2)`, `posix_spawn(3)`, and [`Supervisor::connect`].
+    pub async fn spawn(
+        binary: &Binary,
+        dir: &Path,
+        sandbox: &SandboxId,
+    ) -> Result<(Self, Child), super::Error> {
+        let listener = socket::listen(dir)?;
+        // The descriptor number is the same in the child, before its program is executed.
+        let child = Command::new(format!("/proc/self/fd/{}", binary.0.as_fd().as_raw_fd()))
+            .arg0("carpel-supervisor")
+            .arg(sandbox.to_string())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(listener))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let connected = Self::connect(dir).await;
+        match connected {
+            Ok(supervisor) => Ok((supervisor, child)),
+            Err(error) => {
+                let mut child = child;
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+}
