@@ -205,6 +205,17 @@ fn settings_of_links_are_made() {
 }
 
 #[test]
+fn links_too_small_for_ipv6_still_carry_ipv4() {
+    let mut node = Node::new(&[V4]);
+    node.config["mtu"] = json!(1000);
+    let pod = Netns::new("pod");
+    let result = node.add("one", &pod);
+    assert!(pod.pings("10.231.0.1"));
+    node.del("one", &pod, &result);
+    node.assert_clean();
+}
+
+#[test]
 fn promiscuous_mode_and_duplicate_detection() {
     let mut node = Node::new(&[V6]);
     node.config["promiscMode"] = json!(true);

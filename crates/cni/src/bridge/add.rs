@@ -183,6 +183,8 @@ impl Add<'_> {
 
     fn join(&mut self, bridge: &Link, host_name: &str) -> Result<(), Error> {
         sysctl::set_if_there("ipv6", host_name, "accept_ra", "0");
+        // A port speaks no IP: it needs no link-local address (1 stands for none).
+        sysctl::set_if_there("ipv6", host_name, "addr_gen_mode", "1");
         let mut batch = Batch::default();
         batch.join_bridge(&Port {
             name: host_name,
