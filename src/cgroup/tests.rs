@@ -417,6 +417,46 @@ fn paths_stay_below_the_root() {
     assert_eq!(Cgroups::path("/", "a"), "/a");
 }
 
+/// On v2 a cgroup with processes in it enables nothing for those below it.
+#[test]
+fn a_controller_that_cannot_be_had_is_an_error_for_a_limit_alone() {
+    let parent = Parent::new();
+    let inner = parent.create("inner", None, PLAIN);
+    let mut child = run(&inner, "sleep 100");
+    let path = format!("{}/leaf", inner.path());
+    let leaf = parent.cgroups.create(&path, None, &PLAIN).unwrap();
+    let limits = Resources {
+        pids_limit: Some(9),
+        ..Resources::default()
+    };
+    let results = [
+        parent
+            .cgroups
+            .create(&path, Some(&limits), &PLAIN)
+            .map(drop),
+        parent
+            .cgroups
+            .create(&path, None, &PLAIN)
+            .and_then(|leaf| leaf.update(&limits)),
+    ];
+    for result in results {
+        if parent.v2() {
+            let error = result.unwrap_err().to_string();
+            let expected =
+                "pids.max needs the controller pids, which is not available: enable it in ";
+            assert!(
+                error.contains(expected) && error.contains("/inner: "),
+                "{error}"
+            );
+        } else {
+            result.unwrap();
+        }
+    }
+    assert_eq!(leaf.oom_kills().unwrap(), 0);
+    inner.kill().unwrap();
+    child.wait().unwrap();
+}
+
 /// As when a process dies or is killed between two hierarchies of v1.
 #[test]
 fn kill_finds_a_process_that_is_only_half_in() {

@@ -10,5 +10,9 @@ fn smoke() {
     let program = super::compile(&profile).unwrap();
     let compiled = start.elapsed();
     super::compile(&profile).unwrap();
-    println!("{made:?} {compiled:?} {:?} {}", start.elapsed(), program.instructions.len() / 8);
+    println!(
+        "{made:?} {compiled:?} {:?} {}",
+        start.elapsed(),
+        program.instructions.len() / 8
+    );
 }
