@@ -2,7 +2,10 @@
 
 pub mod bind;
 pub mod memfd;
+pub mod record;
+pub mod remove_tree;
 pub mod root_fd;
 pub mod rootfs;
+pub mod syncer;
 
 pub use root_fd::RootFd;
