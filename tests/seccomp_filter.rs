@@ -10,7 +10,8 @@ use carpel::spec::capability;
 
 /// Loads `program` into this thread.
 fn load(program: &Program) -> Result<(), Error> {
-    let length = u16::try_from(program.instructions.len() / 8).expect("the kernel takes at most 4096");
+    let length =
+        u16::try_from(program.instructions.len() / 8).expect("the kernel takes at most 4096");
     let fprog = libc::sock_fprog {
         len: length,
         filter: program.instructions.as_ptr().cast_mut().cast(),
@@ -21,9 +22,18 @@ fn load(program: &Program) -> Result<(), Error> {
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
             return Err(Error::last_os_error());
         }
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, program.flags, &raw const fprog)
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            program.flags,
+            &raw const fprog,
+        )
     };
-    if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Error::last_os_error())
+    }
 }
 
 /// Makes a system call that has no effect on memory. Returns its errno, 0 if it succeeded.
@@ -31,7 +41,11 @@ fn call(number: libc::c_long, arguments: [u64; 3]) -> i32 {
     let [a, b, c] = arguments;
     // SAFETY: every call of these tests has only numbers for arguments, and null pointers.
     let result = unsafe { libc::syscall(number, a, b, c) };
-    if result < 0 { Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 }
+    if result < 0 {
+        Error::last_os_error().raw_os_error().unwrap_or(0)
+    } else {
+        0
+    }
 }
 
 fn under(program: std::sync::Arc<Program>, body: impl FnOnce() + Send + 'static) {
@@ -47,7 +61,10 @@ fn the_default_profile_holds_in_the_kernel() {
     let program = compile(&default_profile(capability::DEFAULT)).expect("it compiles");
     under(program, || {
         assert_eq!(call(libc::SYS_getpid, [0; 3]), 0);
-        assert_eq!(call(libc::SYS_unshare, [libc::CLONE_NEWUTS as u64, 0, 0]), libc::EPERM);
+        assert_eq!(
+            call(libc::SYS_unshare, [libc::CLONE_NEWUTS as u64, 0, 0]),
+            libc::EPERM
+        );
         assert_eq!(call(libc::SYS_clone3, [0; 3]), libc::ENOSYS);
         assert_eq!(call(libc::SYS_keyctl, [0; 3]), libc::EPERM);
         assert_eq!(call(libc::SYS_bpf, [0; 3]), libc::EPERM);

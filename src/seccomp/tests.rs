@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
@@ -9,7 +10,6 @@ use proptest::prelude::*;
 use super::arch::{Abi, X32_BIT};
 use super::bpf::{AND, ARCH, ARGUMENTS, JUMP, JUMP_EQ, JUMP_GE, JUMP_GT, LOAD, NUMBER, RETURN};
 use super::*;
-use std::path::Path;
 use crate::spec::capability;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -36,7 +36,11 @@ impl Call {
                 let at = offset - ARGUMENTS;
                 assert!(at < 48 && at.is_multiple_of(4), "offset {offset}");
                 let argument = self.arguments[at as usize / 8];
-                if at.is_multiple_of(8) { argument as u32 } else { (argument >> 32) as u32 }
+                if at.is_multiple_of(8) {
+                    argument as u32
+                } else {
+                    (argument >> 32) as u32
+                }
             }
         }
     }
@@ -107,7 +111,13 @@ fn value(action: LinuxSeccompAction, number: Option<u32>) -> u32 {
 /// What a profile says of a call, by reading it from the first line to the last.
 fn evaluate(profile: &LinuxSeccomp, machine: Machine, call: &Call) -> u32 {
     let mut abis = vec![Abi::native(machine)];
-    abis.extend(profile.architectures().iter().flatten().filter_map(|arch| Abi::on(machine, *arch)));
+    abis.extend(
+        profile
+            .architectures()
+            .iter()
+            .flatten()
+            .filter_map(|arch| Abi::on(machine, *arch)),
+    );
     let x32 = call.number >= X32_BIT && call.number != u32::MAX;
     let matches = |abi: &&Abi| match abi {
         Abi::X86_64 => !x32 && call.arch == abi.audit(),
@@ -125,10 +135,16 @@ fn evaluate(profile: &LinuxSeccomp, machine: Machine, call: &Call) -> u32 {
         .flatten()
         .filter(|rule| value(rule.action(), rule.errno_ret()) != default)
         .collect();
-    let highest = rules.iter().flat_map(|rule| rule.names()).filter_map(|name| numbers.get(name.as_str())).max();
+    let highest = rules
+        .iter()
+        .flat_map(|rule| rule.names())
+        .filter_map(|name| numbers.get(name.as_str()))
+        .max();
     let permissive = matches!(
         profile.default_action(),
-        LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog | LinuxSeccompAction::ScmpActTrace
+        LinuxSeccompAction::ScmpActAllow
+            | LinuxSeccompAction::ScmpActLog
+            | LinuxSeccompAction::ScmpActTrace
     );
     let first = if *abi == Abi::X32 { X32_BIT } else { 0 };
     if !permissive && default != errno(libc::ENOSYS) && call.number > highest.copied().unwrap_or(0)
@@ -136,19 +152,27 @@ fn evaluate(profile: &LinuxSeccomp, machine: Machine, call: &Call) -> u32 {
     {
         return errno(libc::ENOSYS);
     }
-    let rules = rules
-        .iter()
-        .filter(|rule| rule.names().iter().any(|name| numbers.get(name.as_str()) == Some(&call.number)));
+    let rules = rules.iter().filter(|rule| {
+        rule.names()
+            .iter()
+            .any(|name| numbers.get(name.as_str()) == Some(&call.number))
+    });
     let mut found = None;
     for rule in rules {
         let arguments = rule.args().as_deref().unwrap_or_default();
         let distinct: BTreeSet<_> = arguments.iter().map(LinuxSeccompArg::index).collect();
-        let mut holds = arguments.iter().map(|argument| compare(argument, call, abi.wide()));
+        let mut holds = arguments
+            .iter()
+            .map(|argument| compare(argument, call, abi.wide()));
         let value = value(rule.action(), rule.errno_ret());
         if arguments.is_empty() {
             return value;
         }
-        let holds = if distinct.len() == arguments.len() { holds.all(|held| held) } else { holds.any(|held| held) };
+        let holds = if distinct.len() == arguments.len() {
+            holds.all(|held| held)
+        } else {
+            holds.any(|held| held)
+        };
         if holds && found.is_none() {
             found = Some(value);
         }
@@ -157,12 +181,24 @@ fn evaluate(profile: &LinuxSeccomp, machine: Machine, call: &Call) -> u32 {
 }
 
 fn argument(index: usize, op: LinuxSeccompOperator, value: u64, two: u64) -> LinuxSeccompArg {
-    LinuxSeccompArgBuilder::default().index(index).op(op).value(value).value_two(two).build().unwrap()
+    LinuxSeccompArgBuilder::default()
+        .index(index)
+        .op(op)
+        .value(value)
+        .value_two(two)
+        .build()
+        .unwrap()
 }
 
 /// Values that meet at the borders of 32 and 64 bits.
 fn word() -> impl Strategy<Value = u64> {
-    let half = prop_oneof![Just(0_u64), Just(1), Just(2), Just(0x7fff_ffff), Just(0xffff_ffff)];
+    let half = prop_oneof![
+        Just(0_u64),
+        Just(1),
+        Just(2),
+        Just(0x7fff_ffff),
+        Just(0xffff_ffff)
+    ];
     (half.clone(), half).prop_map(|(high, low)| high << 32 | low)
 }
 
@@ -180,8 +216,20 @@ fn action() -> impl Strategy<Value = LinuxSeccompAction> {
 }
 
 const NAMES: [&str; 14] = [
-    "read", "write", "open", "close", "clone", "clone3", "socket", "personality", "execve", "ioctl", "mseal",
-    "cacheflush", "stat64", "no_such_call",
+    "read",
+    "write",
+    "open",
+    "close",
+    "clone",
+    "clone3",
+    "socket",
+    "personality",
+    "execve",
+    "ioctl",
+    "mseal",
+    "cacheflush",
+    "stat64",
+    "no_such_call",
 ];
 
 fn conditions() -> impl Strategy<Value = Vec<LinuxSeccompArg>> {
@@ -195,7 +243,8 @@ fn conditions() -> impl Strategy<Value = Vec<LinuxSeccompArg>> {
         Op::ScmpCmpGt,
         Op::ScmpCmpMaskedEq,
     ]);
-    let one = (0..6_usize, operator, word(), word()).prop_map(|(index, op, value, two)| argument(index, op, value, two));
+    let one = (0..6_usize, operator, word(), word())
+        .prop_map(|(index, op, value, two)| argument(index, op, value, two));
     prop::collection::vec(one, 0..5)
 }
 
@@ -203,11 +252,22 @@ fn profile() -> impl Strategy<Value = LinuxSeccomp> {
     let names = prop::collection::vec(prop::sample::select(NAMES.to_vec()), 1..6);
     let rule = (names, action(), prop::option::of(0..4096_u32), conditions());
     let archs = prop::sample::subsequence(
-        vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32, Arch::ScmpArchAarch64, Arch::ScmpArchArm],
+        vec![
+            Arch::ScmpArchX86_64,
+            Arch::ScmpArchX86,
+            Arch::ScmpArchX32,
+            Arch::ScmpArchAarch64,
+            Arch::ScmpArchArm,
+        ],
         0..=5,
     );
-    (action(), prop::option::of(0..50_u32), archs, prop::collection::vec(rule, 0..8)).prop_map(
-        |(default, number, archs, rules)| {
+    (
+        action(),
+        prop::option::of(0..50_u32),
+        archs,
+        prop::collection::vec(rule, 0..8),
+    )
+        .prop_map(|(default, number, archs, rules)| {
             let rules: Vec<_> = rules
                 .into_iter()
                 .map(|(names, action, number, args)| {
@@ -228,24 +288,38 @@ fn profile() -> impl Strategy<Value = LinuxSeccomp> {
                 .unwrap();
             profile.set_default_errno_ret(number);
             profile
-        },
-    )
+        })
 }
 
 /// Calls that a profile is likely to say something of.
 fn call() -> impl Strategy<Value = Call> {
-    let abi = prop::sample::select(vec![Abi::X86_64, Abi::X32, Abi::X86, Abi::Aarch64, Abi::Arm]);
-    let number = (abi, prop::sample::select(NAMES.to_vec()), any::<u32>(), 0..4_u8).prop_map(|(abi, name, any, pick)| {
-        let number = match pick {
-            0 => any,
-            1 => any % 600,
-            _ => abi.numbers().get(name).copied().unwrap_or(u32::MAX),
-        };
-        (abi.audit(), number)
-    });
+    let abi = prop::sample::select(vec![
+        Abi::X86_64,
+        Abi::X32,
+        Abi::X86,
+        Abi::Aarch64,
+        Abi::Arm,
+    ]);
+    let number = (
+        abi,
+        prop::sample::select(NAMES.to_vec()),
+        any::<u32>(),
+        0..4_u8,
+    )
+        .prop_map(|(abi, name, any, pick)| {
+            let number = match pick {
+                0 => any,
+                1 => any % 600,
+                _ => abi.numbers().get(name).copied().unwrap_or(u32::MAX),
+            };
+            (abi.audit(), number)
+        });
     let number = prop_oneof![9 => number, 1 => any::<(u32, u32)>()];
-    (number, prop::array::uniform6(word()))
-        .prop_map(|((arch, number), arguments)| Call { arch, number, arguments })
+    (number, prop::array::uniform6(word())).prop_map(|((arch, number), arguments)| Call {
+        arch,
+        number,
+        arguments,
+    })
 }
 
 proptest! {
@@ -281,7 +355,14 @@ proptest! {
 fn default_verdict(capabilities: u64, name: &str, arguments: [u64; 6]) -> u32 {
     let program = compile_for(&default_profile(capabilities), Machine::NATIVE).unwrap();
     let abi = Abi::native(Machine::NATIVE);
-    run(&program, &Call { arch: abi.audit(), number: abi.numbers()[name], arguments })
+    run(
+        &program,
+        &Call {
+            arch: abi.audit(),
+            number: abi.numbers()[name],
+            arguments,
+        },
+    )
 }
 
 #[test]
@@ -320,13 +401,22 @@ fn the_default_profile() {
         // Newer than the profile: a C library shall fall back.
         (usual, "file_getattr", first(0), absent),
     ] {
-        assert_eq!(default_verdict(capabilities, name, arguments), verdict, "{name} {arguments:?}");
+        assert_eq!(
+            default_verdict(capabilities, name, arguments),
+            verdict,
+            "{name} {arguments:?}"
+        );
     }
 }
 
 #[test]
 fn what_cannot_be_carried_out_is_an_error() {
-    let parse = |text: &str| compile_for(&profile::parse(text.as_bytes(), 0).unwrap(), Machine::NATIVE);
+    let parse = |text: &str| {
+        compile_for(
+            &profile::parse(text.as_bytes(), 0).unwrap(),
+            Machine::NATIVE,
+        )
+    };
     let error = |text: &str| parse(text).unwrap_err().to_string();
     let rule = |rule: &str| format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rule}]}}"#);
     assert_eq!(
@@ -334,11 +424,16 @@ fn what_cannot_be_carried_out_is_an_error() {
         "seccomp profile: action SCMP_ACT_NOTIFY is not supported"
     );
     assert_eq!(
-        error(&rule(r#"{"names":["read"],"action":"SCMP_ACT_ERRNO","errnoRet":5000}"#)),
+        error(&rule(
+            r#"{"names":["read"],"action":"SCMP_ACT_ERRNO","errnoRet":5000}"#
+        )),
         "seccomp profile: errno 5000 of read is out of range"
     );
     let index = r#"{"names":["a","b"],"action":"SCMP_ACT_ERRNO","args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}"#;
-    assert_eq!(error(&rule(index)), "seccomp profile: syscall a, b: argument index 6 is out of range");
+    assert_eq!(
+        error(&rule(index)),
+        "seccomp profile: syscall a, b: argument index 6 is out of range"
+    );
     let long = r#"{"names":["read"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":7,"op":"SCMP_CMP_EQ"}]}"#;
     assert!(error(&rule(&vec![long; 2000].join(","))).contains("more than the kernel takes"));
     assert!(profile::parse(br#"{"syscalls":[]}"#, 0).is_err());
@@ -363,7 +458,10 @@ fn dockers_conditions_are_understood() {
         let profile = profile::parse(text, capabilities).unwrap();
         assert_eq!(profile.architectures().as_ref().unwrap().len(), 2);
         let rules = profile.syscalls().clone().unwrap();
-        rules.iter().flat_map(|rule| rule.names().clone()).collect::<Vec<_>>()
+        rules
+            .iter()
+            .flat_map(|rule| rule.names().clone())
+            .collect::<Vec<_>>()
     };
     assert_eq!(names(0), ["read", "clone", "ptrace"]);
     assert_eq!(names(capability::SYS_ADMIN), ["read", "mount", "ptrace"]);
@@ -380,7 +478,10 @@ fn only_regular_files_are_profiles() {
         (Path::new("/none/such"), "No such file"),
     ] {
         let error = load_profile(path, 0).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("seccomp profile {}: {text}", path.display())), "{error}");
+        assert!(
+            error.starts_with(&format!("seccomp profile {}: {text}", path.display())),
+            "{error}"
+        );
     }
 }
 
@@ -394,7 +495,11 @@ fn compiling_is_fast_and_done_once() {
     let first = compile(&profile).unwrap();
     let start = std::time::Instant::now();
     let second = compile(&profile).unwrap();
-    println!("{} instructions in {took:?}, again {:?}", program.instructions.len() / 8, start.elapsed());
+    println!(
+        "{} instructions in {took:?}, again {:?}",
+        program.instructions.len() / 8,
+        start.elapsed()
+    );
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!(*first, program);
     assert!(took < std::time::Duration::from_millis(50), "{took:?}");
