@@ -208,13 +208,12 @@ fn find(
     let candidates = match configured {
         Some(path) => vec![path.to_owned()],
         None => {
-            let beside = std::env::current_exe()
-                .ok()
-                .and_then(|exe| Some(exe.parent()?.to_owned()))
-                .unwrap_or_default();
+            let exe = std::env::current_exe().unwrap_or_default();
+            let beside = exe.parent().unwrap_or(Path::new("/"));
+            let prefix = beside.parent().unwrap_or(Path::new("/"));
             vec![
                 beside.join(program),
-                beside.join("../libexec/carpel").join(program),
+                prefix.join("libexec/carpel").join(program),
             ]
         }
     };

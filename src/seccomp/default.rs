@@ -76,7 +76,6 @@ const BY_CAPABILITY: [(&str, &[&str]); 14] = [
     ("SYSLOG", &["syslog"]),
     ("BPF", &["bpf"]),
     ("PERFMON", &["perf_event_open"]),
-
 ];
 
 /// Who may trace whom is the kernel's own decision, since 4.8 also under a filter.
@@ -103,7 +102,12 @@ const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchAarch64, Arch::ScmpArchArm];
 /// The default profile for a process whose bounding set is `capabilities` (bit = capability).
 #[must_use]
 pub fn default_profile(capabilities: u64) -> LinuxSeccomp {
-    let mut names: Vec<&str> = ALWAYS.iter().chain(&TRACING).chain(MACHINE).copied().collect();
+    let mut names: Vec<&str> = ALWAYS
+        .iter()
+        .chain(&TRACING)
+        .chain(MACHINE)
+        .copied()
+        .collect();
     for (name, calls) in BY_CAPABILITY {
         if capability::bit(name).is_some_and(|bit| capabilities & bit != 0) {
             names.extend(calls);

@@ -79,7 +79,11 @@ pub struct Program {
 pub fn compile(profile: &LinuxSeccomp) -> Result<Arc<Program>, Error> {
     static CACHE: Mutex<Vec<(LinuxSeccomp, Arc<Program>)>> = Mutex::new(Vec::new());
     // A poisoned cache still holds whole entries only.
-    let lock = || CACHE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let lock = || {
+        CACHE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    };
     if let Some((_, program)) = lock().iter().find(|(cached, _)| cached == profile) {
         return Ok(program.clone());
     }
@@ -103,7 +107,10 @@ pub fn compile_for(profile: &LinuxSeccomp, machine: Machine) -> Result<Program, 
         return Err(Error::TooLong(instructions.len()));
     }
     Ok(Program {
-        instructions: instructions.iter().flat_map(bpf::Instruction::to_bytes).collect(),
+        instructions: instructions
+            .into_iter()
+            .flat_map(bpf::Instruction::to_bytes)
+            .collect(),
         flags: flags(profile),
     })
 }

@@ -76,7 +76,8 @@ pub fn load_profile(path: &Path, capabilities: u64) -> Result<LinuxSeccomp, Erro
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let invalid = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let invalid =
+        |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -111,7 +112,9 @@ pub(super) fn parse(text: &[u8], capabilities: u64) -> serde_json::Result<LinuxS
     let mut syscalls = Vec::new();
     for entry in file.syscalls {
         let included = entry.includes.is_none_or(|filter| filter.all(capabilities));
-        let excluded = entry.excludes.is_some_and(|filter| filter.any(capabilities));
+        let excluded = entry
+            .excludes
+            .is_some_and(|filter| filter.any(capabilities));
         if included && !excluded {
             let rule: LinuxSyscall = serde_json::from_value(serde_json::Value::Object(entry.rule))?;
             syscalls.push(rule);

@@ -62,9 +62,11 @@ pub(super) struct Policy {
 
 impl Policy {
     pub(super) fn of(profile: &LinuxSeccomp, machine: Machine) -> Result<Policy, Error> {
-        let default = return_value(profile.default_action(), profile.default_errno_ret(), &|| {
-            "the default action".into()
-        })?;
+        let default = return_value(
+            profile.default_action(),
+            profile.default_errno_ret(),
+            &|| "the default action".into(),
+        )?;
         let rules = alternatives(profile, default)?;
         let mut abis = vec![Abi::native(machine)];
         for arch in profile.architectures().iter().flatten() {
@@ -86,7 +88,12 @@ impl Policy {
             .map(|abi| {
                 let mut ranges = ranges(0, &verdicts(*abi, &rules), default, beyond);
                 if *abi == Abi::X86_64 && x32 {
-                    ranges.extend(self::ranges(X32_BIT, &verdicts(Abi::X32, &rules), default, beyond));
+                    ranges.extend(self::ranges(
+                        X32_BIT,
+                        &verdicts(Abi::X32, &rules),
+                        default,
+                        beyond,
+                    ));
                 } else if *abi == Abi::X86_64 {
                     ranges.push((X32_BIT, Verdict::Return(foreign)));
                     // -1: a call that a tracer has skipped.
@@ -139,8 +146,11 @@ fn alternatives(profile: &LinuxSeccomp, default: u32) -> Result<Vec<Rule<'_>>, E
         if returns == default {
             continue;
         }
-        let repeated = (1..conditions.len())
-            .any(|i| conditions[..i].iter().any(|c| c.argument == conditions[i].argument));
+        let repeated = (1..conditions.len()).any(|i| {
+            conditions[..i]
+                .iter()
+                .any(|c| c.argument == conditions[i].argument)
+        });
         let alternatives = if repeated {
             let single = |condition| Alternative {
                 conditions: vec![condition],
@@ -163,17 +173,20 @@ fn alternatives(profile: &LinuxSeccomp, default: u32) -> Result<Vec<Rule<'_>>, E
 
 /// The first few names of a rule, for an error.
 fn names(syscall: &LinuxSyscall) -> String {
-    let mut text = syscall.names().iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    let mut text = syscall
+        .names()
+        .iter()
+        .take(3)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     if syscall.names().len() > 3 {
         text.push_str(", …");
     }
     text
 }
 
-fn condition(
-    argument: &LinuxSeccompArg,
-    names: &dyn Fn() -> String,
-) -> Result<Condition, Error> {
+fn condition(argument: &LinuxSeccompArg, names: &dyn Fn() -> String) -> Result<Condition, Error> {
     let index = argument.index();
     if index > 5 {
         return Err(Error::ArgumentIndex {
@@ -202,7 +215,9 @@ fn verdicts(abi: Abi, rules: &[Rule<'_>]) -> BTreeMap<u32, Verdict> {
             let Some(number) = numbers.get(name.as_str()) else {
                 continue;
             };
-            let known = verdicts.entry(*number).or_insert_with(|| Verdict::First(Vec::new()));
+            let known = verdicts
+                .entry(*number)
+                .or_insert_with(|| Verdict::First(Vec::new()));
             match (known, unconditional) {
                 (Verdict::Return(_), _) => {}
                 (known, Some(returns)) => *known = Verdict::Return(returns),

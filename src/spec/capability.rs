@@ -82,14 +82,20 @@ pub fn bit(name: &str) -> Option<u64> {
 /// A set of bits as the OCI spec writes it.
 #[must_use]
 pub fn to_oci(bits: u64) -> Capabilities {
-    let held = NAMES.iter().enumerate().filter(|(number, _)| bits & (1 << number) != 0);
+    let held = NAMES
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| bits & (1 << number) != 0);
     held.map(|(_, (_, capability))| *capability).collect()
 }
 
 /// An OCI set as bits.
 #[must_use]
 pub fn from_oci(capabilities: &Capabilities) -> u64 {
-    let held = NAMES.iter().enumerate().filter(|(_, (_, known))| capabilities.contains(known));
+    let held = NAMES
+        .iter()
+        .enumerate()
+        .filter(|(_, (_, known))| capabilities.contains(known));
     held.fold(0, |bits, (number, _)| bits | 1 << number)
 }
 
@@ -111,7 +117,9 @@ pub fn resolve(add: &[String], drop: &[String]) -> Result<u64, String> {
         names
             .iter()
             .filter(|name| *name != "ALL")
-            .try_fold(0, |bits, name| bit(name).map(|bit| bits | bit).ok_or_else(|| name.clone()))
+            .try_fold(0, |bits, name| {
+                bit(name).map(|bit| bits | bit).ok_or_else(|| name.clone())
+            })
     };
     bits |= named(add)?;
     Ok(bits & !named(drop)?)
@@ -142,7 +150,10 @@ mod tests {
     fn all_comes_before_names() {
         let chown = bit("CHOWN").unwrap();
         assert_eq!(resolve(&[], &[]), Ok(DEFAULT));
-        assert_eq!(resolve(&names(&["ALL"]), &names(&["CHOWN"])), Ok(ALL & !chown));
+        assert_eq!(
+            resolve(&names(&["ALL"]), &names(&["CHOWN"])),
+            Ok(ALL & !chown)
+        );
         assert_eq!(resolve(&names(&["CHOWN"]), &names(&["ALL"])), Ok(chown));
         assert_eq!(resolve(&[], &names(&["ALL"])), Ok(0));
         assert_eq!(

@@ -6,5 +6,6 @@ pub mod record;
 pub mod remove_tree;
 pub mod root_fd;
 pub mod rootfs;
+pub mod syncer;
 
 pub use root_fd::RootFd;

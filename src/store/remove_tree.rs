@@ -2,40 +2,70 @@
 //!
 //! It may be 100,000 folders deep, so nothing here recurses and no path is built: whatever a folder
 //! holds is deleted or, if it is a folder itself, moved up to the top, so that the tree becomes flatter
-//! until it is gone. Three descriptors are open at most. No link is followed and no mount is entered.
+//! until it is gone. Three descriptors are open at most. No link is followed and no mount is entered. It works on a
+//! full disk, where a folder cannot be moved up before others are gone.
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags, ioctl_getflags,
+    ioctl_setflags, openat, openat2, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 /// Deletes the file or folder at `path` and all that is in it. Missing is fine.
 ///
 /// # Errors
-/// As `unlink(2)`; EXDEV if something is mounted in it: what is mounted there is left alone.
+/// As `unlink(2)`; EXDEV or EBUSY if something is mounted in it: what is mounted there is left alone.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match unlinkat(CWD, path, AtFlags::empty()) {
+    remove_tree_at(CWD, path)
+}
+
+/// As [`remove_tree`], for `path` below the open folder `parent`. The components before the last one are
+/// followed as usual: they must be ours.
+///
+/// # Errors
+/// As [`remove_tree`].
+pub fn remove_tree_at(parent: impl AsFd, path: impl Arg + Copy) -> io::Result<()> {
+    let parent = parent.as_fd();
+    match unlinkat(parent, path, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error.into()),
     }
-    let top = match open_folder(rustix::fs::CWD, path) {
+    // The path to the tree itself is ours and may cross mounts.
+    let top = match openat(parent, path, FOLDER, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTDIR) => {
+            make_mutable(parent, path);
+            return ignore_missing(unlinkat(parent, path, AtFlags::empty()));
+        }
         other => other?,
     };
     empty(&top)?;
-    ignore_missing(unlinkat(CWD, path, AtFlags::REMOVEDIR))
+    match unlinkat(parent, path, AtFlags::REMOVEDIR) {
+        Err(Errno::PERM) => {
+            make_mutable(parent, path);
+            ignore_missing(unlinkat(parent, path, AtFlags::REMOVEDIR))
+        }
+        other => ignore_missing(other),
+    }
 }
+
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 fn empty(top: &OwnedFd) -> io::Result<()> {
     let mut serial = 0_u64;
     loop {
         let mut found = false;
+        let mut progress = false;
         let mut entries = Dir::read_from(top)?;
         while let Some(entry) = entries.read() {
             let entry = entry?;
@@ -45,26 +75,33 @@ fn empty(top: &OwnedFd) -> io::Result<()> {
             }
             found = true;
             if is_folder(top, name, entry.file_type())? {
-                flatten(top, name, &mut serial)?;
+                progress |= flatten(top, name, &mut serial)?;
             } else {
-                ignore_missing(unlinkat(top, name, AtFlags::empty()))?;
+                unlink(top, name, AtFlags::empty())?;
+                progress = true;
             }
         }
         // Entries moved up while the folder was read may or may not have been seen: look again.
         if !found {
             return Ok(());
         }
+        if !progress {
+            return Err(Errno::NOSPC.into());
+        }
     }
 }
 
-/// Empties the folder `name` of `top`, moving the folders in it up, and deletes it.
-fn flatten(top: &OwnedFd, name: &CStr, serial: &mut u64) -> io::Result<()> {
+/// Empties the folder `name` of `top`, moving the folders in it up, and deletes it. True if anything was
+/// moved or deleted; what a full disk did not let it move up is still there.
+fn flatten(top: &OwnedFd, name: &CStr, serial: &mut u64) -> io::Result<bool> {
     let folder = match open_folder(top, name) {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(true),
         other => other?,
     };
+    let mut progress = false;
     loop {
         let mut found = false;
+        let mut full = false;
         let mut entries = Dir::read_from(&folder)?;
         while let Some(entry) = entries.read() {
             let entry = entry?;
@@ -73,47 +110,75 @@ fn flatten(top: &OwnedFd, name: &CStr, serial: &mut u64) -> io::Result<()> {
                 continue;
             }
             found = true;
-            if is_folder(&folder, inner, entry.file_type())? {
-                move_up(&folder, inner, top, serial)?;
+            if !is_folder(&folder, inner, entry.file_type())? {
+                unlink(&folder, inner, AtFlags::empty())?;
+                progress = true;
+            } else if move_up(&folder, inner, top, serial)? {
+                progress = true;
             } else {
-                ignore_missing(unlinkat(&folder, inner, AtFlags::empty()))?;
+                full = true;
             }
         }
+        if full {
+            return Ok(progress);
+        }
         if !found {
-            return ignore_missing(unlinkat(top, name, AtFlags::REMOVEDIR));
+            unlink(top, name, AtFlags::REMOVEDIR)?;
+            return Ok(true);
         }
     }
 }
 
 /// Gives the folder a name at the top that is not taken: an empty folder would be replaced, which is as
-/// good as deleting it, and any other is ENOTEMPTY.
-fn move_up(folder: &OwnedFd, name: &CStr, top: &OwnedFd, serial: &mut u64) -> io::Result<()> {
+/// good as deleting it, and any other is ENOTEMPTY. False if the disk is too full for it.
+fn move_up(folder: &OwnedFd, name: &CStr, top: &OwnedFd, serial: &mut u64) -> io::Result<bool> {
+    // An empty one, the usual case at the end of a branch, need not move.
+    if unlinkat(folder, name, AtFlags::REMOVEDIR).is_ok() {
+        return Ok(true);
+    }
+    let mut cleared = false;
     loop {
         *serial += 1;
         match renameat(folder, name, top, format!(".carpel-removed-{serial}")) {
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR | Errno::ISDIR) => {}
-            other => return ignore_missing(other),
+            Err(Errno::NOSPC | Errno::DQUOT) => return Ok(false),
+            Err(Errno::PERM) if !cleared => {
+                cleared = true;
+                make_mutable(folder, c".");
+                make_mutable(folder, name);
+            }
+            other => return ignore_missing(other).map(|()| true),
         }
     }
 }
 
-fn open_folder<P: rustix::path::Arg>(
-    parent: impl std::os::fd::AsFd,
-    name: P,
-) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let parent: BorrowedFd<'_> = parent.as_fd();
-    if std::os::fd::AsRawFd::as_raw_fd(&parent) == std::os::fd::AsRawFd::as_raw_fd(&CWD) {
-        // The path to the tree itself is ours and may cross mounts.
-        return rustix::fs::openat(parent, name, flags, Mode::empty());
+/// Deletes an entry of `folder`, also one that was made immutable.
+fn unlink(folder: &OwnedFd, name: &CStr, flags: AtFlags) -> io::Result<()> {
+    match unlinkat(folder, name, flags) {
+        Err(Errno::PERM) => {
+            make_mutable(folder, c".");
+            make_mutable(folder, name);
+            ignore_missing(unlinkat(folder, name, flags))
+        }
+        other => ignore_missing(other),
     }
-    openat2(
-        parent,
-        name,
-        flags,
-        Mode::empty(),
-        ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS,
-    )
+}
+
+/// Takes the immutable and append-only flags away, if they can be: whoever calls tries again and reports.
+fn make_mutable(folder: impl AsFd, name: impl Arg) {
+    let flags =
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(file) = openat(folder, name, flags, Mode::empty()) else {
+        return;
+    };
+    if let Ok(set) = ioctl_getflags(&file) {
+        let _ = ioctl_setflags(&file, set - (IFlags::IMMUTABLE | IFlags::APPEND));
+    }
+}
+
+fn open_folder(parent: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    openat2(parent, name, FOLDER, Mode::empty(), resolve)
 }
 
 fn is_folder(parent: &OwnedFd, name: &CStr, known: FileType) -> io::Result<bool> {
@@ -146,9 +211,9 @@ mod tests {
         let top = dir.path().join("top");
         fs::create_dir(&top).unwrap();
         let mut deepest = rustix::fs::open(&top, OFlags::PATH, Mode::empty()).unwrap();
-        for depth in 0..5_000 {
+        for depth in 0..100_000 {
             rustix::fs::mkdirat(&deepest, "d", Mode::RWXU).unwrap();
-            if depth % 1000 == 0 {
+            if depth % 10_000 == 0 {
                 rustix::fs::symlinkat("/", &deepest, "link").unwrap();
                 for n in 0..20 {
                     rustix::fs::mkdirat(&deepest, format!("side{n}"), Mode::RWXU).unwrap();
@@ -178,5 +243,44 @@ mod tests {
         std::os::unix::fs::symlink(&canary, &link).unwrap();
         remove_tree(&link).unwrap();
         assert!(canary.join("file").exists() && !link.exists());
+    }
+
+    #[test]
+    fn immutable_files_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir_all(top.join("a/b/c")).unwrap();
+        for name in ["a/file", "a/b/c/file"] {
+            let file = fs::File::create(top.join(name)).unwrap();
+            ioctl_setflags(&file, IFlags::IMMUTABLE).unwrap();
+        }
+        for name in ["a/b", "a", ""] {
+            let folder = fs::File::open(top.join(name)).unwrap();
+            ioctl_setflags(&folder, IFlags::APPEND).unwrap();
+        }
+        remove_tree(&top).unwrap();
+        assert!(!top.exists());
+    }
+
+    #[test]
+    fn what_is_mounted_inside_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let canary = dir.path().join("canary");
+        fs::create_dir(&canary).unwrap();
+        fs::write(canary.join("file"), "").unwrap();
+        let top = dir.path().join("top");
+        let place = top.join("a/b/mounted");
+        fs::create_dir_all(&place).unwrap();
+        rustix::mount::mount_bind(&canary, &place).unwrap();
+        let removed = remove_tree(&top);
+        let found = canary.join("file").exists();
+        // Where it is now: folders were moved up.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = mounts.lines().find(|l| l.contains(top.to_str().unwrap()));
+        let target = line.and_then(|l| l.split(' ').nth(4)).unwrap();
+        rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert!(removed.is_err());
+        assert!(found);
+        remove_tree(&top).unwrap();
     }
 }
