@@ -18,4 +18,5 @@ pub mod host;
 pub mod mounts;
 pub mod oci;
 pub mod plan;
+pub mod signal;
 pub mod user;

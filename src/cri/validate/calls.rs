@@ -208,11 +208,12 @@ pub(super) fn image_reference(field: &Field<'_>, raw: String) -> Result<String, 
     Ok(raw)
 }
 
-/// Checks UpdateRuntimeConfig: the node's ranges of pod addresses, one of each family at most, or none.
+/// Checks UpdateRuntimeConfig: the node's range of pod addresses, or one of each family with a comma
+/// between. `None`: nothing is said about them.
 ///
 /// # Errors
 /// If it is no range, or more than one of a family.
-pub fn pod_cidrs(request: cri::UpdateRuntimeConfigRequest) -> Result<Vec<(IpAddr, u8)>, Rejected> {
+pub fn pod_cidr(request: cri::UpdateRuntimeConfigRequest) -> Result<Option<String>, Rejected> {
     let runtime = Field::root("runtime_config");
     let network = runtime.member("network_config");
     let field = network.member("pod_cidr");
@@ -222,7 +223,7 @@ pub fn pod_cidrs(request: cri::UpdateRuntimeConfigRequest) -> Result<Vec<(IpAddr
         .unwrap_or_default()
         .pod_cidr;
     if raw.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     text::at_most(&field, raw.len(), MAX_ID)?;
     let mut ranges: Vec<(IpAddr, u8)> = Vec::new();
@@ -238,7 +239,11 @@ pub fn pod_cidrs(request: cri::UpdateRuntimeConfigRequest) -> Result<Vec<(IpAddr
         }
         ranges.push(range);
     }
-    Ok(ranges)
+    let texts: Vec<_> = ranges
+        .iter()
+        .map(|(address, length)| format!("{address}/{length}"))
+        .collect();
+    Ok(Some(texts.join(",")))
 }
 
 fn cidr(text: &str) -> Option<(IpAddr, u8)> {
@@ -358,7 +363,7 @@ mod tests {
     #[test]
     fn pod_ranges_are_one_of_each_family() {
         let cidrs = |raw: &str| {
-            pod_cidrs(cri::UpdateRuntimeConfigRequest {
+            pod_cidr(cri::UpdateRuntimeConfigRequest {
                 runtime_config: Some(cri::RuntimeConfig {
                     network_config: Some(cri::NetworkConfig {
                         pod_cidr: raw.into(),
@@ -366,12 +371,10 @@ mod tests {
                 }),
             })
         };
-        let four: IpAddr = "10.1.0.0".parse().expect("an address");
-        let six: IpAddr = "fd00::".parse().expect("an address");
-        assert_eq!(cidrs(""), Ok(vec![]));
+        assert_eq!(cidrs(""), Ok(None));
         assert_eq!(
-            cidrs("10.1.0.0/16,fd00::/64"),
-            Ok(vec![(four, 16), (six, 64)])
+            cidrs("10.1.0.0/16, fd00::/64"),
+            Ok(Some("10.1.0.0/16,fd00::/64".into()))
         );
         for bad in [
             "10.1.0.0",

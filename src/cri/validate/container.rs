@@ -44,10 +44,35 @@ pub fn create_container(
     platform: Platform,
 ) -> Result<CreateContainer, Rejected> {
     let sandbox = calls::sandbox_id(&request.pod_sandbox_id)?;
-    let field = Field::root("config");
-    let config = request.config.ok_or_else(|| field.must_be_set())?;
-    let name = config.metadata.clone().unwrap_or_default().name;
-    check(&field, config, sandbox, platform).map_err(|rejected| rejected.about(&Subject(name)))
+    let config = request
+        .config
+        .ok_or_else(|| Field::root("config").must_be_set())?;
+    let (config, namespaces) = config_and_namespaces(config, platform)?;
+    Ok(CreateContainer {
+        sandbox,
+        config,
+        network: namespaces.network,
+        ipc: namespaces.ipc,
+    })
+}
+
+/// Checks the configuration of a container.
+///
+/// # Errors
+/// The first field that is wrong or asks for what carpel cannot do.
+pub fn container_config(
+    raw: cri::ContainerConfig,
+    platform: Platform,
+) -> Result<ContainerConfig, Rejected> {
+    config_and_namespaces(raw, platform).map(|(config, _)| config)
+}
+
+fn config_and_namespaces(
+    raw: cri::ContainerConfig,
+    platform: Platform,
+) -> Result<(ContainerConfig, security::Namespaces), Rejected> {
+    let name = raw.metadata.clone().unwrap_or_default().name;
+    check(&Field::root("config"), raw, platform).map_err(|rejected| rejected.about(&Subject(name)))
 }
 
 /// Checks what only the sandbox can tell: that a container asks for no more than its pod has.
@@ -85,9 +110,8 @@ pub fn fits_sandbox(container: &CreateContainer, sandbox: &SandboxConfig) -> Res
 fn check(
     field: &Field<'_>,
     raw: cri::ContainerConfig,
-    sandbox: calls::IdText,
     platform: Platform,
-) -> Result<CreateContainer, Rejected> {
+) -> Result<(ContainerConfig, security::Namespaces), Rejected> {
     if raw
         .windows
         .as_ref()
@@ -142,12 +166,7 @@ fn check(
         security: security.security,
         stop_signal: stop_signal(&field.member("stop_signal"), raw.stop_signal)?,
     };
-    Ok(CreateContainer {
-        sandbox,
-        config,
-        network: security.namespaces.network,
-        ipc: security.namespaces.ipc,
-    })
+    Ok((config, security.namespaces))
 }
 
 fn metadata(

@@ -103,7 +103,7 @@ proptest! {
             let _ = image_name(request.image);
         }
         if let Ok(request) = cri::UpdateRuntimeConfigRequest::decode(&*bytes) {
-            let _ = pod_cidrs(request);
+            let _ = pod_cidr(request);
         }
     }
 

@@ -23,9 +23,9 @@ use std::fmt;
 
 pub use calls::{
     ContainerQuery, IdText, SandboxQuery, container_id, container_query, exec_sync, image_filter,
-    image_name, pod_cidrs, sandbox_id, sandbox_query, stop_timeout,
+    image_name, pod_cidr, sandbox_id, sandbox_query, stop_timeout,
 };
-pub use container::{create_container, fits_sandbox};
+pub use container::{container_config, create_container, fits_sandbox};
 pub use sandbox::run_pod_sandbox;
 
 /// What the node's kernel has, where it decides whether a request can be honoured.
