@@ -65,7 +65,7 @@ impl Supervisor {
         let names = [StreamName::Stdout, StreamName::Stderr];
         let watched = names.iter().zip(&kept.streams).try_for_each(|(name, stream)| match stream {
             Some(fd) => {
-                self.epoll.add(fd.borrow(), READABLE, Token::Stream(key, *name).to_bits())
+                self.streams.add(fd.borrow(), READABLE, Token::Stream(key, *name).to_bits())
             }
             None => Ok(()),
         });
@@ -77,9 +77,10 @@ impl Supervisor {
             Err(error) => Err(call_failed(Call::Epoll)(error)),
         };
         let (pid, pidfd) = cloned.inspect_err(|_| {
-            for stream in kept.streams.iter().flatten().chain([&report]) {
-                self.epoll.remove(stream.borrow());
+            for stream in kept.streams.iter().flatten() {
+                self.streams.remove(stream.borrow());
             }
+            self.epoll.remove(report.borrow());
         })?;
         let process = Process {
             id: start.id,
