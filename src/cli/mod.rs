@@ -3,7 +3,6 @@
 
 mod config;
 mod image;
-mod nofile;
 mod serve;
 mod socket;
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
@@ -12,11 +13,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 
-use super::{nofile, socket};
+use super::socket;
+use crate::cgroup::{self, Cgroups};
 use crate::config::{
     AbsolutePath, CgroupParent, Config, ConfigError, Endpoint, Layer, LogFormat, LogLevel,
 };
-use crate::telemetry;
+use crate::image::ImageStore;
+use crate::network::{self, Network};
+use crate::node::{self, Decode, Node, Parts, Paths};
+use crate::spec::host::HostFacts;
+use crate::store::syncer::Syncer;
+use crate::store::rootfs::Builder;
+use crate::supervisor::Binary;
+use crate::{cri, sys, telemetry};
+
+/// The network of `--default-network`.
+const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
 
 /// The flags that override the configuration files. `carpel config default` explains each value.
 #[derive(Debug, Default, Args)]
@@ -104,8 +116,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         anyhow::bail!("carpel serve must run as root");
     }
-    umask(Mode::from_bits_truncate(0o077));
-    let nofile = nofile::raise()?;
+    // What only root may see lies in folders that only root may enter. The rest (logs, folders made for
+    // volumes) has the modes that others expect.
+    umask(Mode::from_bits_truncate(0o022));
+    let cgroups = Cgroups::detect().context("cgroups")?;
+    let host = HostFacts::detect(cgroups.version() == cgroup::Version::V2).context("look at the host")?;
+    sys::raise_open_files().context("raise the limit on open files")?;
     socket::private_dir(&config.root)?;
     socket::private_dir(&config.state)?;
     let _lock = socket::lock_root(&config.root)?;
@@ -114,7 +130,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let endpoint = config.listen.clone();
 
     let outcome = tokio::select! {
-        outcome = answer(config, nofile, listener) => outcome,
+        outcome = answer(config, host, cgroups, listener) => outcome,
         signal = &mut stop => {
             tracing::info!(signal, "stopping; pods keep running");
             Ok(())
@@ -129,11 +145,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 /// Brings the node up and answers requests for ever.
 async fn answer(
     config: Config,
-    nofile: nofile::OriginalNofile,
+    host: HostFacts,
+    cgroups: Cgroups,
     listener: UnixListener,
 ) -> anyhow::Result<()> {
     let endpoint = config.listen.clone();
-    let services = services(config, nofile).await?;
+    let services = services(config, host, cgroups).await?;
     tracing::info!(%endpoint, version = env!("CARGO_PKG_VERSION"), "serving");
     notify(&[
         NotifyState::Ready,
@@ -147,10 +164,45 @@ async fn answer(
 }
 
 /// The node, recovered, behind its gRPC services.
-async fn services(config: Config, nofile: nofile::OriginalNofile) -> anyhow::Result<Routes> {
+async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::Result<Routes> {
     let supervisor = config.libexec.find_supervisor()?;
-    tracing::debug!(supervisor = %supervisor.display(), nofile.soft, "node opened");
-    Ok(Routes::default())
+    let binary = Binary::load(&supervisor).with_context(|| format!("supervisor {}", supervisor.display()))?;
+    // The orphans of a supervisor that dies come to us, with their exit codes.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become a subreaper")?;
+    let root = config.root.clone();
+    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root)).await?.context("open the images")?;
+    let network = Network::open(network::Settings {
+        conf_dir: config.network.conf_dir.clone(),
+        bin_dirs: config.network.bin_dirs.clone(),
+        own_plugins: config.libexec.find_cni().ok(),
+        cache_dir: config.root.join("network"),
+        timeout: config.network.timeout,
+        default_network: config.network.default_network.then(|| DEFAULT_NETWORK.to_owned()),
+    });
+    let parts = Parts {
+        paths: Paths {
+            root: config.root.clone(),
+            state: config.state.clone(),
+            netns: config.network.netns_dir.clone(),
+        },
+        settings: node::Settings {
+            cgroup_parent: config.cgroup.parent.to_string(),
+            pids_limit: config.cgroup.pids_limit,
+        },
+        host,
+        binary,
+        cgroups,
+        builder: Builder::start().context("start the rootfs builder")?,
+        images,
+        network: network.context("open the network")?,
+        syncer: Syncer::start().context("start the record syncer")?,
+    };
+    let decode = Decode { sandbox: cri::decode_sandbox, container: cri::decode_container };
+    let node = Node::open(parts, decode).await.context("recover")?;
+    tokio::spawn(node::orphans::reap_orphans());
+    tokio::spawn(Arc::clone(&node).release_networks());
+    let configuration = serde_json::to_value(&config).context("configuration")?;
+    Ok(cri::routes(Arc::new(cri::Served { node, configuration })))
 }
 
 /// Ends with the name of the signal that asks the daemon to stop.

@@ -137,7 +137,7 @@ impl Exec {
             .map_err(|error| refused(&self.container, &compiled.steps, error))?;
         match streams {
             Streams::Pipes { stdout, stderr, .. } => Ok((started, stdout, stderr)),
-            Streams::Terminal { .. } => Err(Error::Internal(
+            Streams::None | Streams::Terminal { .. } => Err(Error::Internal(
                 "bug in carpel: exec with a terminal".into(),
             )),
         }

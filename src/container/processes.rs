@@ -18,6 +18,8 @@ const PIPE_SIZE: usize = 256 << 10;
 
 /// The standard streams: the process's ends and ours.
 pub(crate) enum Streams {
+    /// A supervisor has none.
+    None,
     Pipes {
         child: [Option<OwnedFd>; 3],
         stdin: Option<OwnedFd>,
@@ -125,9 +127,9 @@ impl Descriptors {
                 FdSource::Rootfs => rootfs.take(),
                 FdSource::CgroupDir => {
                     descriptors.cgroup = Some(index);
-                    duplicate(directory(join))?
+                    join_fd(join, source)?
                 }
-                FdSource::CgroupTasks(n) => duplicate(tasks(join, *n))?,
+                FdSource::CgroupTasks(_) => join_fd(join, source)?,
                 FdSource::Mount(mount) => Some(bind::clone_mount(mount).map_err(|error| {
                     let text = format!(
                         "mount {}: {}",
@@ -160,24 +162,19 @@ impl Descriptors {
     }
 }
 
-/// The cgroup's directory, where there is one hierarchy.
-pub(crate) fn directory(join: &Join) -> Option<BorrowedFd<'_>> {
-    match join {
-        Join::V2(directory) => Some(directory.as_fd()),
-        Join::V1(_) => None,
-    }
-}
-
-/// The `tasks` file of the `n`th hierarchy.
-pub(crate) fn tasks(join: &Join, n: usize) -> Option<BorrowedFd<'_>> {
-    match join {
-        Join::V1(tasks) => tasks.get(n).map(AsFd::as_fd),
-        Join::V2(_) => None,
-    }
-}
-
-fn duplicate(fd: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, Error> {
-    fd.map(|fd| fd.try_clone_to_owned())
-        .transpose()
-        .map_err(Error::at("duplicate a descriptor"))
+/// What a Plan needs to enter a cgroup. It has one step for every hierarchy that is mounted; where the
+/// cgroup has no part in one, the step writes to /dev/null.
+pub(crate) fn join_fd(join: &Join, source: &FdSource) -> Result<Option<OwnedFd>, Error> {
+    let fd = match (join, source) {
+        (Join::V2(directory), FdSource::CgroupDir) => directory,
+        (Join::V1(tasks), FdSource::CgroupTasks(n)) => match tasks.get(*n) {
+            Some(tasks) => tasks,
+            None => {
+                let null = File::options().write(true).open("/dev/null");
+                return null.map(|null| Some(null.into())).map_err(Error::at("open /dev/null"));
+            }
+        },
+        _ => return Ok(None),
+    };
+    fd.try_clone().map(Some).map_err(Error::at("duplicate a descriptor"))
 }

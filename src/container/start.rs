@@ -145,6 +145,7 @@ impl Node {
                     stdin.map(|stdin| descriptors.add(stdin)),
                 )
             }
+            Streams::None => (Output::None, None),
             Streams::Terminal { master, .. } => (
                 Output::Terminal {
                     master: descriptors.add(master),

@@ -10,6 +10,7 @@ use oci_spec::runtime::Spec;
 use serde::{Serialize, Serializer};
 
 use super::import::{Archive, Progress};
+pub use crate::container::ExecOutput;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
@@ -186,14 +187,6 @@ pub struct ContainerInfo {
 
 fn shared<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
     value.serialize(serializer)
-}
-
-/// What a command left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecOutput {
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub exit_code: i32,
 }
 
 /// An image.

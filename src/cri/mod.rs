@@ -14,6 +14,7 @@ mod convert;
 mod domain;
 mod images;
 mod import;
+mod node;
 mod node_calls;
 mod platform;
 mod runtime;
@@ -36,6 +37,7 @@ use prost::Message;
 use tonic::service::Routes;
 
 pub use domain::Domain;
+pub use node::Served;
 
 use crate::error::Error;
 use crate::spec::config::{ContainerConfig, SandboxConfig};

@@ -1,4 +1,4 @@
-//! TEMPORARY STUB — not to be committed.
+//! TEMPORARY interim, until the store lands.
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,12 @@ impl ImageStore {
         vec![PathBuf::from("/tmp/bbroot")]
     }
     pub fn collect(&self, _: &HashSet<LayerId>) {}
+    pub fn disk_usage(&self) -> Usage { Usage { bytes: 0, inodes: 0 } }
+    pub fn remove(&self, _: &str) -> std::io::Result<()> { Ok(()) }
+    pub fn import(&self, _: impl std::io::Read + Send, _: &(dyn Fn(Progress<'_>) + Send + Sync)) -> std::io::Result<Vec<Arc<Image>>> { Ok(vec![]) }
     pub fn list(&self) -> Vec<Arc<Image>> {
         vec![self.0.1.clone()]
     }
 }
+pub struct Usage { pub bytes: u64, pub inodes: u64 }
+pub struct Progress<'a> { pub layer: &'a str, pub done: u64, pub total: u64 }

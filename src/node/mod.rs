@@ -4,6 +4,7 @@
 //! ([`recover`]), and changed by `sandbox/` and `container/`, which write the records first.
 
 mod files;
+mod images;
 pub mod orphans;
 mod paths;
 mod recover;

@@ -295,12 +295,7 @@ impl Node {
     async fn release_unowned(&self) {
         let owned: HashSet<_> = self.sandboxes().iter().map(|sandbox| sandbox.id).collect();
         self.network.gc(&owned).await;
-        let layers = self
-            .containers()
-            .iter()
-            .flat_map(|container| container.layers.clone())
-            .collect();
-        self.images.collect(&layers);
+        self.collect_layers();
     }
 
     /// Retries, for as long as the daemon lives, the clean-up of networks whose pods are gone or stopped:

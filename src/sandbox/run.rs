@@ -1,22 +1,21 @@
 //! RunPodSandbox: a chain of phases, undone as a whole when one fails.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use carpel_wire::{FdIndex, Reply, RequestBody, Setup};
+use carpel_wire::{Reply, RequestBody, Setup};
 
 use super::{Live, Phase, Record, Sandbox, State, files};
 use crate::cgroup::DevicePolicy;
-use crate::container::processes;
+use crate::container::processes::{Descriptors, Streams};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
 use crate::node::Node;
 use crate::spec::config::{PidScope, SandboxConfig};
-use crate::spec::plan::{self, FdSource};
-use crate::store::memfd;
+use crate::spec::plan;
 use crate::supervisor::Supervisor;
 
 impl Node {
@@ -146,43 +145,20 @@ impl Node {
         let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
         let compiled = plan::compile_sandbox(&sandbox.config, &self.host)
             .map_err(Error::at(at("compile the plan")))?;
-        let plan_fd =
-            memfd::sealed(c"plan", &compiled.plan).map_err(Error::at(at("write the plan")))?;
         let exits = self
             .open_exits(id)
             .map_err(Error::at(at("open the exits file")))?;
 
-        let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
-        let mut plan_index = FdIndex(0);
-        let mut cgroup_index = None;
-        for source in &compiled.fds {
-            let index = crate::node::index(fds.len());
-            match source {
-                FdSource::Plan => {
-                    plan_index = index;
-                    fds.push(plan_fd.as_fd());
-                }
-                FdSource::CgroupDir => {
-                    cgroup_index = Some(index);
-                    fds.push(processes::directory(&join).ok_or_else(unmatched)?);
-                }
-                FdSource::CgroupTasks(n) => {
-                    fds.push(processes::tasks(&join, *n).ok_or_else(unmatched)?)
-                }
-                _ => return Err(unmatched()),
-            }
-        }
-        let exits_index = crate::node::index(fds.len());
-        fds.push(exits.as_fd());
+        let mut descriptors = Descriptors::open(&compiled, None, &join, &mut Streams::None)?;
         let setup = Setup {
             clone_flags: compiled.clone_flags,
-            cgroup: cgroup_index,
-            plan: plan_index,
-            exits: exits_index,
+            cgroup: descriptors.cgroup,
+            plan: descriptors.plan,
+            exits: descriptors.add(exits),
             shared_pid_namespace: sandbox.config.pid == PidScope::Pod,
         };
         let (reply, _pidfd) = supervisor
-            .request(RequestBody::Setup(setup), &fds)
+            .request(RequestBody::Setup(setup), &descriptors.borrow())
             .await
             .map_err(Error::at(at("set up the supervisor")))?;
         match reply {
@@ -259,10 +235,4 @@ impl Node {
             }
         });
     }
-}
-
-fn unmatched() -> Error {
-    Error::Internal(
-        "bug in carpel: the sandbox's plan wants a descriptor that a sandbox does not have".into(),
-    )
 }
