@@ -127,7 +127,8 @@ fn parse(name: &str) -> Result<Reference, &'static str> {
     if name.len() > LONGEST + LONGEST_TAG + 80 {
         return Err("too long");
     }
-    if name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+    let id = name.strip_prefix("sha256:").unwrap_or(name);
+    if id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err("an image's id cannot be its name");
     }
     let (rest, digest) = match name.split_once('@') {
@@ -322,7 +323,7 @@ mod tests {
             &format!("a@sha512:{}", "a".repeat(128)),
             &format!("a@sha256:{hex}@sha256:{hex}"),
             &hex,
-            &format!("sha256:{hex}0"),
+            &format!("sha256:{hex}"),
             "-x.io/a",
             "x..io/a",
             "x.io:/a",
@@ -343,7 +344,7 @@ mod tests {
         #[test]
         fn what_is_printed_parses_to_itself(
             domain in "([a-z]{1,5}\\.[a-z]{2,3}(:[0-9]{1,5})?/)?",
-            path in "[a-z0-9]{1,6}([._-][a-z0-9]{1,6}){0,2}(/[a-z0-9]{1,6}){0,2}",
+            path in "[a-z0-9]{1,6}(-[a-z0-9]{1,6}){0,2}(/[a-z0-9]{1,6}([._][a-z0-9]{1,6}){0,2}){0,2}",
             tag in "(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,20})?",
             digest in "(@sha256:[0-9a-f]{64})?",
         ) {

@@ -26,6 +26,8 @@ mod tree;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::io::{self, Read};

@@ -209,7 +209,7 @@ mod tests {
                 nanoseconds
             })
         );
-        let pax = parse(b"8 uid=1\n7 uid=\n30 SCHILY.xattr.user.a=x\0\ny=z\n\n");
+        let pax = parse(b"8 uid=1\n7 uid=\n31 SCHILY.xattr.user.a=x\0\ny=z\n\n");
         let pax = pax.unwrap();
         assert_eq!(pax.uid, None);
         assert_eq!(pax.xattrs, [(b"user.a".to_vec(), b"x\0\ny=z\n".to_vec())]);
