@@ -1,53 +1,115 @@
-//! TEMPORARY interim, until the store lands.
+//! Images: their names, their import, and the store that answers for them.
+//!
+//! ```text
+//! archive ─spool─▶ members ─manifest─▶ found ─claim, unpack, sync─▶ layers ─record─▶ Image ─remove─▶ retired ─▶ collected
+//! ```
+//!
+//! What must always hold: an image counts whole or not at all. It counts from the moment its record has its name, which is
+//! after all its layers are on disk; what is left of an import that was killed is nameless, in `tmp/`, or a layer that
+//! no image has. Lists and look-ups are answered from memory.
+
+mod archive;
+mod config;
+mod import;
+mod json;
+mod manifest;
+mod platform;
+pub mod reference;
+mod store;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+
+use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ImageId(pub String);
-impl std::fmt::Display for ImageId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+
+use crate::store::blobs::Digest;
+use crate::store::layers::LayerId;
+use crate::store::unpack::{UnpackError, is_no_space};
+
+pub use config::ImageUser;
+pub use import::{Names, Progress};
+pub use reference::{InvalidReference, Reference};
+pub use store::ImageStore;
+
+/// The identity of an image: the digest of its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ImageId(pub(crate) Digest);
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct LayerId(pub String);
+
+/// An image as it is now. While one is held its layers are not collected, even if the image is removed.
 #[derive(Debug, Clone)]
 pub struct Image {
     pub id: ImageId,
+    /// `repository:tag`, sorted.
     pub tags: Vec<String>,
+    /// `repository@sha256:…`, sorted.
     pub digests: Vec<String>,
+    /// Bytes on disk, layers shared with other images included. Never 0.
     pub size: u64,
-    pub config: oci_spec::image::ImageConfiguration,
+    pub config: ImageConfiguration,
+    /// Bottom first.
     pub layers: Vec<LayerId>,
+    pub user: ImageUser,
+    /// The kubelet must not collect it.
+    pub pinned: bool,
 }
-#[derive(Clone)]
-pub struct ImageStore(Arc<(PathBuf, Arc<Image>)>);
-impl ImageStore {
-    pub fn open(root: &Path) -> std::io::Result<Self> {
-        let image = Image {
-            id: ImageId("sha256:".to_owned() + &"a".repeat(64)),
-            tags: vec!["carpel.test/busybox:latest".into()],
-            digests: vec![],
-            size: 1,
-            config: oci_spec::image::ImageConfiguration::default(),
-            layers: vec![LayerId("busybox".into())],
-        };
-        Ok(Self(Arc::new((root.to_owned(), Arc::new(image)))))
+
+/// Why an operation on images did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    /// The archive breaks its format or carpel's rules.
+    #[error("image archive: {0}")]
+    Archive(String),
+    #[error("read image archive: {0}")]
+    Read(io::Error),
+    #[error("image {image}: unpack layer {layer}: {source}")]
+    Layer {
+        image: String,
+        layer: Digest,
+        source: UnpackError,
+    },
+    #[error("image {image}: {source}")]
+    Commit { image: String, source: UnpackError },
+    #[error("{object}: {source}")]
+    Store { object: String, source: io::Error },
+}
+
+impl Error {
+    /// Whether the disk is full or a quota used up.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Layer { source, .. } | Self::Commit { source, .. } => source.is_no_space(),
+            Self::Store { source, .. } => is_no_space(source),
+            Self::Reference(_) | Self::Archive(_) | Self::Read(_) => false,
+        }
     }
-    pub fn resolve(&self, _: &str) -> Option<Arc<Image>> {
-        Some(self.0.1.clone())
-    }
-    pub fn dirs_of(&self, _: &[LayerId]) -> Vec<PathBuf> {
-        vec![PathBuf::from("/tmp/bbroot")]
-    }
-    pub fn collect(&self, _: &HashSet<LayerId>) {}
-    pub fn disk_usage(&self) -> Usage { Usage { bytes: 0, inodes: 0 } }
-    pub fn remove(&self, _: &str) -> std::io::Result<()> { Ok(()) }
-    pub fn import(&self, _: impl std::io::Read + Send, _: &(dyn Fn(Progress<'_>) + Send + Sync)) -> std::io::Result<Vec<Arc<Image>>> { Ok(vec![]) }
-    pub fn list(&self) -> Vec<Arc<Image>> {
-        vec![self.0.1.clone()]
+
+    /// Whether what was asked for is at fault, so that asking again is of no use.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        use UnpackError::{Digest, Entry, Invalid, TooMuch};
+        match self {
+            Self::Reference(_) | Self::Archive(_) => true,
+            Self::Layer { source, .. } | Self::Commit { source, .. } => {
+                matches!(
+                    source,
+                    Invalid(_) | Entry { .. } | TooMuch { .. } | Digest { .. }
+                )
+            }
+            Self::Read(_) | Self::Store { .. } => false,
+        }
     }
 }
-pub struct Usage { pub bytes: u64, pub inodes: u64 }
-pub struct Progress<'a> { pub layer: &'a str, pub done: u64, pub total: u64 }

@@ -1,0 +1,456 @@
+//! What an archive says is in it: OCI layouts (index, manifest) and docker-save's manifest.json.
+//!
+//! What must always hold: every document is bounded, is what its digest and size say, and is one thing only; of an index
+//! the image for this machine is taken, and if two fit equally well none is.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::archive::Members;
+use super::config::{Checked, MOST_LAYERS};
+use super::json::{self, MOST_BYTES};
+use super::platform::Platform;
+use super::reference::Reference;
+use super::{Error, ImageId};
+use crate::store::blobs::{Digest, Section};
+
+/// An image of the archive, all of whose documents are checked and whose layers are there.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub id: ImageId,
+    pub checked: Checked,
+    /// The configuration as it is written.
+    pub config: String,
+    /// Bottom first, one for each diff id.
+    pub layers: Vec<FoundLayer>,
+    pub names: Vec<Reference>,
+    /// What the names stand for: an index, or the manifest itself.
+    pub digest: Option<Digest>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct FoundLayer {
+    pub packed: Option<Digest>,
+    pub section: Section,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: u32,
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    fs_layers: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+const INDEX: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+const MANIFEST: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+const CONFIG: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
+/// How it is packed is told by its first bytes; writers have often got that part of the type wrong.
+const LAYER: [&str; 4] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+/// Indexes inside of an index.
+const MOST_NESTED: u32 = 2;
+/// Descriptors of one archive.
+const MOST_DESCRIPTORS: usize = 1000;
+const IMAGE_NAME: &str = "io.containerd.image.name";
+const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
+const STATEMENT: &str = "vnd.docker.reference.type";
+
+/// Finds the images for this machine.
+///
+/// # Errors
+/// [`Error`]: the archive breaks a rule, or has none.
+pub(super) fn find(members: &Members) -> Result<Vec<Found>, Error> {
+    let mut search = Search {
+        members,
+        descriptors: 0,
+        others: Vec::new(),
+    };
+    let found = if let Some(index) = members.get("index.json") {
+        search.layout(index)?
+    } else if let Some(manifest) = members.get("manifest.json") {
+        search.saved(manifest)?
+    } else {
+        return Err(invalid("neither an OCI layout nor written by docker save"));
+    };
+    if found.is_empty() {
+        search.others.sort();
+        search.others.dedup();
+        let (this, others) = (Platform::this(), search.others.join(", "));
+        let others = if others.is_empty() {
+            "none at all"
+        } else {
+            &others
+        };
+        return Err(Error::Archive(format!("no image for {this}, but {others}")));
+    }
+    Ok(found)
+}
+
+struct Search<'a> {
+    members: &'a Members,
+    descriptors: usize,
+    /// Platforms of what does not fit.
+    others: Vec<String>,
+}
+
+/// A manifest that fits.
+struct Candidate {
+    rank: u32,
+    digest: Digest,
+    found: Found,
+}
+
+impl Search<'_> {
+    fn layout(&mut self, index: &Section) -> Result<Vec<Found>, Error> {
+        if let Some(version) = self.members.get("oci-layout") {
+            #[derive(Deserialize)]
+            #[serde(rename_all = "camelCase")]
+            struct Layout {
+                image_layout_version: String,
+            }
+            let layout: Layout = read(version, "oci-layout")?;
+            if layout.image_layout_version != "1.0.0" {
+                return Err(invalid("an OCI layout of an unknown version"));
+            }
+        }
+        let document: Document = read(index, "index.json")?;
+        let Content::Index(entries) = self.content(document, "index.json", None)? else {
+            return Err(invalid("index.json is no index"));
+        };
+        let mut found: Vec<Found> = Vec::new();
+        for entry in entries {
+            let Some(candidate) = self.candidate(&entry, 0)? else {
+                continue;
+            };
+            let mut image = candidate.found;
+            image.names.extend(names(&entry)?);
+            image.digest = Some(entry.digest);
+            found.push(image);
+        }
+        Ok(found)
+    }
+
+    /// The best image for this machine that a descriptor leads to.
+    fn candidate(&mut self, entry: &Descriptor, depth: u32) -> Result<Option<Candidate>, Error> {
+        let statement = entry
+            .annotations
+            .iter()
+            .flatten()
+            .any(|(key, _)| key == STATEMENT);
+        if statement || entry.platform.as_ref().is_some_and(Platform::is_unknown) {
+            return Ok(None);
+        }
+        if let Some(platform) = &entry.platform
+            && platform.rank().is_none()
+        {
+            self.others.push(platform.to_string());
+            return Ok(None);
+        }
+        let media_type = entry.media_type.as_str();
+        let is_index = INDEX.contains(&media_type);
+        if !is_index && !MANIFEST.contains(&media_type) {
+            return Ok(None);
+        }
+        if is_index && depth == MOST_NESTED {
+            return Err(invalid("too many indexes within another"));
+        }
+        let name = entry.digest.to_string();
+        let document: Document = parse(&self.blob(entry)?, &name)?;
+        match self.content(document, &name, Some(media_type))? {
+            Content::Index(entries) => self.best(&entries, depth + 1),
+            Content::Manifest(config, layers) => self.image(entry, &config, &layers),
+        }
+    }
+
+    fn best(&mut self, entries: &[Descriptor], depth: u32) -> Result<Option<Candidate>, Error> {
+        let mut best: Option<Candidate> = None;
+        for entry in entries {
+            let Some(candidate) = self.candidate(entry, depth)? else {
+                continue;
+            };
+            best = match best {
+                Some(best) if best.rank < candidate.rank || best.digest == candidate.digest => {
+                    Some(best)
+                }
+                Some(best) if best.rank == candidate.rank => {
+                    let (one, other) = (best.digest, candidate.digest);
+                    let text = format!("two images for this machine: {one} and {other}");
+                    return Err(Error::Archive(text));
+                }
+                _ => Some(candidate),
+            };
+        }
+        Ok(best)
+    }
+
+    fn image(
+        &mut self,
+        entry: &Descriptor,
+        config: &Descriptor,
+        layers: &[Descriptor],
+    ) -> Result<Option<Candidate>, Error> {
+        if !CONFIG.contains(&config.media_type.as_str()) {
+            // Something else that is kept in registries.
+            return Ok(None);
+        }
+        let bytes = self.blob(config)?;
+        let name = config.digest.to_string();
+        let checked = check(&bytes, &name)?;
+        let Some(rank) = checked.platform.rank() else {
+            self.others.push(checked.platform.to_string());
+            return Ok(None);
+        };
+        let mut found = Vec::new();
+        for layer in layers {
+            let kind = layer.media_type.as_str();
+            let base = kind.strip_suffix("+gzip").or(kind.strip_suffix("+zstd"));
+            let base = base
+                .or(kind.strip_suffix(".gzip"))
+                .or(kind.strip_suffix(".zstd"));
+            if !LAYER.contains(&base.unwrap_or(kind)) {
+                let (digest, kind) = (layer.digest, kind.escape_debug());
+                return Err(Error::Archive(format!(
+                    "layer {digest} of unknown type {kind}"
+                )));
+            }
+            found.push(FoundLayer {
+                packed: Some(layer.digest),
+                section: self.section(layer)?.clone(),
+            });
+        }
+        let found = image(&bytes, checked, found, &name)?;
+        Ok(Some(Candidate {
+            rank,
+            digest: entry.digest,
+            found,
+        }))
+    }
+
+    fn saved(&mut self, manifest: &Section) -> Result<Vec<Found>, Error> {
+        let entries: Vec<Saved> = read(manifest, "manifest.json")?;
+        let mut images = Vec::new();
+        for entry in entries {
+            let layers = entry.layers.unwrap_or_default();
+            self.count(layers.len() + 1)?;
+            let name = entry.config.escape_debug().to_string();
+            let missing = || Error::Archive(format!("{name} is missing"));
+            let section = self.members.named(&entry.config).ok_or_else(missing)?;
+            let bytes = bounded(section, &name)?;
+            let checked = check(&bytes, &name)?;
+            let last = entry.config.rsplit('/').next().unwrap_or_default();
+            let stem = last.strip_suffix(".json").unwrap_or(last);
+            if Digest::from_hex(stem).is_ok_and(|named| named != Digest::of(&bytes)) {
+                return Err(Error::Archive(format!("{name} is not what its name says")));
+            }
+            if checked.platform.rank().is_none() {
+                self.others.push(checked.platform.to_string());
+                continue;
+            }
+            let mut found = Vec::new();
+            for path in layers {
+                let missing = || Error::Archive(format!("{} is missing", path.escape_debug()));
+                let section = self.members.named(&path).ok_or_else(missing)?.clone();
+                found.push(FoundLayer {
+                    packed: None,
+                    section,
+                });
+            }
+            let mut image = image(&bytes, checked, found, &name)?;
+            for tag in entry.repo_tags.unwrap_or_default() {
+                image.names.push(tag.parse()?);
+            }
+            images.push(image);
+        }
+        Ok(images)
+    }
+
+    /// Tells what a document is, if it is one thing.
+    fn content(
+        &mut self,
+        document: Document,
+        name: &str,
+        media_type: Option<&str>,
+    ) -> Result<Content, Error> {
+        let bad = |what: &str| Error::Archive(format!("{name} {what}"));
+        if document.schema_version != 2 || document.fs_layers.is_some() {
+            return Err(bad("is of an unknown schema"));
+        }
+        let own = document.media_type.as_deref();
+        if let (Some(own), Some(given)) = (own, media_type)
+            && own != given
+        {
+            return Err(bad("is of another type than its descriptor says"));
+        }
+        let content = match document {
+            Document {
+                manifests: Some(manifests),
+                config: None,
+                layers: None,
+                ..
+            } => Content::Index(manifests),
+            Document {
+                manifests: None,
+                config: Some(config),
+                layers,
+                ..
+            } => Content::Manifest(config, layers.unwrap_or_default()),
+            _ => return Err(bad("is neither an index nor a manifest")),
+        };
+        let (fits, count) = match &content {
+            Content::Index(entries) => (INDEX, entries.len()),
+            Content::Manifest(_, layers) => (MANIFEST, layers.len() + 1),
+        };
+        if media_type.or(own).is_some_and(|kind| !fits.contains(&kind)) {
+            return Err(bad("is not what its type says"));
+        }
+        self.count(count)?;
+        Ok(content)
+    }
+
+    fn count(&mut self, descriptors: usize) -> Result<(), Error> {
+        self.descriptors += descriptors;
+        match self.descriptors > MOST_DESCRIPTORS {
+            true => Err(invalid("more than 1000 descriptors")),
+            false => Ok(()),
+        }
+    }
+
+    fn section(&self, descriptor: &Descriptor) -> Result<&Section, Error> {
+        let digest = descriptor.digest;
+        let section = self.members.get(&format!("blobs/sha256/{}", digest.hex()));
+        let section = section.ok_or_else(|| Error::Archive(format!("blob {digest} is missing")))?;
+        if section.len() != descriptor.size {
+            let (actual, said) = (section.len(), descriptor.size);
+            let text = format!("blob {digest} has {actual} bytes and not {said}");
+            return Err(Error::Archive(text));
+        }
+        Ok(section)
+    }
+
+    /// A document, which is small, with its digest checked.
+    fn blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        let digest = descriptor.digest;
+        let bytes = bounded(self.section(descriptor)?, &digest.to_string())?;
+        if Digest::of(&bytes) != digest {
+            return Err(Error::Archive(format!(
+                "blob {digest} is not what its name says"
+            )));
+        }
+        Ok(bytes)
+    }
+}
+
+enum Content {
+    Index(Vec<Descriptor>),
+    Manifest(Descriptor, Vec<Descriptor>),
+}
+
+fn image(
+    bytes: &[u8],
+    checked: Checked,
+    layers: Vec<FoundLayer>,
+    name: &str,
+) -> Result<Found, Error> {
+    let (there, named) = (layers.len(), checked.diff_ids.len());
+    if there != named {
+        let text = format!("{name} names {named} layers, its manifest {there}");
+        return Err(Error::Archive(text));
+    }
+    debug_assert!(named <= MOST_LAYERS);
+    let config = String::from_utf8(bytes.to_vec())
+        .map_err(|_| Error::Archive(format!("{name} is no text")))?;
+    Ok(Found {
+        id: ImageId(Digest::of(bytes)),
+        checked,
+        config,
+        layers,
+        names: Vec::new(),
+        digest: None,
+    })
+}
+
+/// The names that an entry of index.json gives. One that is a bare tag names nothing.
+fn names(entry: &Descriptor) -> Result<Option<Reference>, Error> {
+    let annotations = entry.annotations.clone().unwrap_or_default();
+    if let Some(name) = annotations.get(IMAGE_NAME) {
+        return Ok(Some(name.parse()?));
+    }
+    match annotations.get(REFERENCE_NAME) {
+        Some(name) if name.contains(['/', ':']) => Ok(Some(name.parse()?)),
+        _ => Ok(None),
+    }
+}
+
+fn check(bytes: &[u8], name: &str) -> Result<Checked, Error> {
+    Checked::parse(bytes).map_err(|why| Error::Archive(format!("configuration {name}: {why}")))
+}
+
+fn bounded(section: &Section, name: &str) -> Result<Vec<u8>, Error> {
+    section
+        .read(MOST_BYTES)
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::InvalidData => Error::Archive(format!("{name}: {source}")),
+            _ => Error::Store {
+                object: format!("{name} in the spool"),
+                source,
+            },
+        })
+}
+
+fn read<T: serde::de::DeserializeOwned>(section: &Section, name: &str) -> Result<T, Error> {
+    parse(&bounded(section, name)?, name)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], name: &str) -> Result<T, Error> {
+    json::parse(bytes).map_err(|why| Error::Archive(format!("{name}: {why}")))
+}
+
+fn invalid(what: &str) -> Error {
+    Error::Archive(what.to_owned())
+}

@@ -1,0 +1,542 @@
+//! The images of this machine: their records on disk, and the index in memory that answers for them.
+//!
+//! What must always hold: the index says what the records say; each tag stands for one image. A tag that moves is first
+//! written into the record of its new image, then taken out of the old one's: if a kill comes between, the later
+//! record wins at the next start.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use serde::{Deserialize, Serialize};
+
+use super::config::Checked;
+use super::reference::Reference;
+use super::{Error, Image, ImageId};
+use crate::store::blobs::Digest;
+use crate::store::gc::{Collected, Detached};
+use crate::store::layers::{LayerId, LayerStore, Usage};
+use crate::store::record::{self, Durability, ReadError};
+use crate::store::remove_tree::remove_tree;
+
+/// All images. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ImageStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    layers: LayerStore,
+    /// Held while records change, and while it is decided which layers are unused.
+    changes: Mutex<()>,
+    index: RwLock<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    images: BTreeMap<ImageId, Entry>,
+    /// Tags and digest references.
+    names: HashMap<String, ImageId>,
+    /// Removed or replaced, but perhaps held by someone who is making a container of it.
+    retired: Vec<Weak<Image>>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    record: Record,
+    image: Arc<Image>,
+}
+
+/// What is written down of an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    /// Grows with every record written.
+    revision: u64,
+    tags: BTreeSet<String>,
+    digests: BTreeSet<String>,
+    size: u64,
+    pinned: bool,
+    /// Byte for byte, since its digest is the image's id.
+    config: String,
+}
+
+/// An image to be recorded, whose layers are there.
+pub(super) struct New {
+    pub id: ImageId,
+    pub tags: Vec<String>,
+    pub digests: Vec<String>,
+    pub config: String,
+    pub checked: Checked,
+    pub layers: Vec<LayerId>,
+}
+
+/// Hex digits that an abbreviated id has at least.
+const SHORTEST_ID: usize = 4;
+
+impl ImageStore {
+    /// Opens the store below `root`, which is made if missing. Removes what is half made and puts damaged records into
+    /// `root/quarantine`. Layers that nothing uses are left to [`Self::collect`].
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        let object = |path: &Path| path.display().to_string();
+        let store = |path: PathBuf| {
+            move |source| Error::Store {
+                object: object(&path),
+                source,
+            }
+        };
+        let [images, layers, temporary, quarantine] =
+            ["images", "layers", "tmp", "quarantine"].map(|name| root.join(name));
+        for folder in [root, &images, &layers, &temporary, &quarantine] {
+            make_private(folder).map_err(store(folder.to_owned()))?;
+        }
+        empty(&temporary).map_err(store(temporary.clone()))?;
+        let layers = LayerStore::open(&layers, &temporary, &quarantine).map_err(store(layers))?;
+        let entries = load(&images, &layers, &quarantine).map_err(store(images.clone()))?;
+        let mut index = Index {
+            images: entries,
+            ..Index::default()
+        };
+        for id in index.settle_tags() {
+            let entry = &index.images[&id];
+            let path = images.join(id.0.hex());
+            record::write(&path, &entry.record, Durability::Now).map_err(store(path))?;
+        }
+        index.rename();
+        Ok(Self(Arc::new(Inner {
+            root: root.to_owned(),
+            layers,
+            changes: Mutex::new(()),
+            index: RwLock::new(index),
+        })))
+    }
+
+    /// All images, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.read(|index| {
+            index
+                .images
+                .values()
+                .map(|entry| Arc::clone(&entry.image))
+                .collect()
+        })
+    }
+
+    /// The image that `name` stands for: its id (with or without "sha256:"), a tag, a digest reference, or at least four
+    /// digits that only its id begins with. A tag goes before an abbreviated id.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
+        self.read(|index| {
+            let (id, _) = index.find(name)?;
+            index.images.get(&id).map(|entry| Arc::clone(&entry.image))
+        })
+    }
+
+    /// Removes what `name` stands for: by id the image with all its names; by tag or digest reference that name, and the
+    /// image if it was the last. Its layers stay until they are collected. An unknown name is no error.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        let _changes = self.change();
+        let Some((id, used)) = self.read(|index| index.find(name)) else {
+            return Ok(());
+        };
+        let Some(Entry { mut record, image }) = self.read(|index| index.images.get(&id).cloned())
+        else {
+            return Ok(());
+        };
+        if let Some(name) = used {
+            drop_name(&mut record, &name);
+            if !record.tags.is_empty() || !record.digests.is_empty() {
+                record.revision = self.next_revision();
+                self.write(id, &record)?;
+                let entry = Entry {
+                    image: Arc::new(image.renamed(&record)),
+                    record,
+                };
+                self.update(|index| index.put(id, entry));
+                return Ok(());
+            }
+        }
+        let path = self.record_path(id);
+        record::remove(&path, Durability::Now).map_err(|source| Error::Store {
+            object: format!("image {id}"),
+            source,
+        })?;
+        self.update(|index| index.take(id));
+        Ok(())
+    }
+
+    /// Says whether the kubelet may collect the image `id`. An unknown one is no error.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn pin(&self, id: ImageId, pinned: bool) -> Result<(), Error> {
+        let _changes = self.change();
+        let Some(mut entry) = self.read(|index| index.images.get(&id).cloned()) else {
+            return Ok(());
+        };
+        entry.record.pinned = pinned;
+        entry.record.revision = self.next_revision();
+        self.write(id, &entry.record)?;
+        entry.image = Arc::new(entry.image.renamed(&entry.record));
+        self.update(|index| index.put(id, entry));
+        Ok(())
+    }
+
+    /// What images and the layers they left take. Answered from memory.
+    #[must_use]
+    pub fn disk_usage(&self) -> Usage {
+        self.0.layers.usage()
+    }
+
+    /// The folders of an image's layers, bottom first: what an overlay is made of.
+    #[must_use]
+    pub fn layer_dirs(&self, image: &Image) -> Vec<PathBuf> {
+        self.0.layers.paths(&image.layers)
+    }
+
+    /// Removes the layers that neither an image, nor anyone holding an [`Image`], nor a container uses.
+    ///
+    /// `in_use` gives the layers of all containers. It is asked after those who hold an image have been seen: whoever makes
+    /// a container holds its image until the container is recorded, so none slips through. It must not change images.
+    pub fn collect(&self, in_use: impl FnOnce() -> HashSet<LayerId>) -> Collected {
+        self.detach(in_use).delete()
+    }
+
+    fn detach(&self, in_use: impl FnOnce() -> HashSet<LayerId>) -> Detached {
+        let _changes = self.change();
+        let held: Vec<Arc<Image>> = self.update(|index| {
+            index.retired.retain(|image| image.strong_count() > 0);
+            let retired = index.retired.iter().filter_map(Weak::upgrade);
+            let images = index.images.values().map(|entry| Arc::clone(&entry.image));
+            retired.chain(images).collect()
+        });
+        let mut used = in_use();
+        used.extend(held.iter().flat_map(|image| &image.layers));
+        self.0.layers.detach_unused(&used)
+    }
+
+    /// Records images, all of them or none.
+    pub(super) fn publish(&self, new: Vec<New>) -> Result<Vec<Arc<Image>>, Error> {
+        let _changes = self.change();
+        let before = self.read(|index| index.images.clone());
+        let mut entries: BTreeMap<ImageId, Entry> = BTreeMap::new();
+        for new in new {
+            let id = new.id;
+            let known = entries.remove(&id).or_else(|| before.get(&id).cloned());
+            entries.insert(id, self.entry(new, known));
+        }
+        let mut written = Vec::new();
+        for (&id, entry) in &mut entries {
+            entry.record.revision = self.next_revision() + written.len() as u64;
+            written.push(id);
+            if let Err(error) = self.write(id, &entry.record) {
+                self.restore(&written, &before);
+                return Err(error);
+            }
+        }
+        let moved: HashSet<String> = entries
+            .values()
+            .flat_map(|entry| entry.record.tags.iter().cloned())
+            .collect();
+        for (id, mut entry) in before {
+            let count = entry.record.tags.len();
+            entry.record.tags.retain(|tag| !moved.contains(tag));
+            if entries.contains_key(&id) || entry.record.tags.len() == count {
+                continue;
+            }
+            // If this fails the old record still names the tag, but an earlier revision of it.
+            if let Err(error) = self.write(id, &entry.record) {
+                tracing::warn!(image = %id, %error, "tag moved to another image");
+            }
+            entry.image = Arc::new(entry.image.renamed(&entry.record));
+            self.update(|index| index.put(id, entry));
+        }
+        let images = entries
+            .values()
+            .map(|entry| Arc::clone(&entry.image))
+            .collect();
+        self.update(|index| {
+            for (id, entry) in entries {
+                index.put(id, entry);
+            }
+        });
+        Ok(images)
+    }
+
+    /// Puts records back as they were.
+    fn restore(&self, written: &[ImageId], before: &BTreeMap<ImageId, Entry>) {
+        for &id in written {
+            let restored = match before.get(&id) {
+                Some(entry) => self.write(id, &entry.record),
+                None => record::remove(&self.record_path(id), Durability::Now).map_err(|source| {
+                    Error::Store {
+                        object: format!("image {id}"),
+                        source,
+                    }
+                }),
+            };
+            if let Err(error) = restored {
+                tracing::warn!(image = %id, %error, "image imported in part");
+            }
+        }
+    }
+
+    fn entry(&self, new: New, known: Option<Entry>) -> Entry {
+        let (mut tags, mut digests, pinned) = match known {
+            Some(Entry { record, .. }) => (record.tags, record.digests, record.pinned),
+            None => (BTreeSet::new(), BTreeSet::new(), false),
+        };
+        tags.extend(new.tags);
+        digests.extend(new.digests);
+        let size = self.0.layers.usage_of(&new.layers).bytes + new.config.len() as u64;
+        let record = Record {
+            revision: 0,
+            tags,
+            digests,
+            size,
+            pinned,
+            config: new.config,
+        };
+        let image = Arc::new(image(new.id, &record, new.checked, new.layers));
+        Entry { record, image }
+    }
+
+    pub(super) fn layers(&self) -> &LayerStore {
+        &self.0.layers
+    }
+
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.0.root.join("tmp")
+    }
+
+    fn record_path(&self, id: ImageId) -> PathBuf {
+        self.0.root.join("images").join(id.0.hex())
+    }
+
+    fn write(&self, id: ImageId, record: &Record) -> Result<(), Error> {
+        record::write(&self.record_path(id), record, Durability::Now).map_err(|source| {
+            Error::Store {
+                object: format!("image {id}"),
+                source,
+            }
+        })
+    }
+
+    fn next_revision(&self) -> u64 {
+        self.read(|index| {
+            let revisions = index.images.values().map(|entry| entry.record.revision);
+            revisions.max().unwrap_or(0) + 1
+        })
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.0
+            .changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, question: impl FnOnce(&Index) -> T) -> T {
+        question(&self.0.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
+        change(&mut self.0.index.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Index {
+    /// The image that a name stands for, and the tag or digest reference that it was found by.
+    fn find(&self, name: &str) -> Option<(ImageId, Option<String>)> {
+        let hex = name.strip_prefix("sha256:").unwrap_or(name);
+        if let Ok(digest) = Digest::from_hex(hex) {
+            let id = ImageId(digest);
+            return self.images.contains_key(&id).then_some((id, None));
+        }
+        // With both a tag and a digest it is the digest that counts.
+        let reference = name.parse::<Reference>().ok();
+        let names = reference.and_then(|name| name.digested().or_else(|| name.tagged()));
+        if let Some(name) = names
+            && let Some(&id) = self.names.get(&name)
+        {
+            return Some((id, Some(name)));
+        }
+        let is_hex = hex
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if hex.len() < SHORTEST_ID || hex.len() > 64 || !is_hex {
+            return None;
+        }
+        let lowest = Digest::from_hex(&format!("{hex:0<64}")).ok()?;
+        let mut from = self.images.range(ImageId(lowest)..).map(|(&id, _)| id);
+        let fits = |id: &ImageId| id.0.hex().starts_with(hex);
+        let first = from.next().filter(fits)?;
+        match from.next().filter(fits) {
+            Some(_) => None,
+            None => Some((first, None)),
+        }
+    }
+
+    fn put(&mut self, id: ImageId, entry: Entry) {
+        let old = self.images.insert(id, entry);
+        self.retire(old);
+        self.rename();
+    }
+
+    fn take(&mut self, id: ImageId) {
+        let old = self.images.remove(&id);
+        self.retire(old);
+        self.rename();
+    }
+
+    fn retire(&mut self, old: Option<Entry>) {
+        self.retired.retain(|image| image.strong_count() > 0);
+        self.retired
+            .extend(old.map(|entry| Arc::downgrade(&entry.image)));
+    }
+
+    fn rename(&mut self) {
+        self.names.clear();
+        for (&id, entry) in &self.images {
+            for name in entry.record.tags.iter().chain(&entry.record.digests) {
+                self.names.insert(name.clone(), id);
+            }
+        }
+    }
+
+    /// Leaves each tag to the image recorded last. Returns the images that lost one.
+    fn settle_tags(&mut self) -> BTreeSet<ImageId> {
+        let mut latest: HashMap<String, (u64, ImageId)> = HashMap::new();
+        for (&id, entry) in &self.images {
+            for tag in &entry.record.tags {
+                let owner = latest.entry(tag.clone()).or_insert((0, id));
+                *owner = (*owner).max((entry.record.revision, id));
+            }
+        }
+        let mut lost = BTreeSet::new();
+        for (&id, entry) in &mut self.images {
+            let count = entry.record.tags.len();
+            entry.record.tags.retain(|tag| latest[tag].1 == id);
+            if entry.record.tags.len() < count {
+                entry.image = Arc::new(entry.image.renamed(&entry.record));
+                lost.insert(id);
+            }
+        }
+        lost
+    }
+}
+
+impl Image {
+    fn renamed(&self, record: &Record) -> Self {
+        Self {
+            tags: record.tags.iter().cloned().collect(),
+            digests: record.digests.iter().cloned().collect(),
+            pinned: record.pinned,
+            ..self.clone()
+        }
+    }
+}
+
+fn image(id: ImageId, record: &Record, checked: Checked, layers: Vec<LayerId>) -> Image {
+    Image {
+        id,
+        tags: record.tags.iter().cloned().collect(),
+        digests: record.digests.iter().cloned().collect(),
+        size: record.size,
+        config: checked.configuration,
+        layers,
+        user: checked.user,
+        pinned: record.pinned,
+    }
+}
+
+/// Takes a tag or digest reference away. With the last tag of a repository go its digests.
+fn drop_name(record: &mut Record, name: &str) {
+    if record.digests.remove(name) || !record.tags.remove(name) {
+        return;
+    }
+    let repository = name
+        .rsplit_once(':')
+        .map_or(name, |(repository, _)| repository);
+    let of_it = |other: &String, mark: char| {
+        other
+            .strip_prefix(repository)
+            .is_some_and(|rest| rest.starts_with(mark) && !rest.contains('/'))
+    };
+    if !record.tags.iter().any(|tag| of_it(tag, ':')) {
+        record.digests.retain(|digest| !of_it(digest, '@'));
+    }
+}
+
+/// Reads the records. One that cannot be trusted, or whose layers are not all there, is no image.
+fn load(
+    folder: &Path,
+    layers: &LayerStore,
+    quarantine: &Path,
+) -> io::Result<BTreeMap<ImageId, Entry>> {
+    let mut entries = BTreeMap::new();
+    for path in record::entries(folder)? {
+        match load_one(&path, layers) {
+            Ok((id, entry)) => drop(entries.insert(id, entry)),
+            Err(Unusable::Io(error)) => return Err(error),
+            Err(Unusable::Damaged(why)) => {
+                tracing::warn!(path = %path.display(), why, "record is put into quarantine");
+                record::quarantine(&path, quarantine)?;
+            }
+        }
+    }
+    Ok(entries)
+}
+
+enum Unusable {
+    Io(io::Error),
+    Damaged(String),
+}
+
+fn load_one(path: &Path, layers: &LayerStore) -> Result<(ImageId, Entry), Unusable> {
+    let damaged = |why: &str| Unusable::Damaged(why.to_owned());
+    let record: Record = match record::read(path) {
+        Ok(Some(record)) => record,
+        Ok(None) => return Err(damaged("gone")),
+        Err(ReadError::Io { source, .. }) => return Err(Unusable::Io(source)),
+        Err(error @ ReadError::Damaged { .. }) => {
+            return Err(Unusable::Damaged(error.to_string()));
+        }
+    };
+    let id = Digest::of(record.config.as_bytes());
+    if path.file_name().and_then(|name| name.to_str()) != Some(&id.hex()) {
+        return Err(damaged("not the image that it is named after"));
+    }
+    let checked = Checked::parse(record.config.as_bytes()).map_err(Unusable::Damaged)?;
+    let stack = LayerId::chain(&checked.diff_ids);
+    if !layers.has(&stack) {
+        return Err(damaged("its layers are not all there"));
+    }
+    let id = ImageId(id);
+    let image = Arc::new(image(id, &record, checked, stack));
+    Ok((id, Entry { record, image }))
+}
+
+/// Makes a folder that only root may enter, or keeps the one there.
+fn make_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+fn empty(folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        remove_tree(&entry?.path())?;
+    }
+    Ok(())
+}

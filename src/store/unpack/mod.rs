@@ -1,0 +1,206 @@
+//! Layers: from a stream of bytes that an attacker may have written to a folder for overlayfs.
+//!
+//! ```text
+//! packed bytes ─decompress─▶ tar stream ─tar, pax, sparse─▶ entries ─extract, tree─▶ folder
+//! ```
+//!
+//! What must always hold:
+//! - Nothing outside the folder is opened, made or changed, whatever the entries say: each path is resolved by the
+//!   kernel from the folder's descriptor without following any link.
+//! - Everything is bounded ([`Limits`]), and an entry that could be understood in two ways is an error.
+//! - The folder holds what overlayfs needs: a whiteout is a character device 0:0, an opaque folder has the
+//!   attribute `trusted.overlay.opaque`. A layer cannot steer overlayfs in any other way.
+//!
+//! Device nodes: a container may use what its device cgroup allows. So the eight that every container may use anyway
+//! (null, zero, full, random, urandom, tty, console, ptmx) are made, and all others are left out.
+
+mod complete;
+mod decompress;
+mod extract;
+mod limits;
+mod pax;
+mod sparse;
+pub(crate) mod tar;
+mod tree;
+
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read};
+
+use crate::store::blobs::{Digest, Hashing};
+
+pub use complete::{Lower, complete};
+pub use decompress::{Compression, Decompressed};
+pub use extract::{Unpacked, extract};
+pub use limits::Limits;
+pub use tree::{Metadata, Tree};
+
+/// Why an archive was not unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The archive breaks its format or carpel's rules.
+    #[error("{0}")]
+    Invalid(String),
+    /// One entry does.
+    #[error("entry {path}: {what}")]
+    Entry { path: String, what: String },
+    #[error("more than {most} {what}")]
+    TooMuch { what: &'static str, most: u64 },
+    /// The content is not what its name promises.
+    #[error("{what} is {actual}, not {expected}")]
+    Digest {
+        what: &'static str,
+        expected: Digest,
+        actual: Digest,
+    },
+    #[error("read: {0}")]
+    Read(io::Error),
+    #[error("write {path}: {source}")]
+    Write { path: String, source: io::Error },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl UnpackError {
+    /// Whether the disk is full or a quota used up.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Write { source, .. } if is_no_space(source))
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::Invalid(what.into())
+    }
+
+    pub(crate) fn entry(path: &[u8], what: impl Into<String>) -> Self {
+        let (path, what) = (show(path), what.into());
+        Self::Entry { path, what }
+    }
+
+    pub(crate) fn write(path: &[u8], source: impl Into<io::Error>) -> Self {
+        let (path, source) = (show(path), source.into());
+        Self::Write { path, source }
+    }
+}
+
+/// What cannot be read because its content is wrong is the archive's fault, all else the reader's.
+impl From<io::Error> for UnpackError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => {
+                Self::Invalid(error.to_string())
+            }
+            _ => Self::Read(error),
+        }
+    }
+}
+
+/// Whether the disk is full or a quota used up.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
+/// A path for people: short, and without characters that a terminal or a log obeys.
+pub(crate) fn show(path: &[u8]) -> String {
+    const MOST: usize = 200;
+    let cut = &path[..path.len().min(MOST)];
+    let mut text = cut.escape_ascii().to_string();
+    if cut.len() < path.len() {
+        text.push('…');
+    }
+    text
+}
+
+/// A stream that stops when it gave more than it may.
+pub(crate) struct Bounded<R> {
+    inner: Decompressed<Hashing<R>>,
+    count: u64,
+    limits: Limits,
+}
+
+impl<R: Read> Bounded<R> {
+    /// # Errors
+    /// As [`Decompressed::new`].
+    pub(crate) fn new(packed: R, limits: &Limits) -> io::Result<Self> {
+        Ok(Self {
+            inner: Decompressed::new(Hashing::new(packed), limits.window)?,
+            count: 0,
+            limits: limits.clone(),
+        })
+    }
+
+    /// The digest of the packed stream, read to its end.
+    fn finish(self) -> io::Result<Digest> {
+        Ok(self.inner.into_packed().finish()?.0)
+    }
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        self.count += length as u64;
+        let Limits { bytes, ratio, .. } = self.limits;
+        if self.count > bytes {
+            return Err(too_much(&format!("more than {bytes} bytes unpacked")));
+        }
+        if self.count > self.limits.ratio_floor && self.count / ratio > self.inner.packed().count()
+        {
+            return Err(too_much(&format!("packed more than {ratio} times")));
+        }
+        Ok(length)
+    }
+}
+
+fn too_much(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+/// What a layer's content must be.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    /// Of the layer as it is packed, if anything says so.
+    pub packed: Option<Digest>,
+    /// Of the tar stream inside.
+    pub diff: Digest,
+}
+
+/// Unpacks the layer `packed` into the empty folder `tree`. Both digests are checked, after all of the stream has been
+/// read: on an error the folder holds something of no use. `proceed` is asked before each entry.
+///
+/// # Errors
+/// [`UnpackError`].
+pub fn unpack(
+    packed: impl Read,
+    expected: Expected,
+    tree: &Tree,
+    limits: &Limits,
+    proceed: &dyn Fn() -> bool,
+) -> Result<Unpacked, UnpackError> {
+    let mut diff = Hashing::new(Bounded::new(packed, limits)?);
+    let unpacked = extract(&mut diff, tree, limits, proceed)?;
+    // What follows the end of the archive is part of both digests.
+    let (actual, bounded) = diff.finish()?;
+    check("its diff id", expected.diff, actual)?;
+    let actual = bounded.finish()?;
+    if let Some(packed) = expected.packed {
+        check("its digest", packed, actual)?;
+    }
+    Ok(unpacked)
+}
+
+fn check(what: &'static str, expected: Digest, actual: Digest) -> Result<(), UnpackError> {
+    if expected == actual {
+        return Ok(());
+    }
+    Err(UnpackError::Digest {
+        what,
+        expected,
+        actual,
+    })
+}
