@@ -1,5 +1,7 @@
 //! carpel: a container runtime for Kubernetes nodes. `docs/architecture.md` is the map.
 
+#![deny(unsafe_code)]
+
 pub mod cgroup;
 pub mod cli;
 pub mod config;

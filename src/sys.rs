@@ -1,9 +1,231 @@
-//! System calls that have no safe wrapper in the crates used. The only module with `unsafe` in it.
+//! The system calls that have no safe wrapper elsewhere, and two small things that sit beside them.
+//!
+//! This is the only module of the crate with `unsafe` in it. Nothing here decides anything: each
+//! function is one system call with typed arguments.
 
-use std::io;
-use std::os::fd::OwnedFd;
+#![allow(unsafe_code)]
 
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::unix::AsyncFd;
+
+/// What [`mount_setattr`] changes; the default changes nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct MountAttr<'fd> {
+    /// MOUNT_ATTR_* bits to set.
+    pub set: u64,
+    /// MOUNT_ATTR_* bits to clear.
+    pub clear: u64,
+    /// MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE, or 0 to leave it.
+    pub propagation: u64,
+    /// The user namespace whose id mapping the mount gets (MOUNT_ATTR_IDMAP).
+    pub idmap: Option<BorrowedFd<'fd>>,
+}
+
+/// `struct mount_attr`, as `mount_setattr(2)` gives it.
+#[repr(C)]
+struct RawMountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Changes the mount whose root `mount` is (as from `open_tree(2)`), with what is mounted below it if
+/// `recursive`.
+///
+/// # Errors
+/// As `mount_setattr(2)`: EINVAL if `mount` is no mount's root, or if its file system cannot be idmapped.
+pub fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    attr: &MountAttr<'_>,
+) -> io::Result<()> {
+    let idmap = if attr.idmap.is_some() {
+        libc::MOUNT_ATTR_IDMAP
+    } else {
+        0
+    };
+    let raw = RawMountAttr {
+        attr_set: attr.set | idmap,
+        attr_clr: attr.clear,
+        propagation: attr.propagation,
+        userns_fd: attr
+            .idmap
+            .map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
+    };
+    let recursion = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated literal, `raw` is a `struct mount_attr` of the size that is
+    // given beside it and outlives the call, and the descriptors are borrowed, so they are open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursion,
+            &raw const raw,
+            size_of::<RawMountAttr>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// One instruction of eBPF, in the kernel's layout.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BpfInstruction {
+    pub code: u8,
+    /// Destination register in the low four bits, source register in the high four.
+    pub registers: u8,
+    pub offset: i16,
+    pub immediate: i32,
+}
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_ATTACH_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// The head of `union bpf_attr` for BPF_PROG_LOAD. The kernel takes the fields that are left out as 0.
+#[repr(C)]
+struct RawProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+}
+
+/// The head of `union bpf_attr` for BPF_PROG_ATTACH.
+#[repr(C)]
+struct RawProgAttach {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+}
+
+/// Loads a program of type BPF_PROG_TYPE_CGROUP_DEVICE.
+///
+/// # Errors
+/// As `bpf(2)`: EINVAL or EACCES if the verifier refuses it, EPERM without CAP_BPF or CAP_SYS_ADMIN.
+pub fn load_device_program(program: &[BpfInstruction]) -> io::Result<OwnedFd> {
+    let license: &CStr = c"Apache-2.0";
+    let mut prog_name = [0; 16];
+    prog_name[..14].copy_from_slice(b"carpel_devices");
+    let attr = RawProgLoad {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        insns: program.as_ptr().expose_provenance() as u64,
+        license: license.as_ptr().expose_provenance() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name,
+    };
+    // SAFETY: `attr` is the head of `union bpf_attr` for this command, of the size that is given; its
+    // pointers are to `program`, of `insn_cnt` instructions, and to a C string, which outlive the call.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            size_of::<RawProgLoad>(),
+        )
+    })?;
+    let fd = i32::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just given this descriptor (close-on-exec), and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a device program to a cgroup v2 directory, beside those that are there (each must allow).
+/// It stays for as long as the cgroup exists.
+///
+/// # Errors
+/// As `bpf(2)`.
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = RawProgAttach {
+        target_fd: cgroup.as_raw_fd().unsigned_abs(),
+        attach_bpf_fd: program.as_raw_fd().unsigned_abs(),
+        attach_type: BPF_ATTACH_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI,
+        replace_bpf_fd: 0,
+    };
+    // SAFETY: `attr` is the head of `union bpf_attr` for this command, of the size that is given, and
+    // outlives the call; both descriptors are borrowed, so they are open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attr,
+            size_of::<RawProgAttach>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// The result of a raw system call made through libc, or its errno.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// A memfd with `bytes` in it that nobody can change any more. `name` is seen in /proc only.
+///
+/// # Errors
+/// As `memfd_create(2)` and `write(2)`.
+pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // NOEXEC_SEAL is of Linux 6.3.
+        Err(rustix::io::Errno::INVAL) => memfd_create(name, flags)?,
+        other => other?,
+    };
+    let mut file = File::from(fd);
+    file.write_all(bytes)?;
+    fcntl_add_seals(
+        file.as_fd(),
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(file.into())
+}
+
+/// Raises the soft limit on open files to the hard one, and returns what it was before (soft, hard;
+/// `None` is no limit): containers get that one.
+///
+/// # Errors
+/// As `setrlimit(2)`.
+pub fn raise_open_files() -> io::Result<(Option<u64>, Option<u64>)> {
+    let before = getrlimit(Resource::Nofile);
+    if before.current != before.maximum {
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: before.maximum,
+                maximum: before.maximum,
+            },
+        )?;
+    }
+    Ok((before.current, before.maximum))
+}
 
 /// Registers a descriptor with the reactor.
 ///
@@ -12,4 +234,38 @@ use tokio::io::unix::AsyncFd;
 pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the AsyncFd, so it stays open and the same until that is dropped.
     Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_sealed_memfd_can_be_read_and_not_written() {
+        let file = File::from(sealed_memfd("plan", b"steps").unwrap());
+        let mut bytes = [0; 8];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 5);
+        assert_eq!(&bytes[..5], b"steps");
+        for result in [
+            file.write_at(b"x", 0).map(drop),
+            file.set_len(1),
+            file.set_len(10),
+        ] {
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
+
+    #[test]
+    fn the_kernel_says_what_is_wrong() {
+        let file = File::open("/dev/null").unwrap();
+        let attr = MountAttr {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..MountAttr::default()
+        };
+        let error = mount_setattr(file.as_fd(), false, &attr).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        assert!(load_device_program(&[]).is_err());
+        assert!(attach_device_program(file.as_fd(), file.as_fd()).is_err());
+    }
 }

@@ -1,0 +1,231 @@
+//! What a container gets from the host: bind mounts and terminals, as detached mounts.
+//!
+//! A clone is made and given its flags and propagation here, in the host's mount namespace; the
+//! container's process only moves it to its place. So it makes no difference to propagation what
+//! mount namespace it ends in, and no half-configured mount is ever seen.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, ptsname, unlockpt};
+
+use crate::spec::config::Propagation;
+use crate::sys::{MountAttr, mount_setattr};
+
+/// A path of the host that a container sees: a folder with all that is mounted below it, or a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindMount {
+    /// On the host; links in it are followed.
+    pub source: PathBuf,
+    /// The mount itself, not what is mounted below it.
+    pub readonly: bool,
+    /// What is mounted below it too. Only together with `readonly`.
+    pub recursive_readonly: bool,
+    pub propagation: Propagation,
+}
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("host path {}: {source}", .path.display())]
+    Path {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("host path {} is mounted on {}, which is not a shared mount", .path.display(), .mount.display())]
+    NotShared { path: PathBuf, mount: PathBuf },
+    #[error("host path {} is mounted on {}, which is not a shared or slave mount", .path.display(), .mount.display())]
+    NotSharedOrSlave { path: PathBuf, mount: PathBuf },
+    #[error("bind mount of {}: {call}: {source}", .path.display())]
+    Mount {
+        path: PathBuf,
+        call: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("terminal: {call}: {source}")]
+    Terminal {
+        call: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Clones what `mount` names, with its flags and its propagation. A path that is missing is made, as a
+/// folder (0755).
+///
+/// # Errors
+/// [`Error::Path`] if it is missing and cannot be made; [`Error::NotShared`] and
+/// [`Error::NotSharedOrSlave`] if mounts could not travel the way that the propagation asks for.
+pub fn clone_mount(mount: &BindMount) -> Result<OwnedFd, Error> {
+    let path = &mount.source;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let failed = |call| {
+        move |source: io::Error| Error::Mount {
+            path: path.clone(),
+            call,
+            source,
+        }
+    };
+    let clone = match open_tree(CWD, path, flags) {
+        Err(rustix::io::Errno::NOENT) => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(path)
+                .map_err(|source| Error::Path {
+                    path: path.clone(),
+                    source,
+                })?;
+            open_tree(CWD, path, flags)
+        }
+        other => other,
+    }
+    .map_err(|error| failed("open_tree")(error.into()))?;
+    check_propagation(mount)?;
+    let propagation = MountAttr {
+        propagation: match mount.propagation {
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::HostToContainer => libc::MS_SLAVE,
+            Propagation::Bidirectional => libc::MS_SHARED,
+        },
+        ..MountAttr::default()
+    };
+    // Always for the whole tree, so not in one call with the flags, which may not be.
+    mount_setattr(clone.as_fd(), true, &propagation).map_err(failed("set propagation"))?;
+    if mount.readonly {
+        let readonly = MountAttr {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..MountAttr::default()
+        };
+        mount_setattr(clone.as_fd(), mount.recursive_readonly, &readonly)
+            .map_err(failed("set read-only"))?;
+    }
+    Ok(clone)
+}
+
+/// The kernel takes any propagation for any clone; of a private mount it would just do nothing.
+fn check_propagation(mount: &BindMount) -> Result<(), Error> {
+    if mount.propagation == Propagation::Private {
+        return Ok(());
+    }
+    let failed = |source: io::Error| Error::Path {
+        path: mount.source.clone(),
+        source,
+    };
+    let stat = statx(CWD, &mount.source, AtFlags::empty(), StatxFlags::MNT_ID)
+        .map_err(|e| failed(e.into()))?;
+    // That of the calling thread: the paths are seen from there.
+    let table = std::fs::read("/proc/thread-self/mountinfo").map_err(failed)?;
+    let (point, peers) = find_mount(&String::from_utf8_lossy(&table), stat.stx_mnt_id)
+        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let path = mount.source.clone();
+    match mount.propagation {
+        Propagation::Bidirectional if !peers.shared => Err(Error::NotShared { path, mount: point }),
+        Propagation::HostToContainer if !peers.shared && !peers.slave => {
+            Err(Error::NotSharedOrSlave { path, mount: point })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How a mount is tied to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Peers {
+    shared: bool,
+    slave: bool,
+}
+
+/// Finds the mount `id` in a mountinfo table: where it is mounted, and its peers.
+fn find_mount(table: &str, id: u64) -> Option<(PathBuf, Peers)> {
+    table.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        if fields.next()?.parse() != Ok(id) {
+            return None;
+        }
+        let point = fields.nth(3)?;
+        let optional = fields.skip(1).take_while(|field| *field != "-");
+        let mut peers = Peers {
+            shared: false,
+            slave: false,
+        };
+        for field in optional {
+            peers.shared |= field.starts_with("shared:");
+            peers.slave |= field.starts_with("master:");
+        }
+        Some((Path::new(point).to_owned(), peers))
+    })
+}
+
+/// A terminal for a container.
+#[derive(Debug)]
+pub struct Terminal {
+    /// The devpts that it lies in, detached: for the container's /dev/pts.
+    pub devpts: OwnedFd,
+    pub master: OwnedFd,
+    /// Owned by root, mode 0620, group 5 (tty).
+    pub slave: OwnedFd,
+    /// Its name is /dev/pts/`number` in the container.
+    pub number: u32,
+}
+
+/// Makes a devpts of its own with one terminal in it.
+///
+/// # Errors
+/// [`Error::Terminal`] with the call that the kernel refused.
+pub fn terminal() -> Result<Terminal, Error> {
+    let failed = |call| {
+        move |error: rustix::io::Errno| Error::Terminal {
+            call,
+            source: error.into(),
+        }
+    };
+    let devpts = devpts().map_err(failed("mount devpts"))?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = openat(&devpts, "ptmx", flags, Mode::empty()).map_err(failed("open ptmx"))?;
+    unlockpt(&master).map_err(failed("unlock"))?;
+    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = ioctl_tiocgptpeer(&master, peer).map_err(failed("open slave"))?;
+    let name = ptsname(&master, Vec::new()).map_err(failed("read number"))?;
+    let number = name
+        .to_str()
+        .ok()
+        .and_then(|name| name.rsplit('/').next()?.parse().ok());
+    let number = number.ok_or_else(|| failed("read number")(rustix::io::Errno::INVAL))?;
+    Ok(Terminal {
+        devpts,
+        master,
+        slave,
+        number,
+    })
+}
+
+fn devpts() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_flag(context.as_fd(), "newinstance")?;
+    for (key, value) in [
+        ("source", "devpts"),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
+    ] {
+        fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+#[cfg(test)]
+mod tests;
