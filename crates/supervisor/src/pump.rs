@@ -40,13 +40,20 @@ impl Buffers {
         let (read, memory) = memory.split_first_chunk_mut().ok_or(none)?;
         let (batch, memory) = memory.split_first_chunk_mut().ok_or(none)?;
         let held = memory.as_chunks_mut().0;
-        Ok(Self { read, batch, held, clock: Clock::new() })
+        Ok(Self {
+            read,
+            batch,
+            held,
+            clock: Clock::new(),
+        })
     }
 
     /// Room for a message. It is used before the next output is read.
     pub fn message(&mut self) -> &mut [u8; MAX_MESSAGE] {
         const { assert!(MAX_MESSAGE <= READ) };
-        self.read.first_chunk_mut().expect("a read is longer than a message")
+        self.read
+            .first_chunk_mut()
+            .expect("a read is longer than a message")
     }
 
     /// Reads once from a stream of `process`, at most `limit` bytes, and logs it.
@@ -87,7 +94,9 @@ impl Buffers {
         }
         let prefix = prefix(self.clock.format(sys::now()), stream);
         let mut batch = Batch::new(&mut process.log, self.batch, prefix);
-        process.streams[which].held.finish(&self.held[2 * index + which], &mut batch);
+        process.streams[which]
+            .held
+            .finish(&self.held[2 * index + which], &mut batch);
     }
 
     /// Gives back the memory that is not needed while nothing comes.

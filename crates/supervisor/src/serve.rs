@@ -24,7 +24,10 @@ pub struct Memory {
 impl Memory {
     #[must_use]
     pub const fn new() -> Self {
-        Self { table: Table::new(), outbox: Outbox::new() }
+        Self {
+            table: Table::new(),
+            outbox: Outbox::new(),
+        }
     }
 }
 
@@ -125,11 +128,18 @@ impl Supervisor {
     }
 
     fn watch(&self) -> Result<()> {
-        self.epoll.add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
-        self.epoll.add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
-        self.epoll.add(self.streams.descriptor(), READABLE, Token::Streams.to_bits())?;
+        self.epoll
+            .add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
+        self.epoll
+            .add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
+        self.epoll.add(
+            self.streams.descriptor(),
+            READABLE,
+            Token::Streams.to_bits(),
+        )?;
         if let Some(connection) = &self.connection {
-            self.epoll.add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
+            self.epoll
+                .add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
         }
         Ok(())
     }
@@ -183,7 +193,9 @@ impl Supervisor {
         self.used = false;
         let buffers = &mut self.buffers;
         buffers.release_shared();
-        self.memory.table.for_each_mut(|index, process| buffers.release_held(index, process));
+        self.memory
+            .table
+            .for_each_mut(|index, process| buffers.release_held(index, process));
         sys::release_stack();
     }
 
@@ -193,13 +205,20 @@ impl Supervisor {
         while let Ok(connection) = sys::accept(self.listener.borrow()) {
             self.disconnect();
             let token = Token::Connection.to_bits();
-            if self.epoll.add(connection.borrow(), READABLE, token).is_err() {
+            if self
+                .epoll
+                .add(connection.borrow(), READABLE, token)
+                .is_err()
+            {
                 continue;
             }
             self.connection = Some(connection);
             self.record_exits();
-            let hello =
-                Event::Hello { version: VERSION, pid: sys::own_pid(), ready: self.pod.is_some() };
+            let hello = Event::Hello {
+                version: VERSION,
+                pid: sys::own_pid(),
+                ready: self.pod.is_some(),
+            };
             if self.send(&hello, None).is_err() {
                 self.disconnect();
             }
@@ -218,10 +237,12 @@ impl Supervisor {
             next = key.index() + 1;
             if !process.init && process.exit().is_some() {
                 self.remove(key);
-            } else if let Some(process) = self.memory.table.get_mut(key)
-                && let Phase::Starting { seq, .. } | Phase::Failing { seq, .. } = &mut process.phase
-            {
-                *seq = None;
+            } else if let Some(process) = self.memory.table.get_mut(key) {
+                process.exited_pidfd = None;
+                if let Phase::Starting { seq, .. } | Phase::Failing { seq, .. } = &mut process.phase
+                {
+                    *seq = None;
+                }
             }
         }
     }
@@ -297,29 +318,45 @@ impl Supervisor {
     /// Waits for requests, or, while there is something to say, until it can be said.
     fn await_connection(&self) {
         if let Some(connection) = &self.connection {
-            let events = if self.memory.outbox.is_empty() { READABLE } else { WRITABLE };
-            let _ = self.epoll.change(connection.borrow(), events, Token::Connection.to_bits());
+            let events = if self.memory.outbox.is_empty() {
+                READABLE
+            } else {
+                WRITABLE
+            };
+            let _ = self
+                .epoll
+                .change(connection.borrow(), events, Token::Connection.to_bits());
         }
     }
 
     /// Says an item. Of a list, what could not be said is left in `item`.
     fn say(&self, item: &mut Item) -> Result<()> {
         match item {
-            Item::Reply { seq, reply } => {
-                self.send(&Event::Reply { seq: *seq, reply: *reply }, None)
-            }
+            Item::Reply { seq, reply } => self.send(
+                &Event::Reply {
+                    seq: *seq,
+                    reply: *reply,
+                },
+                None,
+            ),
             Item::Ready { seq } => {
                 let Some(pod) = &self.pod else {
                     return Ok(());
                 };
-                let reply = Reply::Ready { pid: sys::own_pid(), reaper_pid: pod.reaper_pid() };
+                let reply = Reply::Ready {
+                    pid: sys::own_pid(),
+                    reaper_pid: pod.reaper_pid(),
+                };
                 self.send(&Event::Reply { seq: *seq, reply }, Some(pod.pidfd.borrow()))
             }
             Item::Started { seq, key } => {
                 let Some(process) = self.memory.table.get(*key) else {
                     return Ok(());
                 };
-                let reply = Reply::Started { pid: process.pid, started_at: process.started_at };
+                let reply = Reply::Started {
+                    pid: process.pid,
+                    started_at: process.started_at,
+                };
                 let pidfd = process.pidfd.as_ref().or(process.exited_pidfd.as_ref());
                 self.send(&Event::Reply { seq: *seq, reply }, pidfd.map(Fd::borrow))
             }
@@ -333,7 +370,13 @@ impl Supervisor {
                     self.send(&entry, process.pidfd.as_ref().map(Fd::borrow))?;
                     *next = key.index() + 1;
                 }
-                self.send(&Event::Reply { seq: *seq, reply: Reply::Done }, None)
+                self.send(
+                    &Event::Reply {
+                        seq: *seq,
+                        reply: Reply::Done,
+                    },
+                    None,
+                )
             }
         }
     }
@@ -432,7 +475,10 @@ impl Supervisor {
             let Phase::Draining { exit, mut left } = process.phase else {
                 continue;
             };
-            for (left, stream) in left.iter_mut().zip([StreamName::Stdout, StreamName::Stderr]) {
+            for (left, stream) in left
+                .iter_mut()
+                .zip([StreamName::Stdout, StreamName::Stderr])
+            {
                 if *left > 0 {
                     *left = match self.pump(key, stream, *left) {
                         Pumped::Some(count) => left.saturating_sub(count),

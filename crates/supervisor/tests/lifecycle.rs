@@ -28,19 +28,38 @@ fn a_pod_has_namespaces_of_its_own() {
     let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 4, "{mounts}");
     let (reply, fds) = pod.set_up(&mut daemon_again, NEWNS, &[], true);
-    assert!(matches!(reply, Reply::Ready { reaper_pid: None, .. }), "{reply:?}");
+    assert!(
+        matches!(
+            reply,
+            Reply::Ready {
+                reaper_pid: None,
+                ..
+            }
+        ),
+        "{reply:?}"
+    );
     assert_eq!(fds.len(), 1);
     assert!(daemon.receive().is_none(), "the older connection is closed");
 
     let rootfs = Rootfs::new();
-    let command = ["sh", "-c", "hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ip addr"];
-    let found = text(&mut daemon_again, Run::container(1, &rootfs, &["busybox", "hostname"]));
+    let command = [
+        "sh",
+        "-c",
+        "hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ip addr",
+    ];
+    let found = text(
+        &mut daemon_again,
+        Run::container(1, &rootfs, &["busybox", "hostname"]),
+    );
     assert_eq!(found, "a-pod\n");
     let rootfs = Rootfs::new();
     std::os::unix::fs::symlink("busybox", rootfs.path("bin/hostname")).unwrap();
     std::os::unix::fs::symlink("busybox", rootfs.path("bin/ip")).unwrap();
     let found = text(&mut daemon_again, Run::container(2, &rootfs, &command));
-    assert!(found.starts_with("a-pod\n80\n") && found.contains("127.0.0.1/8"), "{found}");
+    assert!(
+        found.starts_with("a-pod\n80\n") && found.contains("127.0.0.1/8"),
+        "{found}"
+    );
     assert_eq!(daemon_again.ask(RequestBody::Shutdown, &[]).0, Reply::Done);
     assert!(daemon_again.receive().is_none());
 }
@@ -48,8 +67,16 @@ fn a_pod_has_namespaces_of_its_own() {
 #[test]
 fn a_failed_set_up_is_told_and_leaves_nothing() {
     for (flags, steps, expected) in [
-        (NEWNS, vec![Step::MakeSlave, new_fs(b"nofs\0", b"")], Reply::StepFailed { step: 1, errno: 19 }),
-        (NEWNS, vec![Step::PivotRoot { root: SLOT }], Reply::StepFailed { step: 0, errno: 9 }),
+        (
+            NEWNS,
+            vec![Step::MakeSlave, new_fs(b"nofs\0", b"")],
+            Reply::StepFailed { step: 1, errno: 19 },
+        ),
+        (
+            NEWNS,
+            vec![Step::PivotRoot { root: SLOT }],
+            Reply::StepFailed { step: 0, errno: 9 },
+        ),
         (NEWUTS, vec![], Reply::Malformed),
         (NEWNS | 0x100, vec![], Reply::Malformed),
     ] {
@@ -65,10 +92,15 @@ fn a_failed_set_up_is_told_and_leaves_nothing() {
 fn exit_codes_and_signals_are_exact() {
     let (pod, mut daemon) = Pod::ready(false);
     let mut expected = Vec::new();
-    for (number, (script, status)) in (1..).zip([("exit 0", 0), ("exit 7", code(7)), ("exit 255", code(255))]) {
+    for (number, (script, status)) in
+        (1..).zip([("exit 0", 0), ("exit 7", code(7)), ("exit 255", code(255))])
+    {
         let rootfs = Rootfs::new();
         let command = ["sh", "-c", script];
-        assert_eq!(daemon.run(&Run::container(number, &rootfs, &command)), status);
+        assert_eq!(
+            daemon.run(&Run::container(number, &rootfs, &command)),
+            status
+        );
         expected.push((id(number), status));
     }
     for (number, signal, scope) in [(10, 9, SignalScope::Process), (11, 9, SignalScope::Group)] {
@@ -78,14 +110,30 @@ fn exit_codes_and_signals_are_exact() {
         assert_eq!(daemon.forget(run.id), Reply::Busy);
         assert_eq!(daemon.ask(RequestBody::Shutdown, &[]).0, Reply::Busy);
         assert_eq!(daemon.start(&run), Reply::Exists);
-        assert_eq!(daemon.ask(RequestBody::Signal { id: run.id, signal, scope }, &[]).0, Reply::Done);
+        assert_eq!(
+            daemon
+                .ask(
+                    RequestBody::Signal {
+                        id: run.id,
+                        signal,
+                        scope
+                    },
+                    &[]
+                )
+                .0,
+            Reply::Done
+        );
         assert_eq!(daemon.exit(run.id), signal);
         assert_eq!(daemon.signal(run.id, 9), Reply::NotFound);
         assert_eq!(daemon.forget(run.id), Reply::Done);
         assert_eq!(daemon.forget(run.id), Reply::NotFound);
         expected.push((run.id, signal));
     }
-    let found: Vec<_> = pod.exits().iter().map(|exit| (exit.id, exit.wait_status)).collect();
+    let found: Vec<_> = pod
+        .exits()
+        .iter()
+        .map(|exit| (exit.id, exit.wait_status))
+        .collect();
     assert_eq!(found, expected);
     assert!(daemon.list().is_empty());
 }
@@ -94,14 +142,26 @@ fn exit_codes_and_signals_are_exact() {
 fn a_command_runs_in_a_container_until_that_is_gone() {
     let (_pod, mut daemon) = Pod::ready(false);
     let rootfs = Rootfs::new();
-    assert!(matches!(daemon.start(&Run::container(1, &rootfs, &["sleep", "1000"])), Reply::Started { .. }));
-    let found = text(&mut daemon, Run::exec(2, 1, &["sh", "-c", "echo $$; cat /proc/1/comm; ls /"]));
+    assert!(matches!(
+        daemon.start(&Run::container(1, &rootfs, &["sleep", "1000"])),
+        Reply::Started { .. }
+    ));
+    let found = text(
+        &mut daemon,
+        Run::exec(2, 1, &["sh", "-c", "echo $$; cat /proc/1/comm; ls /"]),
+    );
     assert_eq!(found, "2\nsleep\nbin\ndev\netc\nproc\nsys\ntmp\n");
-    assert_eq!(daemon.run(&Run::exec(3, 1, &["sh", "-c", "exit 3"])), code(3));
+    assert_eq!(
+        daemon.run(&Run::exec(3, 1, &["sh", "-c", "exit 3"])),
+        code(3)
+    );
     assert_eq!(daemon.list().len(), 1, "execs leave the table");
 
     // A command that outlives its container's init is killed with it, and both exits are told.
-    assert!(matches!(daemon.start(&Run::exec(4, 1, &["sleep", "1000"])), Reply::Started { .. }));
+    assert!(matches!(
+        daemon.start(&Run::exec(4, 1, &["sleep", "1000"])),
+        Reply::Started { .. }
+    ));
     assert_eq!(daemon.signal(id(1), 9), Reply::Done);
     assert_eq!(daemon.exit(id(4)), 9);
     assert_eq!(daemon.exit(id(1)), 9);
@@ -128,7 +188,15 @@ fn containers_share_a_pid_namespace_with_the_reaper() {
         run.pid_namespace = PidNamespace::Pod;
         assert!(matches!(daemon.start(&run), Reply::Started { .. }));
     }
-    let mut run = Run::exec(4, 3, &["sh", "-c", "cat /proc/1/comm; cat /proc/[0-9]*/comm | busybox grep -c sleep; ls /proc/1/root/ | busybox wc -l"]);
+    let mut run = Run::exec(
+        4,
+        3,
+        &[
+            "sh",
+            "-c",
+            "cat /proc/1/comm; cat /proc/[0-9]*/comm | busybox grep -c sleep; ls /proc/1/root/ | busybox wc -l",
+        ],
+    );
     run.pid_namespace = PidNamespace::Pod;
     let found = text(&mut daemon, run);
     assert_eq!(found, "carpel-supervis\n2\n0\n");
@@ -142,9 +210,9 @@ fn containers_share_a_pid_namespace_with_the_reaper() {
 fn a_failed_start_names_the_step_and_leaves_nothing() {
     let (pod, mut daemon) = Pod::ready(false);
     let chdir = |path| vec![Step::Chdir { path }];
-    let bad = |steps: Vec<Step<'static>>, late: Vec<Step<'static>>, command: &'static [&'static str]| {
-        (steps, late, command)
-    };
+    let bad = |steps: Vec<Step<'static>>,
+               late: Vec<Step<'static>>,
+               command: &'static [&'static str]| { (steps, late, command) };
     let cases = [
         (bad(vec![], vec![], &["missing"]), 8, 2),
         (bad(vec![], vec![], &["/etc"]), 8, 13),
@@ -153,17 +221,64 @@ fn a_failed_start_names_the_step_and_leaves_nothing() {
         (bad(vec![], chdir(b"/bin/busybox\0"), &["true"]), 8, 20),
         (bad(vec![], chdir(b"/proc/self/fd/5\0"), &["true"]), 8, 2),
         (bad(vec![], chdir(b"unterminated"), &["true"]), 8, 74),
-        (bad(vec![Step::Attach { mount: FdIndex(99), target: b"/x\0", no_symlinks: false }], vec![], &["true"]), 6, 9),
-        (bad(vec![new_fs(b"tmpfs\0", b"nosuch\x001\0")], vec![], &["true"]), 6, 22),
-        (bad(vec![new_fs(b"tmpfs\0", b""), attach(b"/bin/busybox\0")], vec![], &["true"]), 7, 20),
-        (bad(vec![Step::Sysctl { path: b"../1/oom_score_adj\0", value: b"1" }], vec![], &["true"]), 6, 18),
-        (bad(vec![], vec![Step::Groups { gids: b"abc" }], &["true"]), 8, 22),
+        (
+            bad(
+                vec![Step::Attach {
+                    mount: FdIndex(99),
+                    target: b"/x\0",
+                    no_symlinks: false,
+                }],
+                vec![],
+                &["true"],
+            ),
+            6,
+            9,
+        ),
+        (
+            bad(
+                vec![new_fs(b"tmpfs\0", b"nosuch\x001\0")],
+                vec![],
+                &["true"],
+            ),
+            6,
+            22,
+        ),
+        (
+            bad(
+                vec![new_fs(b"tmpfs\0", b""), attach(b"/bin/busybox\0")],
+                vec![],
+                &["true"],
+            ),
+            7,
+            20,
+        ),
+        (
+            bad(
+                vec![Step::Sysctl {
+                    path: b"../1/oom_score_adj\0",
+                    value: b"1",
+                }],
+                vec![],
+                &["true"],
+            ),
+            6,
+            18,
+        ),
+        (
+            bad(vec![], vec![Step::Groups { gids: b"abc" }], &["true"]),
+            8,
+            22,
+        ),
     ];
     for ((steps, late_steps, command), step, errno) in cases {
         let rootfs = Rootfs::new();
         let mut run = Run::container(1, &rootfs, command);
         (run.steps, run.late_steps) = (steps, late_steps);
-        assert_eq!(daemon.start(&run), Reply::StepFailed { step, errno }, "{command:?}");
+        assert_eq!(
+            daemon.start(&run),
+            Reply::StepFailed { step, errno },
+            "{command:?}"
+        );
     }
     assert!(daemon.list().is_empty() && pod.exits().is_empty());
     assert_eq!(daemon.ask(RequestBody::Shutdown, &[]).0, Reply::Done);
@@ -173,7 +288,11 @@ fn a_failed_start_names_the_step_and_leaves_nothing() {
 fn a_process_that_dies_before_exec_is_told_apart() {
     let (_pod, mut daemon) = Pod::ready(false);
     // A filter that kills whatever execs: load the call's number; 59 kills, all else is allowed.
-    let number = if cfg!(target_arch = "x86_64") { 59_u32 } else { 221 };
+    let number = if cfg!(target_arch = "x86_64") {
+        59_u32
+    } else {
+        221
+    };
     let mut program = Vec::new();
     for (code, jump_true, jump_false, value) in [
         (0x20_u16, 0_u8, 0_u8, 0_u32),
@@ -188,15 +307,24 @@ fn a_process_that_dies_before_exec_is_told_apart() {
     for _ in 0..50 {
         let rootfs = Rootfs::new();
         let mut run = Run::container(1, &rootfs, &["true"]);
-        run.late_steps = vec![Step::Seccomp { program: &program, flags: 0 }];
+        run.late_steps = vec![Step::Seccomp {
+            program: &program,
+            flags: 0,
+        }];
         let reply = daemon.start(&run);
-        assert!(matches!(reply, Reply::Died { wait_status } if wait_status & 0x7f == 31), "{reply:?}");
+        assert!(
+            matches!(reply, Reply::Died { wait_status } if wait_status & 0x7f == 31),
+            "{reply:?}"
+        );
     }
     // One that forbids it is a failed step.
     program[20..24].copy_from_slice(&0x0005_0001_u32.to_ne_bytes());
     let rootfs = Rootfs::new();
     let mut run = Run::container(1, &rootfs, &["true"]);
-    run.late_steps = vec![Step::Seccomp { program: &program, flags: 0 }];
+    run.late_steps = vec![Step::Seccomp {
+        program: &program,
+        flags: 0,
+    }];
     assert_eq!(daemon.start(&run), Reply::StepFailed { step: 9, errno: 1 });
 }
 
@@ -204,9 +332,22 @@ fn a_process_that_dies_before_exec_is_told_apart() {
 fn the_newest_daemon_wins_and_learns_everything() {
     let (pod, mut old) = Pod::ready(false);
     let rootfs: Vec<_> = (0..4).map(|_| Rootfs::new()).collect();
-    assert!(matches!(old.start(&Run::container(1, &rootfs[0], &["sleep", "1000"])), Reply::Started { .. }));
-    assert!(matches!(old.start(&Run::container(2, &rootfs[1], &["sh", "-c", "sleep 0.1; exit 5"])), Reply::Started { .. }));
-    assert!(matches!(old.start(&Run::exec(3, 1, &["sleep", "0.1"])), Reply::Started { .. }));
+    assert!(matches!(
+        old.start(&Run::container(1, &rootfs[0], &["sleep", "1000"])),
+        Reply::Started { .. }
+    ));
+    assert!(matches!(
+        old.start(&Run::container(
+            2,
+            &rootfs[1],
+            &["sh", "-c", "sleep 0.1; exit 5"]
+        )),
+        Reply::Started { .. }
+    ));
+    assert!(matches!(
+        old.start(&Run::exec(3, 1, &["sleep", "0.1"])),
+        Reply::Started { .. }
+    ));
     // A start whose daemon goes away before it is answered, and one that fails then.
     Run::container(4, &rootfs[2], &["sleep", "1000"]).send(&mut old);
     Run::container(5, &rootfs[3], &["missing"]).send(&mut old);
@@ -217,13 +358,26 @@ fn the_newest_daemon_wins_and_learns_everything() {
     let mut new = pod.connect();
     let entries = new.list();
     let exited = |number: u8| {
-        let (entry, fds) = entries.iter().find(|(entry, _)| entry.id == id(number)).unwrap();
+        let (entry, fds) = entries
+            .iter()
+            .find(|(entry, _)| entry.id == id(number))
+            .unwrap();
         assert_eq!(fds.len(), usize::from(entry.exited.is_none()));
         entry.exited.map(|(status, _)| status)
     };
-    assert_eq!((exited(1), exited(2), exited(4)), (None, Some(code(5)), None));
-    assert!(entries.iter().all(|(entry, _)| entry.id != id(3)), "an exec nobody waits for is dropped");
-    assert!(pod.exits().iter().any(|exit| (exit.id, exit.wait_status) == (id(2), code(5))));
+    assert_eq!(
+        (exited(1), exited(2), exited(4)),
+        (None, Some(code(5)), None)
+    );
+    assert!(
+        entries.iter().all(|(entry, _)| entry.id != id(3)),
+        "an exec nobody waits for is dropped"
+    );
+    assert!(
+        pod.exits()
+            .iter()
+            .any(|exit| (exit.id, exit.wait_status) == (id(2), code(5)))
+    );
     assert_eq!(new.signal(id(4), 9), Reply::Done);
     assert_eq!(new.exit(id(4)), 9);
     let mut newest = pod.connect();
@@ -235,7 +389,11 @@ fn the_newest_daemon_wins_and_learns_everything() {
 #[test]
 fn nonsense_is_refused_and_nothing_of_it_stays() {
     let (pod, mut daemon) = Pod::ready(false);
-    let open = || std::fs::read_dir(format!("/proc/{}/fd", pod.pid.unwrap())).unwrap().count();
+    let open = || {
+        std::fs::read_dir(format!("/proc/{}/fd", pod.pid.unwrap()))
+            .unwrap()
+            .count()
+    };
     let before = open();
     let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
     let many = vec![null.as_fd(); 253];
@@ -245,7 +403,10 @@ fn nonsense_is_refused_and_nothing_of_it_stays() {
     assert_eq!(daemon.reply(7).0, Reply::Malformed);
     daemon.send_raw(&[8; 5000], &[null.as_fd()]);
     assert_eq!(daemon.reply(8).0, Reply::Malformed);
-    let log = RequestBody::ReopenLog { id: id(1), log: FdIndex(0) };
+    let log = RequestBody::ReopenLog {
+        id: id(1),
+        log: FdIndex(0),
+    };
     assert_eq!(daemon.ask(log.clone(), &[]).0, Reply::Malformed);
     assert_eq!(daemon.ask(log, &[null.as_fd()]).0, Reply::NotFound);
     // Plans that are no Plans.
@@ -254,9 +415,24 @@ fn nonsense_is_refused_and_nothing_of_it_stays() {
     let unsealed = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     for (memfd, reply) in [
         (sealed(b""), Reply::StepFailed { step: 0, errno: 74 }),
-        (sealed(&[0xee; 50]), Reply::StepFailed { step: 0, errno: 74 }),
-        (unsealed, Reply::CallFailed { call: Call::MapPlan, errno: 1 }),
-        (null.try_clone().unwrap(), Reply::CallFailed { call: Call::MapPlan, errno: 22 }),
+        (
+            sealed(&[0xee; 50]),
+            Reply::StepFailed { step: 0, errno: 74 },
+        ),
+        (
+            unsealed,
+            Reply::CallFailed {
+                call: Call::MapPlan,
+                errno: 1,
+            },
+        ),
+        (
+            null.try_clone().unwrap(),
+            Reply::CallFailed {
+                call: Call::MapPlan,
+                errno: 22,
+            },
+        ),
     ] {
         let start = carpel_wire::Start {
             id: run.id,
@@ -269,7 +445,10 @@ fn nonsense_is_refused_and_nothing_of_it_stays() {
             stdin: None,
             init: true,
         };
-        assert_eq!(daemon.ask(RequestBody::Start(start), &[memfd.as_fd()]).0, reply);
+        assert_eq!(
+            daemon.ask(RequestBody::Start(start), &[memfd.as_fd()]).0,
+            reply
+        );
     }
     assert_eq!(open(), before);
     assert_eq!(daemon.run(&run), 0);
@@ -286,7 +465,10 @@ fn the_table_is_bounded_and_every_answer_arrives() {
     };
     // Many starts at once, their answers and exits left unread.
     let rootfs = Rootfs::new();
-    assert!(matches!(daemon.start(&Run::container(255, &rootfs, &["sleep", "1000"])), Reply::Started { .. }));
+    assert!(matches!(
+        daemon.start(&Run::container(255, &rootfs, &["sleep", "1000"])),
+        Reply::Started { .. }
+    ));
     let mut asked = Vec::new();
     for number in 0..255 {
         let (id, command) = start(number);
@@ -296,7 +478,10 @@ fn the_table_is_bounded_and_every_answer_arrives() {
     }
     for seq in asked {
         let (reply, fds) = daemon.reply(seq);
-        assert!(matches!(reply, Reply::Started { .. }) && fds.len() == 1, "{reply:?}");
+        assert!(
+            matches!(reply, Reply::Started { .. }) && fds.len() == 1,
+            "{reply:?}"
+        );
     }
     for number in 0..255 {
         assert_eq!(daemon.exit(start(number).0), 0);

@@ -13,7 +13,11 @@ use rustix::fs::{FallocateFlags, fallocate};
 use pod::*;
 
 fn log_at(path: &Path) -> File {
-    File::options().create(true).append(true).open(path).unwrap()
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap()
 }
 
 /// The texts of a log's lines of one stream, with their tags; panics on a line that is none.
@@ -22,10 +26,20 @@ fn lines(log: &str, stream: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for line in log.lines() {
         let mut parts = line.splitn(4, ' ');
-        let (time, name, tag, text) =
-            (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
-        assert!(time.len() == 30 && time.starts_with("20") && time.ends_with('Z'), "{line}");
-        assert!(["stdout", "stderr"].contains(&name) && ["F", "P"].contains(&tag), "{line}");
+        let (time, name, tag, text) = (
+            parts.next().unwrap(),
+            parts.next().unwrap(),
+            parts.next().unwrap(),
+            parts.next().unwrap(),
+        );
+        assert!(
+            time.len() == 30 && time.starts_with("20") && time.ends_with('Z'),
+            "{line}"
+        );
+        assert!(
+            ["stdout", "stderr"].contains(&name) && ["F", "P"].contains(&tag),
+            "{line}"
+        );
         if name == stream {
             found.push((tag.to_owned(), text.to_owned()));
         }
@@ -34,7 +48,10 @@ fn lines(log: &str, stream: &str) -> Vec<(String, String)> {
 }
 
 fn texts(log: &str, stream: &str) -> Vec<String> {
-    lines(log, stream).into_iter().map(|(_, text)| text).collect()
+    lines(log, stream)
+        .into_iter()
+        .map(|(_, text)| text)
+        .collect()
 }
 
 #[test]
@@ -74,16 +91,26 @@ fn nothing_is_lost_by_rotation_or_another_daemon() {
             daemon = pod.connect();
         }
         let log = log_at(&path(rotations));
-        let request = RequestBody::ReopenLog { id: first, log: FdIndex(0) };
+        let request = RequestBody::ReopenLog {
+            id: first,
+            log: FdIndex(0),
+        };
         assert_eq!(daemon.ask(request, &[log.as_fd()]).0, Reply::Done);
         if daemon.list()[0].0.exited.is_some() {
             break;
         }
     }
-    let all: String = (0..=rotations).map(|n| std::fs::read_to_string(path(n)).unwrap()).collect();
+    let all: String = (0..=rotations)
+        .map(|n| std::fs::read_to_string(path(n)).unwrap())
+        .collect();
     let found = texts(&all, "stdout");
     assert_eq!(found.len(), 3_000_000, "{rotations} rotations");
-    assert!(found.iter().zip(1..).all(|(text, n)| *text == n.to_string()));
+    assert!(
+        found
+            .iter()
+            .zip(1..)
+            .all(|(text, n)| *text == n.to_string())
+    );
     println!("{rotations} rotations");
     assert_eq!(daemon.list()[0].0.dropped_lines, 0);
 }
@@ -96,7 +123,14 @@ fn a_full_disk_drops_and_counts_lines_and_stops_nobody() {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
         fsconfig_set_string(&context, "size", "256k").unwrap();
         fsconfig_create(&context).unwrap();
-        Rootfs(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap())
+        Rootfs(
+            fsmount(
+                &context,
+                FsMountFlags::FSMOUNT_CLOEXEC,
+                MountAttrFlags::empty(),
+            )
+            .unwrap(),
+        )
     };
     let (rootfs, log) = (Rootfs::new(), log_at(&disk.path("log")));
     let script = "seq 1 100000; sleep 1000";
@@ -106,7 +140,10 @@ fn a_full_disk_drops_and_counts_lines_and_stops_nobody() {
     assert!(matches!(daemon.start(&run), Reply::Started { .. }));
     let counted = |daemon: &mut Daemon| {
         let text = std::fs::read_to_string(disk.path("log")).unwrap();
-        (texts(&text, "stdout").len() as u64, daemon.list()[0].0.dropped_lines)
+        (
+            texts(&text, "stdout").len() as u64,
+            daemon.list()[0].0.dropped_lines,
+        )
     };
     let deadline = Instant::now() + Duration::from_secs(20);
     let (written, dropped) = loop {
@@ -123,7 +160,10 @@ fn a_full_disk_drops_and_counts_lines_and_stops_nobody() {
     rustix::fs::ftruncate(&log, 0).unwrap();
     let mut run = Run::exec(2, 1, &["sh", "-c", "echo again > /proc/1/fd/1"]);
     run.steps.clear();
-    run.steps.push(carpel_wire::Step::SetNs { pidfd: FdIndex::TARGET, flags: NEWNS });
+    run.steps.push(carpel_wire::Step::SetNs {
+        pidfd: FdIndex::TARGET,
+        flags: NEWNS,
+    });
     assert_eq!(daemon.run(&run), 0);
     let deadline = Instant::now() + Duration::from_secs(5);
     while counted(&mut daemon).0 != 1 {
@@ -147,7 +187,10 @@ fn output_goes_on_after_the_exit_while_somebody_holds_the_pipe() {
     assert!(matches!(daemon.start(&run), Reply::Started { .. }));
     assert_eq!(daemon.exit(run.id), 0);
     let text = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(lines(&text, "stderr"), [("P".to_owned(), "last".to_owned())]);
+    assert_eq!(
+        lines(&text, "stderr"),
+        [("P".to_owned(), "last".to_owned())]
+    );
     let before = path.metadata().unwrap().len();
     std::thread::sleep(Duration::from_millis(50));
     assert!(path.metadata().unwrap().len() > before);
@@ -176,7 +219,10 @@ fn a_flood_starves_nobody() {
         })
         .collect();
     times.sort();
-    println!("exec under four floods: p50 {:?}, slowest {:?}", times[25], times[49]);
+    println!(
+        "exec under four floods: p50 {:?}, slowest {:?}",
+        times[25], times[49]
+    );
     assert!(times[25] < Duration::from_secs(2));
     for (number, _) in &floods {
         assert_eq!(daemon.signal(id(*number), 9), Reply::Done);

@@ -41,9 +41,7 @@ impl<'a> NulList<'a> {
 /// # Errors
 /// A string that holds a NUL byte is returned as the error.
 #[cfg(feature = "alloc")]
-pub fn encode_nul_list<S: AsRef<[u8]>>(
-    strings: impl IntoIterator<Item = S>,
-) -> Result<Vec<u8>, S> {
+pub fn encode_nul_list<S: AsRef<[u8]>>(strings: impl IntoIterator<Item = S>) -> Result<Vec<u8>, S> {
     let mut bytes = Vec::new();
     for string in strings {
         if string.as_ref().contains(&0) {

@@ -23,9 +23,13 @@ unsafe impl<T: Send> Sync for Once<T> {}
 
 impl<T> Once<T> {
     pub const fn new(value: T) -> Self {
-        Self { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self {
+            taken: AtomicBool::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
+    #[expect(clippy::mut_from_ref, reason = "it is handed out once")]
     pub fn take(&'static self) -> Option<&'static mut T> {
         if self.taken.swap(true, Ordering::Relaxed) {
             return None;
@@ -43,7 +47,10 @@ pub fn map_zeroed(length: usize) -> Result<&'static mut [u8]> {
     let address = unsafe { call(nr::__NR_mmap, [0, length, protection, flags, usize::MAX, 0]) }?;
     // SAFETY: changes no contents. Without it one byte could cost a huge page.
     let _ = unsafe {
-        call(nr::__NR_madvise, [address, length, nr::MADV_NOHUGEPAGE as usize, 0, 0, 0])
+        call(
+            nr::__NR_madvise,
+            [address, length, nr::MADV_NOHUGEPAGE as usize, 0, 0, 0],
+        )
     };
     // SAFETY: the mapping is readable, writable, of that length, and nobody else's.
     Ok(unsafe { core::slice::from_raw_parts_mut(address as *mut u8, length) })
@@ -59,7 +66,10 @@ pub fn release_stack() {
     // SAFETY: no frame lies there, and a new one expects no contents. Where the stack has never been
     // the call does nothing.
     let _ = unsafe {
-        call(nr::__NR_madvise, [end - MOST, MOST, nr::MADV_DONTNEED as usize, 0, 0, 0])
+        call(
+            nr::__NR_madvise,
+            [end - MOST, MOST, nr::MADV_DONTNEED as usize, 0, 0, 0],
+        )
     };
 }
 
@@ -152,7 +162,14 @@ impl<'a> PointerArray<'a> {
         let address = unsafe {
             call(
                 nr::__NR_mmap,
-                [0, length, protection as usize, flags as usize, usize::MAX, 0],
+                [
+                    0,
+                    length,
+                    protection as usize,
+                    flags as usize,
+                    usize::MAX,
+                    0,
+                ],
             )?
         };
         // SAFETY: the mapping is page-aligned, zeroed, writable and holds `count + 1` pointers.
@@ -160,7 +177,10 @@ impl<'a> PointerArray<'a> {
         for (pointer, string) in pointers.iter_mut().zip(list.iter()) {
             *pointer = string.as_ptr() as usize;
         }
-        Ok(Self { address, strings: core::marker::PhantomData })
+        Ok(Self {
+            address,
+            strings: core::marker::PhantomData,
+        })
     }
 
     pub(super) fn arg(&self) -> usize {

@@ -13,18 +13,16 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use carpel_wire::{
-    Entry, Event, ExitRecord, ExitRecords, FdIndex, NulList, ObjectId, Output, PidNamespace, PlanWriter,
-    Reply, Request, RequestBody, Setup, SignalScope, Start, Step, encode_nul_list,
+    Entry, Event, ExitRecord, ExitRecords, FdIndex, NulList, ObjectId, Output, PidNamespace,
+    PlanWriter, Reply, Request, RequestBody, Setup, SignalScope, Start, Step, encode_nul_list,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen,
-    recvmsg, sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
+    listen, recvmsg, sendmsg, socket_with,
 };
 use rustix::process::{Pid, WaitIdOptions, WaitOptions, waitid, waitpid};
 
@@ -45,13 +43,23 @@ pub fn binary() -> &'static Path {
             return path.into();
         }
         let built = Command::new(env!("CARGO"))
-            .args(["build", "-q", "--profile", "supervisor", "-p", "carpel-supervisor"])
+            .args([
+                "build",
+                "-q",
+                "--profile",
+                "supervisor",
+                "-p",
+                "carpel-supervisor",
+            ])
             .args(["--features", "binary", "--manifest-path"])
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
             .status()
             .unwrap();
         assert!(built.success());
-        Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("supervisor/carpel-supervisor")
+        Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .parent()
+            .unwrap()
+            .join("supervisor/carpel-supervisor")
     })
 }
 
@@ -60,7 +68,10 @@ pub fn id(number: u8) -> ObjectId {
 }
 
 fn is_root() {
-    assert!(rustix::process::geteuid().is_root(), "these tests need root");
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests need root"
+    );
 }
 
 /// A listening supervisor and its folder.
@@ -77,12 +88,28 @@ impl Pod {
         let folder = tempfile::tempdir().unwrap();
         let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
         let listener = socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
-        bind(&listener, &SocketAddrUnix::new(folder.path().join("s")).unwrap()).unwrap();
+        bind(
+            &listener,
+            &SocketAddrUnix::new(folder.path().join("s")).unwrap(),
+        )
+        .unwrap();
         listen(&listener, 8).unwrap();
         let mut command = Command::new(binary());
-        command.arg("test-pod").env_clear().stdin(Stdio::from(listener));
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let pod = Self { folder, child: Some(child), pid: None, pidfd: None };
+        command
+            .arg("test-pod")
+            .env_clear()
+            .stdin(Stdio::from(listener));
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pod = Self {
+            folder,
+            child: Some(child),
+            pid: None,
+            pidfd: None,
+        };
         let daemon = pod.connect();
         assert!(!daemon.ready);
         (pod, daemon)
@@ -98,7 +125,9 @@ impl Pod {
     }
 
     pub fn is_ready(&mut self, reply: &Reply, mut fds: Vec<OwnedFd>) {
-        let Reply::Ready { pid, .. } = reply else { panic!("{reply:?}") };
+        let Reply::Ready { pid, .. } = reply else {
+            panic!("{reply:?}")
+        };
         self.pid = Some(*pid);
         self.pidfd = fds.pop();
         assert!(self.child.take().unwrap().wait().unwrap().success());
@@ -111,7 +140,11 @@ impl Pod {
         steps: &[Step<'_>],
         shared_pid_namespace: bool,
     ) -> (Reply, Vec<OwnedFd>) {
-        let exits = File::options().create(true).append(true).open(self.exits_path()).unwrap();
+        let exits = File::options()
+            .create(true)
+            .append(true)
+            .open(self.exits_path())
+            .unwrap();
         let setup = Setup {
             clone_flags,
             cgroup: None,
@@ -119,7 +152,10 @@ impl Pod {
             exits: FdIndex(1),
             shared_pid_namespace,
         };
-        daemon.ask(RequestBody::Setup(setup), &[plan(steps).as_fd(), exits.as_fd()])
+        daemon.ask(
+            RequestBody::Setup(setup),
+            &[plan(steps).as_fd(), exits.as_fd()],
+        )
     }
 
     pub fn exits_path(&self) -> PathBuf {
@@ -134,11 +170,27 @@ impl Pod {
     pub fn connect(&self) -> Daemon {
         let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
         let socket = socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
-        connect(&socket, &SocketAddrUnix::new(self.folder.path().join("s")).unwrap()).unwrap();
-        let mut daemon =
-            Daemon { socket, next: 1, events: VecDeque::new(), ready: false, hello_pid: 0 };
+        connect(
+            &socket,
+            &SocketAddrUnix::new(self.folder.path().join("s")).unwrap(),
+        )
+        .unwrap();
+        let mut daemon = Daemon {
+            socket,
+            next: 1,
+            events: VecDeque::new(),
+            ready: false,
+            hello_pid: 0,
+        };
         match daemon.receive() {
-            Some((Event::Hello { version: carpel_wire::VERSION, pid, ready }, _)) => {
+            Some((
+                Event::Hello {
+                    version: carpel_wire::VERSION,
+                    pid,
+                    ready,
+                },
+                _,
+            )) => {
                 (daemon.ready, daemon.hello_pid) = (ready, pid);
             }
             other => panic!("{other:?}"),
@@ -155,7 +207,10 @@ impl Drop for Pod {
         }
         if let (Some(pidfd), Some(pid)) = (&self.pidfd, self.pid) {
             let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
-            let _ = waitid(rustix::process::WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            let _ = waitid(
+                rustix::process::WaitId::PidFd(pidfd.as_fd()),
+                WaitIdOptions::EXITED,
+            );
             let _ = waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::NOHANG);
         }
     }
@@ -186,17 +241,27 @@ impl Daemon {
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
-        sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(bytes)],
+            &mut control,
+            SendFlags::empty(),
+        )
+        .unwrap();
     }
 
     /// The next event, or `None` if the connection has ended.
     pub fn receive(&mut self) -> Option<(Event, Vec<OwnedFd>)> {
-        self.receive_within(Duration::from_secs(20)).expect("the supervisor answers")
+        self.receive_within(Duration::from_secs(20))
+            .expect("the supervisor answers")
     }
 
     fn receive_within(&mut self, time: Duration) -> Option<Option<(Event, Vec<OwnedFd>)>> {
         let mut polled = [PollFd::new(&self.socket, PollFlags::IN)];
-        let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+        let time = Timespec {
+            tv_sec: time.as_secs().cast_signed(),
+            tv_nsec: time.subsec_nanos().into(),
+        };
         if poll(&mut polled, Some(&time)).unwrap() == 0 {
             return None;
         }
@@ -224,7 +289,8 @@ impl Daemon {
 
     /// Waits for the reply `seq`; what comes before it is kept.
     pub fn reply(&mut self, seq: u32) -> (Reply, Vec<OwnedFd>) {
-        let is_it = |event: &Event| matches!(event, Event::Reply { seq: found, .. } if *found == seq);
+        let is_it =
+            |event: &Event| matches!(event, Event::Reply { seq: found, .. } if *found == seq);
         if let Some(at) = self.events.iter().position(|(event, _)| is_it(event))
             && let Some((Event::Reply { reply, .. }, fds)) = self.events.remove(at)
         {
@@ -245,7 +311,8 @@ impl Daemon {
 
     /// Waits for the exit of `id` and returns its wait status.
     pub fn exit(&mut self, id: ObjectId) -> i32 {
-        let is_it = |event: &Event| matches!(event, Event::Exited { id: found, .. } if *found == id);
+        let is_it =
+            |event: &Event| matches!(event, Event::Exited { id: found, .. } if *found == id);
         let event = match self.events.iter().position(|(event, _)| is_it(event)) {
             Some(at) => self.events.remove(at).unwrap().0,
             None => loop {
@@ -256,7 +323,9 @@ impl Daemon {
                 self.events.push_back((event, fds));
             },
         };
-        let Event::Exited { wait_status, .. } = event else { unreachable!() };
+        let Event::Exited { wait_status, .. } = event else {
+            unreachable!()
+        };
         wait_status
     }
 
@@ -286,7 +355,15 @@ impl Daemon {
     }
 
     pub fn signal(&mut self, id: ObjectId, signal: i32) -> Reply {
-        self.ask(RequestBody::Signal { id, signal, scope: SignalScope::Process }, &[]).0
+        self.ask(
+            RequestBody::Signal {
+                id,
+                signal,
+                scope: SignalScope::Process,
+            },
+            &[],
+        )
+        .0
     }
 
     pub fn forget(&mut self, id: ObjectId) -> Reply {
@@ -295,7 +372,11 @@ impl Daemon {
 
     pub fn start(&mut self, run: &Run<'_>) -> Reply {
         let (reply, fds) = run.ask(self);
-        assert_eq!(matches!(reply, Reply::Started { .. }), fds.len() == 1, "{reply:?}");
+        assert_eq!(
+            matches!(reply, Reply::Started { .. }),
+            fds.len() == 1,
+            "{reply:?}"
+        );
         reply
     }
 
@@ -322,18 +403,29 @@ pub fn plan(steps: &[Step<'_>]) -> OwnedFd {
 
 pub fn sealed(bytes: &[u8]) -> OwnedFd {
     let memfd = memfd_create("plan", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-    File::from(memfd.try_clone().unwrap()).write_all(bytes).unwrap();
+    File::from(memfd.try_clone().unwrap())
+        .write_all(bytes)
+        .unwrap();
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     fcntl_add_seals(&memfd, seals).unwrap();
     memfd
 }
 
 pub fn new_fs<'a>(fstype: &'a [u8], options: &'a [u8]) -> Step<'a> {
-    Step::NewFs { fstype, options: NulList::new(options).unwrap(), attrs: 0, slot: SLOT }
+    Step::NewFs {
+        fstype,
+        options: NulList::new(options).unwrap(),
+        attrs: 0,
+        slot: SLOT,
+    }
 }
 
 pub fn attach(target: &[u8]) -> Step<'_> {
-    Step::Attach { mount: SLOT, target, no_symlinks: true }
+    Step::Attach {
+        mount: SLOT,
+        target,
+        no_symlinks: true,
+    }
 }
 
 pub fn setup_steps() -> Vec<Step<'static>> {
@@ -349,7 +441,10 @@ pub fn setup_steps() -> Vec<Step<'static>> {
         attach(b"/dev/shm\0"),
         Step::LoopbackUp,
         Step::Hostname { name: b"a-pod" },
-        Step::Sysctl { path: b"net/ipv4/ip_unprivileged_port_start\0", value: b"80" },
+        Step::Sysctl {
+            path: b"net/ipv4/ip_unprivileged_port_start\0",
+            value: b"80",
+        },
         Step::OomScoreAdj { value: -998 },
     ]
 }
@@ -364,7 +459,9 @@ impl Rootfs {
             std::fs::create_dir(rootfs.path(folder)).unwrap();
         }
         std::fs::copy("/bin/busybox", rootfs.path("bin/busybox")).unwrap();
-        for name in ["sh", "cat", "sleep", "yes", "true", "ls", "seq", "mount", "ps"] {
+        for name in [
+            "sh", "cat", "sleep", "yes", "true", "ls", "seq", "mount", "ps",
+        ] {
             std::os::unix::fs::symlink("busybox", rootfs.path("bin").join(name)).unwrap();
         }
         rootfs
@@ -380,7 +477,9 @@ impl Rootfs {
     /// Where a file of it is for this process.
     pub fn path(&self, name: &str) -> PathBuf {
         use std::os::fd::AsRawFd;
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into_bytes_path().join(name)
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+            .into_bytes_path()
+            .join(name)
     }
 }
 
@@ -435,7 +534,10 @@ impl<'a> Run<'a> {
     /// An exec into the container `target`.
     pub fn exec(number: u8, target: u8, command: &'a [&'a str]) -> Self {
         let target = id(target);
-        let enter = Step::SetNs { pidfd: FdIndex::TARGET, flags: NEWNS };
+        let enter = Step::SetNs {
+            pidfd: FdIndex::TARGET,
+            flags: NEWNS,
+        };
         Self {
             id: id(number),
             init: false,
@@ -461,13 +563,24 @@ impl<'a> Run<'a> {
                 attach(b"/proc\0"),
                 new_fs(b"tmpfs\0", b"mode\x000755\0"),
                 attach(b"/dev\0"),
-                Step::Mknod { path: b"/dev/null\0", mode: 0o20666, major: 1, minor: 3, uid: 0, gid: 0 },
+                Step::Mknod {
+                    path: b"/dev/null\0",
+                    mode: 0o20666,
+                    major: 1,
+                    minor: 3,
+                    uid: 0,
+                    gid: 0,
+                },
             ]);
         }
         steps.extend(self.steps.iter().copied());
         steps.extend([
             Step::SetSid,
-            Step::Stdio { stdin: FdIndex(1), stdout: FdIndex(2), stderr: FdIndex(3) },
+            Step::Stdio {
+                stdin: FdIndex(1),
+                stdout: FdIndex(2),
+                stderr: FdIndex(3),
+            },
         ]);
         steps.extend(self.late_steps.iter().copied());
         let command = encode_nul_list(self.command).unwrap();
@@ -492,7 +605,13 @@ impl<'a> Run<'a> {
     }
 
     pub fn send(&self, daemon: &mut Daemon) -> u32 {
-        let null = OwnedFd::from(File::options().read(true).write(true).open("/dev/null").unwrap());
+        let null = OwnedFd::from(
+            File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/null")
+                .unwrap(),
+        );
         let (plan, placeholder) = (self.plan(), null.try_clone().unwrap());
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let ((out_read, out_write), (err_read, err_write)) = (pipe(), pipe());
@@ -501,7 +620,9 @@ impl<'a> Run<'a> {
             None => (&out_write, &err_write),
         };
         let log = self.log.map_or(placeholder.as_fd(), AsFd::as_fd);
-        let rootfs = self.rootfs.map_or(placeholder.as_fd(), |rootfs| rootfs.0.as_fd());
+        let rootfs = self
+            .rootfs
+            .map_or(placeholder.as_fd(), |rootfs| rootfs.0.as_fd());
         let fds = [
             plan.as_fd(),
             null.as_fd(),
