@@ -52,7 +52,13 @@ pub(super) struct Devices {
 pub(super) fn build(wanted: &[Device], privileged: bool) -> Result<Devices, Error> {
     let mut devices = Devices::default();
     for (path, major, minor) in DEFAULT {
-        devices.add(node(path.into(), LinuxDeviceType::C, (major, minor), 0o666, (0, 0)));
+        devices.add(node(
+            path.into(),
+            LinuxDeviceType::C,
+            (major, minor),
+            0o666,
+            (0, 0),
+        ));
     }
     if privileged {
         let dev = Path::new("/dev");
@@ -99,7 +105,8 @@ impl Devices {
             && node.typ() != LinuxDeviceType::P
         {
             let number = Some((node.major(), node.minor()));
-            self.rules.push(rule(true, Some(node.typ()), number, permissions));
+            self.rules
+                .push(rule(true, Some(node.typ()), number, permissions));
         }
         self.add(node);
     }
@@ -156,9 +163,18 @@ fn from_metadata(path: &Path, metadata: &fs::Metadata) -> Option<LinuxDevice> {
         return None;
     };
     let device = metadata.rdev();
-    let number = (i64::from(libc::major(device)), i64::from(libc::minor(device)));
+    let number = (
+        i64::from(libc::major(device)),
+        i64::from(libc::minor(device)),
+    );
     let owner = (metadata.uid(), metadata.gid());
-    Some(node(path.to_owned(), typ, number, metadata.mode() & 0o7777, owner))
+    Some(node(
+        path.to_owned(),
+        typ,
+        number,
+        metadata.mode() & 0o7777,
+        owner,
+    ))
 }
 
 fn node(
@@ -169,8 +185,13 @@ fn node(
     (uid, gid): (u32, u32),
 ) -> LinuxDevice {
     let mut node = LinuxDevice::default();
-    node.set_path(path).set_typ(typ).set_major(major).set_minor(minor);
-    node.set_file_mode(Some(mode)).set_uid(Some(uid)).set_gid(Some(gid));
+    node.set_path(path)
+        .set_typ(typ)
+        .set_major(major)
+        .set_minor(minor);
+    node.set_file_mode(Some(mode))
+        .set_uid(Some(uid))
+        .set_gid(Some(gid));
     node
 }
 
@@ -181,8 +202,11 @@ fn rule(
     access: &str,
 ) -> LinuxDeviceCgroup {
     let mut rule = LinuxDeviceCgroup::default();
-    rule.set_allow(allow).set_typ(typ).set_access(Some(access.to_owned()));
-    rule.set_major(number.map(|(major, _)| major)).set_minor(number.map(|(_, minor)| minor));
+    rule.set_allow(allow)
+        .set_typ(typ)
+        .set_access(Some(access.to_owned()));
+    rule.set_major(number.map(|(major, _)| major))
+        .set_minor(number.map(|(_, minor)| minor));
     rule
 }
 
@@ -199,7 +223,10 @@ mod tests {
     }
 
     fn find<'a>(devices: &'a Devices, path: &str) -> Option<&'a LinuxDevice> {
-        devices.nodes.iter().find(|node| node.path() == Path::new(path))
+        devices
+            .nodes
+            .iter()
+            .find(|node| node.path() == Path::new(path))
     }
 
     #[test]
@@ -212,10 +239,17 @@ mod tests {
         ];
         let devices = build(&wanted, false).unwrap();
         let mine = find(&devices, "/dev/mine").unwrap();
-        assert_eq!((mine.typ(), mine.major(), mine.minor()), (LinuxDeviceType::C, 1, 5));
+        assert_eq!(
+            (mine.typ(), mine.major(), mine.minor()),
+            (LinuxDeviceType::C, 1, 5)
+        );
         assert_eq!(find(&devices, "/dev/null").unwrap().minor(), 7);
         assert_eq!(devices.nodes.len(), 7);
-        let rules: Vec<_> = devices.rules.iter().map(|rule| (rule.allow(), rule.minor())).collect();
+        let rules: Vec<_> = devices
+            .rules
+            .iter()
+            .map(|rule| (rule.allow(), rule.minor()))
+            .collect();
         assert_eq!(rules, [(false, None), (true, Some(5)), (true, Some(7))]);
     }
 
@@ -234,16 +268,29 @@ mod tests {
         fifo("console");
         let devices = build(&[device(folder.path(), "/dev/set")], false).unwrap();
         assert_eq!(devices.nodes.len(), 7);
-        assert_eq!(find(&devices, "/dev/set/a/b/one").unwrap().typ(), LinuxDeviceType::P);
+        assert_eq!(
+            find(&devices, "/dev/set/a/b/one").unwrap().typ(),
+            LinuxDeviceType::P
+        );
     }
 
     #[test]
     fn what_is_no_device_is_an_error_that_names_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = build(&[device(file.path(), "/dev/x")], false).unwrap_err().to_string();
-        assert_eq!(error, format!("device {}: not a device node", file.path().display()));
+        let error = build(&[device(file.path(), "/dev/x")], false)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            format!("device {}: not a device node", file.path().display())
+        );
         let error = build(&[device(Path::new("/dev/none-such"), "/dev/x")], false).unwrap_err();
-        assert!(error.to_string().starts_with("device /dev/none-such: No such file"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("device /dev/none-such: No such file"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -251,7 +298,12 @@ mod tests {
         let devices = build(&[], true).unwrap();
         assert!(find(&devices, "/dev/null").is_some());
         assert!(find(&devices, "/dev/console").is_none());
-        assert!(!devices.nodes.iter().any(|node| node.path().starts_with("/dev/pts")));
+        assert!(
+            !devices
+                .nodes
+                .iter()
+                .any(|node| node.path().starts_with("/dev/pts"))
+        );
         assert!(devices.rules[0].allow());
     }
 }

@@ -98,7 +98,9 @@ mod base64_bytes {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
+        STANDARD
+            .decode(String::deserialize(from)?)
+            .map_err(D::Error::custom)
     }
 }
 
@@ -121,6 +123,13 @@ mod tests {
         text[2] = "EDITED=new".into();
         let json = serde_json::to_string(&binary).unwrap();
         let binary: BinaryEnv = serde_json::from_str(&json).unwrap();
-        assert_eq!(binary.merge(&text), [b"A=".to_vec(), b"BYTES=\xff=\xfe".to_vec(), b"EDITED=new".to_vec()]);
+        assert_eq!(
+            binary.merge(&text),
+            [
+                b"A=".to_vec(),
+                b"BYTES=\xff=\xfe".to_vec(),
+                b"EDITED=new".to_vec()
+            ]
+        );
     }
 }

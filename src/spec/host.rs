@@ -39,7 +39,9 @@ pub struct CgroupHierarchy {
 impl CgroupHierarchy {
     /// Whether a container has a cgroup here and is shown it.
     pub(crate) fn is_shown(&self) -> bool {
-        self.controllers.split(',').any(|controller| SHOWN.contains(&controller))
+        self.controllers
+            .split(',')
+            .any(|controller| SHOWN.contains(&controller))
     }
 }
 
@@ -51,7 +53,12 @@ impl HostFacts {
     /// As `read(2)` of /proc/self; `InvalidData` if it does not say which capabilities there are.
     pub fn detect(cgroup_v2: bool) -> io::Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status")?;
-        let missing = || io::Error::new(io::ErrorKind::InvalidData, "/proc/self/status: no capabilities");
+        let missing = || {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "/proc/self/status: no capabilities",
+            )
+        };
         let bounding = capability_field(&status, "CapBnd:").ok_or_else(missing)?;
         let permitted = capability_field(&status, "CapPrm:").ok_or_else(missing)?;
         let cgroups = if cgroup_v2 {
@@ -82,16 +89,26 @@ fn hierarchies(mountinfo: &str) -> Vec<CgroupHierarchy> {
             continue;
         };
         let mut fields = file_system.splitn(3, ' ');
-        let (Some("cgroup"), Some(_), Some(options)) = (fields.next(), fields.next(), fields.next())
+        let (Some("cgroup"), Some(_), Some(options)) =
+            (fields.next(), fields.next(), fields.next())
         else {
             continue;
         };
         let Some(point) = mount.split(' ').nth(4) else {
             continue;
         };
-        let known = |option: &&str| SHOWN.contains(option) || option.starts_with("name=") || is_other(option);
-        let controllers = options.split(',').filter(known).collect::<Vec<_>>().join(",");
-        if !found.iter().any(|hierarchy| hierarchy.controllers == controllers) {
+        let known = |option: &&str| {
+            SHOWN.contains(option) || option.starts_with("name=") || is_other(option)
+        };
+        let controllers = options
+            .split(',')
+            .filter(known)
+            .collect::<Vec<_>>()
+            .join(",");
+        if !found
+            .iter()
+            .any(|hierarchy| hierarchy.controllers == controllers)
+        {
             found.push(CgroupHierarchy {
                 mounted_on: Path::new(point).to_owned(),
                 controllers,
@@ -103,7 +120,16 @@ fn hierarchies(mountinfo: &str) -> Vec<CgroupHierarchy> {
 
 /// The controllers that are not shown.
 fn is_other(option: &str) -> bool {
-    ["blkio", "net_cls", "net_prio", "perf_event", "rdma", "misc", "debug"].contains(&option)
+    [
+        "blkio",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "rdma",
+        "misc",
+        "debug",
+    ]
+    .contains(&option)
 }
 
 #[cfg(test)]
@@ -119,8 +145,18 @@ mod tests {
             35 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
             36 31 0:32 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio\n";
         let found = hierarchies(table);
-        let names: Vec<_> = found.iter().map(|h| (h.controllers.as_str(), h.is_shown())).collect();
-        assert_eq!(names, [("cpu,cpuacct", true), ("name=systemd", false), ("blkio", false)]);
+        let names: Vec<_> = found
+            .iter()
+            .map(|h| (h.controllers.as_str(), h.is_shown()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("cpu,cpuacct", true),
+                ("name=systemd", false),
+                ("blkio", false)
+            ]
+        );
         assert_eq!(found[0].mounted_on, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
     }
 

@@ -130,21 +130,48 @@ fn defaults(input: &ContainerInput<'_>) -> Vec<OciMount> {
     let access = if privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         mount(
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", access],
+        ),
     ];
     let cgroup_options = ["nosuid", "noexec", "nodev", "relatime", access];
     // Without a namespace of its own it sees all cgroups. The host's mount is bound, because a new mount
     // from the first cgroup namespace would reset the options of the whole hierarchy.
     if privileged && input.host.cgroups == CgroupLayout::V2 {
-        mounts.push(mount("/sys/fs/cgroup", "bind", "/sys/fs/cgroup", &["rbind", "rprivate"]));
+        mounts.push(mount(
+            "/sys/fs/cgroup",
+            "bind",
+            "/sys/fs/cgroup",
+            &["rbind", "rprivate"],
+        ));
     } else {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup_options));
     }
@@ -152,7 +179,11 @@ fn defaults(input: &ContainerInput<'_>) -> Vec<OciMount> {
 }
 
 fn shm(input: &ContainerInput<'_>) -> OciMount {
-    let source = if input.sandbox.ipc == Scope::Pod { POD_SHM } else { "/dev/shm" };
+    let source = if input.sandbox.ipc == Scope::Pod {
+        POD_SHM
+    } else {
+        "/dev/shm"
+    };
     mount("/dev/shm", "bind", source, &["rbind", "rprivate"])
 }
 

@@ -93,7 +93,8 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
     let capabilities = capabilities(security)? & input.host.bounding_set;
     let (process, binary_env) = process(input, capabilities)?;
     let mut root = Root::default();
-    root.set_path("rootfs".into()).set_readonly(Some(security.readonly_rootfs));
+    root.set_path("rootfs".into())
+        .set_readonly(Some(security.readonly_rootfs));
     let mut spec = Spec::default();
     spec.set_version("1.2.0".into())
         .set_root(Some(root))
@@ -113,12 +114,20 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
 /// The image's volumes that need a directory of their own: those that no mount of the request covers.
 #[must_use]
 pub fn image_volumes(image: &ImageConfiguration, config: &ContainerConfig) -> Vec<String> {
-    let volumes = image.config().as_ref().and_then(|config| config.volumes().as_ref());
+    let volumes = image
+        .config()
+        .as_ref()
+        .and_then(|config| config.volumes().as_ref());
     let mut paths: Vec<String> = volumes
         .into_iter()
         .flatten()
         .filter_map(|path| mounts::normal(path))
-        .filter(|path| !config.mounts.iter().any(|mount| mount.container_path == *path))
+        .filter(|path| {
+            !config
+                .mounts
+                .iter()
+                .any(|mount| mount.container_path == *path)
+        })
         .collect();
     paths.sort();
     paths.dedup();
@@ -145,7 +154,9 @@ fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, Bi
     let held = || Some(capability::to_oci(capabilities));
     let none = || Some(capability::to_oci(0));
     let mut sets = LinuxCapabilities::default();
-    sets.set_bounding(held()).set_permitted(held()).set_effective(held());
+    sets.set_bounding(held())
+        .set_permitted(held())
+        .set_effective(held());
     sets.set_inheritable(none()).set_ambient(none());
     let mut process = Process::default();
     process
@@ -216,10 +227,17 @@ fn environment(input: &ContainerInput<'_>) -> Result<Environment, Error> {
     }
     let hostname = match &input.sandbox.hostname {
         Some(hostname) => hostname.clone(),
-        None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        None => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
     };
     env.set("HOSTNAME", hostname.as_bytes());
-    let image = input.image.config().as_ref().and_then(|config| config.env().as_ref());
+    let image = input
+        .image
+        .config()
+        .as_ref()
+        .and_then(|config| config.env().as_ref());
     for entry in image.into_iter().flatten() {
         env.apply(entry);
     }
@@ -245,8 +263,16 @@ fn environment(input: &ContainerInput<'_>) -> Result<Environment, Error> {
 }
 
 fn working_dir(input: &ContainerInput<'_>) -> Result<String, Error> {
-    let image = input.image.config().as_ref().and_then(|config| config.working_dir().as_deref());
-    let requested = input.config.working_dir.as_deref().filter(|dir| !dir.is_empty());
+    let image = input
+        .image
+        .config()
+        .as_ref()
+        .and_then(|config| config.working_dir().as_deref());
+    let requested = input
+        .config
+        .working_dir
+        .as_deref()
+        .filter(|dir| !dir.is_empty());
     let dir = match requested {
         Some(dir) if dir.starts_with('/') => dir.to_owned(),
         Some(dir) => return Err(Error::WorkingDir(dir.to_owned())),
@@ -269,7 +295,10 @@ fn linux(input: &ContainerInput<'_>, capabilities: u64) -> Result<Linux, Error> 
     resources.set_devices(Some(devices.rules));
     let hidden = |paths: &[String]| {
         let paths = if security.privileged { &[] } else { paths };
-        match paths.iter().find(|path| !path.starts_with('/') || path.contains('\0')) {
+        match paths
+            .iter()
+            .find(|path| !path.starts_with('/') || path.contains('\0'))
+        {
             Some(path) => Err(Error::Mount {
                 path: path.clone(),
                 reason: "a masked or read-only path is not absolute",
@@ -317,7 +346,9 @@ fn resources(wanted: &Resources) -> LinuxResources {
         .set_cpus(wanted.cpuset_cpus.clone())
         .set_mems(wanted.cpuset_mems.clone());
     let mut memory = LinuxMemory::default();
-    memory.set_limit(signed(wanted.memory_limit)).set_swap(signed(wanted.memory_swap_limit));
+    memory
+        .set_limit(signed(wanted.memory_limit))
+        .set_swap(signed(wanted.memory_swap_limit));
     let mut resources = LinuxResources::default();
     resources.set_cpu(Some(cpu)).set_memory(Some(memory));
     if let Some(limit) = signed(wanted.pids_limit) {
@@ -350,7 +381,9 @@ fn seccomp(security: &Security, capabilities: u64) -> Result<Option<LinuxSeccomp
 /// What other runtimes and tools know a container by. The request's own annotations are for the CRI's
 /// clients: none reaches a runtime.
 fn annotations(input: &ContainerInput<'_>) -> HashMap<String, String> {
-    let ContainerInput { sandbox, config, .. } = input;
+    let ContainerInput {
+        sandbox, config, ..
+    } = input;
     [
         ("container-type", "container".to_owned()),
         ("container-name", config.name.name.clone()),

@@ -110,10 +110,21 @@ pub fn compile_container(source: &Source, host: &HostFacts) -> Result<Compiled, 
     privileges::compose(&mut composer, source, host)?;
     composer.exec(source, process.args().as_deref().unwrap_or_default(), &[])?;
     let own = |typ| {
-        let namespaces = source.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-        namespaces.into_iter().flatten().any(|namespace| namespace.typ() == typ)
+        let namespaces = source
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref());
+        namespaces
+            .into_iter()
+            .flatten()
+            .any(|namespace| namespace.typ() == typ)
     };
-    let cgroup = if own(LinuxNamespaceType::Cgroup) { CLONE_NEWCGROUP } else { 0 };
+    let cgroup = if own(LinuxNamespaceType::Cgroup) {
+        CLONE_NEWCGROUP
+    } else {
+        0
+    };
     let pid_namespace = match source.pid {
         PidScope::Container => PidNamespace::New,
         PidScope::Pod => PidNamespace::Pod,
@@ -142,7 +153,10 @@ pub fn compile_exec(
     // Whatever its first process is in by now.
     let flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP;
     let pidfd = FdIndex::TARGET;
-    composer.step("enter the container's namespaces", &Step::SetNs { pidfd, flags });
+    composer.step(
+        "enter the container's namespaces",
+        &Step::SetNs { pidfd, flags },
+    );
     composer.streams(process, tty);
     privileges::compose(&mut composer, source, host)?;
     let term: &[&str] = if tty { &["TERM=xterm"] } else { &[] };
@@ -156,7 +170,11 @@ pub fn compile_exec(
 }
 
 fn process(source: &Source) -> Result<&Process, Error> {
-    source.spec.process().as_ref().ok_or(Error::Missing("process"))
+    source
+        .spec
+        .process()
+        .as_ref()
+        .ok_or(Error::Missing("process"))
 }
 
 /// How many hierarchies a process joins by itself.

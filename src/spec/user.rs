@@ -36,7 +36,10 @@ pub enum Error {
     #[error("supplemental groups: {0} are more than the kernel's 65536")]
     TooManyGroups(usize),
     #[error("read the image's {path}: {source}")]
-    Read { path: &'static str, source: io::Error },
+    Read {
+        path: &'static str,
+        source: io::Error,
+    },
 }
 
 /// Who runs a container's processes.
@@ -149,7 +152,10 @@ impl Databases {
             Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
             // An image without the file has no names; numbers work.
             Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
             {
                 Ok(String::new())
             }
@@ -228,7 +234,10 @@ impl Databases {
             uid,
             gid,
             groups: self.supplementary(gid, name, security)?,
-            home: entry.as_ref().map(|entry| entry.home.to_owned()).filter(|home| !home.is_empty()),
+            home: entry
+                .as_ref()
+                .map(|entry| entry.home.to_owned())
+                .filter(|home| !home.is_empty()),
             name: name.map(str::to_owned),
         })
     }
@@ -242,7 +251,8 @@ impl Databases {
     ) -> Result<Vec<u32>, Error> {
         let mut groups = vec![gid];
         if let (Some(name), GroupsPolicy::Merge) = (name, security.supplemental_groups_policy) {
-            let member = |group: &GroupEntry<'_>| group.members.split(',').any(|member| member == name);
+            let member =
+                |group: &GroupEntry<'_>| group.members.split(',').any(|member| member == name);
             groups.extend(self.groups().filter(member).map(|group| group.gid));
         }
         for gid in &security.supplemental_groups {
@@ -280,7 +290,8 @@ mod tests {
         broken:x:nope:0::/:\n\
         huge:x:4294967295:0::/:\n\
         short:x:5\n";
-    const GROUP: &str = "root:x:0:\nalice:x:1001:\nwheel:x:10:root,alice\nmalice:x:11:malice\ngames:x:60:alice\n";
+    const GROUP: &str =
+        "root:x:0:\nalice:x:1001:\nwheel:x:10:root,alice\nmalice:x:11:malice\ngames:x:60:alice\n";
 
     fn image(passwd: &str, group: &str) -> (tempfile::TempDir, RootFd) {
         let root = tempfile::tempdir().unwrap();
@@ -347,17 +358,32 @@ mod tests {
             "alice:-1",
         ] {
             let error = by_image(user).unwrap_err();
-            assert!(error.contains("not in the range 0 to 2147483647"), "{user}: {error}");
+            assert!(
+                error.contains("not in the range 0 to 2147483647"),
+                "{user}: {error}"
+            );
         }
     }
 
     #[test]
     fn unknown_and_malformed_users() {
         for (user, text) in [
-            ("bob", "image user \"bob\": no such user in the image's /etc/passwd"),
-            ("broken", "image user \"broken\": no such user in the image's /etc/passwd"),
-            ("huge", "image user \"huge\": no such user in the image's /etc/passwd"),
-            ("alice:bob", "image user \"bob\": no such group in the image's /etc/group"),
+            (
+                "bob",
+                "image user \"bob\": no such user in the image's /etc/passwd",
+            ),
+            (
+                "broken",
+                "image user \"broken\": no such user in the image's /etc/passwd",
+            ),
+            (
+                "huge",
+                "image user \"huge\": no such user in the image's /etc/passwd",
+            ),
+            (
+                "alice:bob",
+                "image user \"bob\": no such group in the image's /etc/group",
+            ),
             ("alice:", "image user \"\": not a user or user:group"),
             (":alice", "image user \"\": not a user or user:group"),
             ("a:b:c", "image user \"b:c\": not a user or user:group"),
@@ -384,10 +410,16 @@ mod tests {
         assert_eq!(user.groups, [2000, 3000, 10]);
         wanted.user = Some(UserSpec::Name("bob".into()));
         let error = resolve(&fd, "", &wanted).unwrap_err().to_string();
-        assert_eq!(error, "run_as_username \"bob\": no such user in the image's /etc/passwd");
+        assert_eq!(
+            error,
+            "run_as_username \"bob\": no such user in the image's /etc/passwd"
+        );
         wanted.user = Some(UserSpec::Id(1 << 31));
         let error = resolve(&fd, "", &wanted).unwrap_err().to_string();
-        assert_eq!(error, "run_as_user \"2147483648\": not in the range 0 to 2147483647");
+        assert_eq!(
+            error,
+            "run_as_user \"2147483648\": not in the range 0 to 2147483647"
+        );
     }
 
     #[test]
@@ -399,7 +431,16 @@ mod tests {
         let passwd = root.path().join("etc/passwd");
         let error = |case: &str| {
             let error = resolve(&fd, "12", &security()).unwrap_err();
-            assert!(matches!(error, Error::Read { path: "/etc/passwd", .. }), "{case}: {error}");
+            assert!(
+                matches!(
+                    error,
+                    Error::Read {
+                        path: "/etc/passwd",
+                        ..
+                    }
+                ),
+                "{case}: {error}"
+            );
             fs::remove_file(&passwd).unwrap();
         };
         nix::unistd::mkfifo(&passwd, nix::sys::stat::Mode::S_IRUSR).unwrap();

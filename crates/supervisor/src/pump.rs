@@ -79,7 +79,9 @@ impl Buffers {
         }
         let prefix = prefix(self.clock.format(sys::now()), stream);
         let mut batch = Batch::new(&mut process.log, &mut self.batch, prefix);
-        process.streams[which].held.finish(&self.held[index][which], &mut batch);
+        process.streams[which]
+            .held
+            .finish(&self.held[index][which], &mut batch);
     }
 
     /// Gives back the memory that is not needed while nothing comes.

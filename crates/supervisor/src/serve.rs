@@ -118,10 +118,13 @@ impl Supervisor {
     }
 
     fn watch(&self) -> Result<()> {
-        self.epoll.add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
-        self.epoll.add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
+        self.epoll
+            .add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
+        self.epoll
+            .add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
         if let Some(connection) = &self.connection {
-            self.epoll.add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
+            self.epoll
+                .add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
         }
         Ok(())
     }
@@ -163,7 +166,12 @@ impl Supervisor {
 
     fn release_buffers(&mut self) {
         self.used = false;
-        let Memory { table, buffers, message, .. } = &mut *self.memory;
+        let Memory {
+            table,
+            buffers,
+            message,
+            ..
+        } = &mut *self.memory;
         buffers.release_shared();
         sys::release(message);
         table.for_each_mut(|index, process| buffers.release_held(index, process));
@@ -175,13 +183,20 @@ impl Supervisor {
         while let Ok(connection) = sys::accept(self.listener.borrow()) {
             self.disconnect();
             let token = Token::Connection.to_bits();
-            if self.epoll.add(connection.borrow(), READABLE, token).is_err() {
+            if self
+                .epoll
+                .add(connection.borrow(), READABLE, token)
+                .is_err()
+            {
                 continue;
             }
             self.connection = Some(connection);
             self.record_exits();
-            let hello =
-                Event::Hello { version: VERSION, pid: sys::own_pid(), ready: self.pod.is_some() };
+            let hello = Event::Hello {
+                version: VERSION,
+                pid: sys::own_pid(),
+                ready: self.pod.is_some(),
+            };
             if self.send(&hello, None).is_err() {
                 self.disconnect();
             }
@@ -264,8 +279,14 @@ impl Supervisor {
             }
         }
         if let Some(connection) = &self.connection {
-            let events = if self.memory.outbox.is_empty() { READABLE } else { WRITABLE };
-            let _ = self.epoll.change(connection.borrow(), events, Token::Connection.to_bits());
+            let events = if self.memory.outbox.is_empty() {
+                READABLE
+            } else {
+                WRITABLE
+            };
+            let _ = self
+                .epoll
+                .change(connection.borrow(), events, Token::Connection.to_bits());
         }
     }
 
@@ -276,14 +297,20 @@ impl Supervisor {
                 let Some(pod) = &self.pod else {
                     return Ok(());
                 };
-                let reply = Reply::Ready { pid: sys::own_pid(), reaper_pid: pod.reaper_pid() };
+                let reply = Reply::Ready {
+                    pid: sys::own_pid(),
+                    reaper_pid: pod.reaper_pid(),
+                };
                 self.send(&Event::Reply { seq, reply }, Some(pod.pidfd.borrow()))
             }
             Item::Started { seq, key } => {
                 let Some(process) = self.memory.table.get(key) else {
                     return Ok(());
                 };
-                let reply = Reply::Started { pid: process.pid, started_at: process.started_at };
+                let reply = Reply::Started {
+                    pid: process.pid,
+                    started_at: process.started_at,
+                };
                 let pidfd = process.pidfd.as_ref().or(process.exited_pidfd.as_ref());
                 self.send(&Event::Reply { seq, reply }, pidfd.map(Fd::borrow))
             }
@@ -298,7 +325,13 @@ impl Supervisor {
                     next = key.index() + 1;
                     self.memory.outbox.replace_first(Item::List { seq, next });
                 }
-                self.send(&Event::Reply { seq, reply: Reply::Done }, None)
+                self.send(
+                    &Event::Reply {
+                        seq,
+                        reply: Reply::Done,
+                    },
+                    None,
+                )
             }
         }
     }
@@ -319,7 +352,13 @@ impl Supervisor {
     /// What follows once an item has been said, or nobody is there to hear it.
     fn said(&mut self, item: Item) {
         match item {
-            Item::Exited { key } if self.memory.table.get(key).is_some_and(|process| !process.init) => {
+            Item::Exited { key }
+                if self
+                    .memory
+                    .table
+                    .get(key)
+                    .is_some_and(|process| !process.init) =>
+            {
                 self.remove(key);
             }
             Item::Started { key, .. } => {
@@ -396,7 +435,10 @@ impl Supervisor {
             let Phase::Draining { exit, mut left } = process.phase else {
                 continue;
             };
-            for (left, stream) in left.iter_mut().zip([StreamName::Stdout, StreamName::Stderr]) {
+            for (left, stream) in left
+                .iter_mut()
+                .zip([StreamName::Stdout, StreamName::Stderr])
+            {
                 if *left > 0 {
                     *left = match self.pump(key, stream, *left) {
                         Pumped::Some(count) => left.saturating_sub(count),

@@ -20,12 +20,21 @@ pub const MAX_PROCESSES: usize = 256;
 #[derive(Debug)]
 pub enum Phase {
     /// It carries out its Plan. The pipe ends when it execs, or brings the reply if it fails.
-    Starting { seq: Option<u32>, report: Fd },
+    Starting {
+        seq: Option<u32>,
+        report: Fd,
+    },
     /// It has not exec'd and ends. What is answered once it is reaped.
-    Failing { seq: Option<u32>, reply: Reply },
+    Failing {
+        seq: Option<u32>,
+        reply: Reply,
+    },
     Running,
     /// It is reaped; what it wrote is read. At most so many bytes of each stream are still its own.
-    Draining { exit: Exit, left: [usize; 2] },
+    Draining {
+        exit: Exit,
+        left: [usize; 2],
+    },
     Exited {
         exit: Exit,
         /// Whether the exits file has it (an exec's is never written).
@@ -51,7 +60,11 @@ pub struct Stream {
 impl Stream {
     #[must_use]
     pub const fn new(fd: Option<Fd>) -> Self {
-        Self { fd, held: Held::new(), touched: false }
+        Self {
+            fd,
+            held: Held::new(),
+            touched: false,
+        }
     }
 }
 
@@ -121,7 +134,10 @@ impl Key {
 
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
-        Self { index: bits as u16, generation: (bits >> 16) as u32 }
+        Self {
+            index: bits as u16,
+            generation: (bits >> 16) as u32,
+        }
     }
 }
 
@@ -140,16 +156,30 @@ pub struct Table {
 impl Table {
     #[must_use]
     pub const fn new() -> Self {
-        Self { slots: [const { Slot { generation: 0, process: None } }; MAX_PROCESSES], end: 0 }
+        Self {
+            slots: [const {
+                Slot {
+                    generation: 0,
+                    process: None,
+                }
+            }; MAX_PROCESSES],
+            end: 0,
+        }
     }
 
     /// The key that [`Table::insert`] would give to the next process, if there is room.
     #[must_use]
     pub fn next_key(&self) -> Option<Key> {
         let used = self.slots.get(..self.end)?;
-        let index = used.iter().position(|slot| slot.process.is_none()).unwrap_or(self.end);
+        let index = used
+            .iter()
+            .position(|slot| slot.process.is_none())
+            .unwrap_or(self.end);
         let generation = self.slots.get(index)?.generation.wrapping_add(1);
-        Some(Key { index: index as u16, generation })
+        Some(Key {
+            index: index as u16,
+            generation,
+        })
     }
 
     /// Puts a process where `key` says, which [`Table::next_key`] has just given.
@@ -173,12 +203,16 @@ impl Table {
     #[must_use]
     pub fn get(&self, key: Key) -> Option<&Process> {
         let slot = self.slots.get(key.index())?;
-        slot.process.as_ref().filter(|_| slot.generation == key.generation)
+        slot.process
+            .as_ref()
+            .filter(|_| slot.generation == key.generation)
     }
 
     pub fn get_mut(&mut self, key: Key) -> Option<&mut Process> {
         let slot = self.slots.get_mut(key.index())?;
-        slot.process.as_mut().filter(|_| slot.generation == key.generation)
+        slot.process
+            .as_mut()
+            .filter(|_| slot.generation == key.generation)
     }
 
     /// The first process at `index` or behind it.
@@ -186,7 +220,10 @@ impl Table {
     pub fn at_or_after(&self, index: usize) -> Option<(Key, &Process)> {
         let slots = self.slots.get(index..self.end)?;
         (index..).zip(slots).find_map(|(index, slot)| {
-            let key = Key { index: index as u16, generation: slot.generation };
+            let key = Key {
+                index: index as u16,
+                generation: slot.generation,
+            };
             Some((key, slot.process.as_ref()?))
         })
     }
@@ -211,14 +248,17 @@ impl Table {
 
     #[must_use]
     pub fn find(&self, id: &ObjectId) -> Option<Key> {
-        self.iter().find(|(_, process)| process.id == *id).map(|(key, _)| key)
+        self.iter()
+            .find(|(_, process)| process.id == *id)
+            .map(|(key, _)| key)
     }
 
     /// The process of this pid that is not reaped yet.
     #[must_use]
     pub fn find_pid(&self, pid: u32) -> Option<Key> {
         let mut all = self.iter();
-        all.find(|(_, process)| process.pid == pid && process.pidfd.is_some()).map(|(key, _)| key)
+        all.find(|(_, process)| process.pid == pid && process.pidfd.is_some())
+            .map(|(key, _)| key)
     }
 }
 

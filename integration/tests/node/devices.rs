@@ -38,7 +38,10 @@ async fn a_device_of_the_host_is_there_under_its_new_name_with_its_permissions()
         "stat -c %t:%T /dev/sub/log; dd if=/dev/sub/log of=/dev/null bs=1 count=0 2>/dev/null && echo readable; (: > /dev/sub/log) 2>&1 | grep -o 'not permitted'",
     );
     config.devices = vec![device("/dev/kmsg", "/dev/sub/log", "r")];
-    assert_eq!(node.output_of(&pod, &config).await, "1:b\nreadable\nnot permitted\n");
+    assert_eq!(
+        node.output_of(&pod, &config).await,
+        "1:b\nreadable\nnot permitted\n"
+    );
     let mut config = sh("write", "(: > /dev/kmsg) && echo writable");
     config.devices = vec![device("/dev/kmsg", "/dev/kmsg", "rwm")];
     assert_eq!(node.output_of(&pod, &config).await, "writable\n");
@@ -51,7 +54,10 @@ async fn a_device_that_was_not_given_cannot_be_used() {
     let pod = node.run_pod(&node.pod("one")).await;
     let script = "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem 2>&1 | grep -o 'not permitted'; mknod /tmp/null c 1 3 && echo x > /tmp/null && echo allowed";
     // /tmp is on the overlay of the rootfs, where device files count.
-    assert_eq!(node.output_of(&pod, &sh("a", script)).await, "not permitted\nallowed\n");
+    assert_eq!(
+        node.output_of(&pod, &sh("a", script)).await,
+        "not permitted\nallowed\n"
+    );
     node.finish().await;
 }
 
@@ -60,7 +66,10 @@ async fn a_bad_device_is_refused_by_name() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     for (n, (bad, part)) in [
-        (device("/dev/nonexistent", "/dev/x", "rwm"), "/dev/nonexistent"),
+        (
+            device("/dev/nonexistent", "/dev/x", "rwm"),
+            "/dev/nonexistent",
+        ),
         (device("/etc/passwd", "/dev/x", "rwm"), "/etc/passwd"),
         (device("/dev/null", "/dev/x", "rwx"), "permissions"),
         (device("/dev/null", "dev/x", "rwm"), "container_path"),
@@ -71,7 +80,11 @@ async fn a_bad_device_is_refused_by_name() {
     {
         let mut config = sh(&format!("c{n}"), "true");
         config.devices = vec![bad];
-        refused(node.try_create(&pod, &config).await, Code::InvalidArgument, part);
+        refused(
+            node.try_create(&pod, &config).await,
+            Code::InvalidArgument,
+            part,
+        );
     }
     assert!(node.containers().await.is_empty());
     node.finish().await;

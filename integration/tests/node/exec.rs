@@ -21,11 +21,21 @@ async fn node_with_container() -> (TestNode, Pod, String) {
 #[tokio::test]
 async fn output_and_exit_code_come_back() {
     let (node, _, id) = node_with_container().await;
-    let response = node.try_exec(&id, &["sh", "-c", "printf 'o\\377'; echo e >&2; exit 42"], 10).await.unwrap();
+    let response = node
+        .try_exec(
+            &id,
+            &["sh", "-c", "printf 'o\\377'; echo e >&2; exit 42"],
+            10,
+        )
+        .await
+        .unwrap();
     assert_eq!(response.stdout, b"o\xff");
     assert_eq!(response.stderr, b"e\n");
     assert_eq!(response.exit_code, 42);
-    let response = node.try_exec(&id, &["sh", "-c", "kill -9 $$"], 10).await.unwrap();
+    let response = node
+        .try_exec(&id, &["sh", "-c", "kill -9 $$"], 10)
+        .await
+        .unwrap();
     assert_eq!(response.exit_code, 137);
     node.finish().await;
 }
@@ -33,7 +43,9 @@ async fn output_and_exit_code_come_back() {
 #[tokio::test]
 async fn an_exec_is_in_the_container_as_its_user_in_its_folder_with_its_environment() {
     let mut node = TestNode::start().await;
-    let image = Image::busybox().tagged("localhost/exec:1").set("WorkingDir", json!("/home/alice"));
+    let image = Image::busybox()
+        .tagged("localhost/exec:1")
+        .set("WorkingDir", json!("/home/alice"));
     node.import(image.oci()).await;
     let pod = node.run_pod(&node.pod("one")).await;
     let mut config = sleeper("a").env("OWN", b"value");
@@ -55,9 +67,23 @@ async fn an_exec_is_in_the_container_as_its_user_in_its_folder_with_its_environm
 #[tokio::test]
 async fn more_than_16_mib_is_cut_off_and_the_process_ends() {
     let (node, _, id) = node_with_container().await;
-    let response = node.try_exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero; echo end >&2; exit 3"], 30).await.unwrap();
+    let response = node
+        .try_exec(
+            &id,
+            &[
+                "sh",
+                "-c",
+                "head -c 20000000 /dev/zero; echo end >&2; exit 3",
+            ],
+            30,
+        )
+        .await
+        .unwrap();
     assert_eq!(response.stdout.len(), 16 << 20);
-    assert_eq!((response.stderr.as_slice(), response.exit_code), (b"end\n".as_slice(), 3));
+    assert_eq!(
+        (response.stderr.as_slice(), response.exit_code),
+        (b"end\n".as_slice(), 3)
+    );
     node.finish().await;
 }
 
@@ -65,14 +91,19 @@ async fn more_than_16_mib_is_cut_off_and_the_process_ends() {
 async fn a_timeout_kills_and_reaps_the_process() {
     let (node, _, id) = node_with_container().await;
     let begin = Instant::now();
-    let outcome = node.try_exec(&id, &["sh", "-c", "trap '' TERM; sleep 987 & sleep 987"], 1).await;
+    let outcome = node
+        .try_exec(&id, &["sh", "-c", "trap '' TERM; sleep 987 & sleep 987"], 1)
+        .await;
     refused(outcome, Code::DeadlineExceeded, "");
     assert!(begin.elapsed() < Duration::from_secs(3));
-    let left = node.exec(&id, "ps | grep 'sleep 987' | grep -v grep | wc -l").await;
+    let left = node
+        .exec(&id, "ps | grep 'sleep 987' | grep -v grep | wc -l")
+        .await;
     assert_eq!(left.trim(), "0", "processes of the exec after its timeout");
     let zombies = host::all_pids().into_iter().filter(|pid| {
         host::proc_status(*pid, "State").is_some_and(|state| state.starts_with('Z'))
-            && std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&id))
+            && std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|text| text.contains(&id))
     });
     assert_eq!(zombies.count(), 0);
     node.finish().await;
@@ -82,9 +113,16 @@ async fn a_timeout_kills_and_reaps_the_process() {
 async fn the_end_of_the_process_ends_the_call_whoever_holds_its_output() {
     let (node, _, id) = node_with_container().await;
     let begin = Instant::now();
-    let response = node.try_exec(&id, &["sh", "-c", "sleep 30 & echo started"], 20).await.unwrap();
+    let response = node
+        .try_exec(&id, &["sh", "-c", "sleep 30 & echo started"], 20)
+        .await
+        .unwrap();
     assert_eq!(response.stdout, b"started\n");
-    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begin.elapsed()
+    );
     node.finish().await;
 }
 
@@ -97,12 +135,23 @@ async fn a_command_that_cannot_run_is_an_error_that_names_it() {
         ("/bin/not-executable", "permission denied"),
         ("/etc", "/etc"),
     ] {
-        let status = node.try_exec(&id, &[command], 10).await.expect_err("refused");
+        let status = node
+            .try_exec(&id, &[command], 10)
+            .await
+            .expect_err("refused");
         let text = status.message().to_lowercase();
         assert!(text.contains(command) && text.contains(part), "{status}");
     }
-    refused(node.try_exec(&id, &[], 10).await, Code::InvalidArgument, "cmd");
-    refused(node.try_exec(&id, &["true"], -1).await, Code::InvalidArgument, "timeout");
+    refused(
+        node.try_exec(&id, &[], 10).await,
+        Code::InvalidArgument,
+        "cmd",
+    );
+    refused(
+        node.try_exec(&id, &["true"], -1).await,
+        Code::InvalidArgument,
+        "timeout",
+    );
     node.finish().await;
 }
 
@@ -111,11 +160,23 @@ async fn an_exec_needs_a_running_container() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     let id = node.try_create(&pod, &sleeper("a")).await.unwrap();
-    refused(node.try_exec(&id, &["true"], 5).await, Code::FailedPrecondition, "running");
+    refused(
+        node.try_exec(&id, &["true"], 5).await,
+        Code::FailedPrecondition,
+        "running",
+    );
     node.try_start(&id).await.unwrap();
     node.try_stop(&id, 5).await.unwrap();
-    refused(node.try_exec(&id, &["true"], 5).await, Code::FailedPrecondition, "running");
-    refused(node.try_exec(&"b".repeat(64), &["true"], 5).await, Code::NotFound, "");
+    refused(
+        node.try_exec(&id, &["true"], 5).await,
+        Code::FailedPrecondition,
+        "running",
+    );
+    refused(
+        node.try_exec(&"b".repeat(64), &["true"], 5).await,
+        Code::NotFound,
+        "",
+    );
     node.finish().await;
 }
 
@@ -145,15 +206,23 @@ async fn many_execs_at_a_time_each_get_their_own_output() {
         tasks.spawn(async move {
             let request = carpel_integration::v1::ExecSyncRequest {
                 container_id: id,
-                cmd: ["sh", "-c", &format!("echo {n}; exit {n}")].map(str::to_owned).to_vec(),
+                cmd: ["sh", "-c", &format!("echo {n}; exit {n}")]
+                    .map(str::to_owned)
+                    .to_vec(),
                 timeout: 30,
             };
-            (n, cri.runtime().exec_sync(request).await.unwrap().into_inner())
+            (
+                n,
+                cri.runtime().exec_sync(request).await.unwrap().into_inner(),
+            )
         });
     }
     while let Some(done) = tasks.join_next().await {
         let (n, response) = done.unwrap();
-        assert_eq!((response.stdout, response.exit_code), (format!("{n}\n").into_bytes(), n));
+        assert_eq!(
+            (response.stdout, response.exit_code),
+            (format!("{n}\n").into_bytes(), n)
+        );
     }
     node.finish().await;
 }

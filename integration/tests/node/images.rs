@@ -24,12 +24,24 @@ async fn status(node: &TestNode, image: &str) -> Option<v1::Image> {
         image: spec(image),
         verbose: false,
     };
-    node.cri.images().image_status(request).await.unwrap().into_inner().image
+    node.cri
+        .images()
+        .image_status(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .image
 }
 
 async fn list(node: &TestNode) -> Vec<v1::Image> {
     let request = v1::ListImagesRequest::default();
-    node.cri.images().list_images(request).await.unwrap().into_inner().images
+    node.cri
+        .images()
+        .list_images(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .images
 }
 
 async fn remove(node: &TestNode, image: &str) {
@@ -72,15 +84,28 @@ async fn an_imported_image_is_listed_found_and_removed() {
     assert_eq!(found.repo_tags, [BUSYBOX]);
     assert!(found.size > 0);
     for name in [made.id(), made.id().replace("sha256:", "")] {
-        assert_eq!(status(&node, &name).await.expect("by its id").id, made.id(), "{name}");
+        assert_eq!(
+            status(&node, &name).await.expect("by its id").id,
+            made.id(),
+            "{name}"
+        );
     }
     assert_eq!(list(&node).await.len(), 1);
-    let info = node.cri.images().image_fs_info(v1::ImageFsInfoRequest {}).await.unwrap().into_inner();
+    let info = node
+        .cri
+        .images()
+        .image_fs_info(v1::ImageFsInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     let usage = &info.image_filesystems[0];
     assert!(usage.used_bytes.as_ref().unwrap().value > 1 << 20);
     assert!(usage.inodes_used.as_ref().unwrap().value > 0);
     let mountpoint = &usage.fs_id.as_ref().unwrap().mountpoint;
-    assert!(Path::new(mountpoint).starts_with(node.dir().join("root")), "{mountpoint}");
+    assert!(
+        Path::new(mountpoint).starts_with(node.dir().join("root")),
+        "{mountpoint}"
+    );
 
     remove(&node, BUSYBOX).await;
     remove(&node, BUSYBOX).await;
@@ -93,19 +118,32 @@ async fn an_imported_image_is_listed_found_and_removed() {
 async fn every_kind_of_archive_and_packing_gives_the_same_files() {
     let mut node = TestNode::builder().no_image().start().await;
     let made = |tag: &str, packing| Image::busybox().tagged(tag).packed(packing);
-    node.import(made("localhost/oci:gzip", Packing::Gzip).oci()).await;
-    node.import(made("localhost/oci:zstd", Packing::Zstd).oci()).await;
-    node.import(made("localhost/oci:plain", Packing::Plain).oci()).await;
-    node.import(made("localhost/docker:plain", Packing::Gzip).docker()).await;
+    node.import(made("localhost/oci:gzip", Packing::Gzip).oci())
+        .await;
+    node.import(made("localhost/oci:zstd", Packing::Zstd).oci())
+        .await;
+    node.import(made("localhost/oci:plain", Packing::Plain).oci())
+        .await;
+    node.import(made("localhost/docker:plain", Packing::Gzip).docker())
+        .await;
     // One configuration, one image: the packing of its layers is not part of what it is.
     let images = list(&node).await;
     assert_eq!(images.len(), 1, "{images:?}");
     assert_eq!(images[0].repo_tags.len(), 4);
     let pod = node.run_pod(&node.pod("one")).await;
-    for (n, tag) in ["oci:gzip", "oci:zstd", "oci:plain", "docker:plain"].into_iter().enumerate() {
-        let mut config = sh(&format!("c{n}"), "cat /etc/replaced /www/index.html; test -e /etc/deleted || echo deleted");
+    for (n, tag) in ["oci:gzip", "oci:zstd", "oci:plain", "docker:plain"]
+        .into_iter()
+        .enumerate()
+    {
+        let mut config = sh(
+            &format!("c{n}"),
+            "cat /etc/replaced /www/index.html; test -e /etc/deleted || echo deleted",
+        );
         config.image.as_mut().unwrap().image = format!("localhost/{tag}");
-        assert_eq!(node.output_of(&pod, &config).await, "from the second layer\nhello from a pod\ndeleted\n");
+        assert_eq!(
+            node.output_of(&pod, &config).await,
+            "from the second layer\nhello from a pod\ndeleted\n"
+        );
     }
     node.finish().await;
 }
@@ -125,8 +163,16 @@ async fn an_archive_may_hold_several_images_and_be_compressed_itself() {
             "annotations": { "io.containerd.image.name": image.tags[0], "org.opencontainers.image.ref.name": image.tags[0] },
         })
     };
-    files.insert("index.json".into(), json!({ "schemaVersion": 2, "manifests": [manifest(&a), manifest(&b)] }).to_string().into_bytes());
-    files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+    files.insert(
+        "index.json".into(),
+        json!({ "schemaVersion": 2, "manifests": [manifest(&a), manifest(&b)] })
+            .to_string()
+            .into_bytes(),
+    );
+    files.insert(
+        "oci-layout".into(),
+        br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+    );
     assert_eq!(node.import(image::archive(&files)).await.len(), 2);
     assert_eq!(list(&node).await.len(), 2);
     node.finish().await;
@@ -174,7 +220,10 @@ async fn layers_are_unpacked_exactly() {
     let mut value = [0; 64];
     let length = rustix::fs::getxattr(&file, "user.kept", &mut value[..]).expect("user.kept");
     assert_eq!(&value[..length], b"value");
-    assert_eq!(rustix::fs::getxattr(&file, "security.capability", &mut value[..]), Ok(20));
+    assert_eq!(
+        rustix::fs::getxattr(&file, "security.capability", &mut value[..]),
+        Ok(20)
+    );
     assert!(rustix::fs::getxattr(&file, "trusted.overlay.opaque", &mut value[..]).is_err());
     node.finish().await;
 }
@@ -185,10 +234,15 @@ async fn layers_are_shared_and_go_with_the_last_image_that_has_them() {
     let empty = footprint(&node);
     node.import(Image::busybox().oci()).await;
     let one: u64 = footprint(&node).values().sum();
-    let second = Image::busybox().tagged("localhost/more:1").layer(Layer::default().file("more", 0o644, b"x"));
+    let second = Image::busybox()
+        .tagged("localhost/more:1")
+        .layer(Layer::default().file("more", 0o644, b"x"));
     node.import(second.oci()).await;
     let both: u64 = footprint(&node).values().sum();
-    assert!(both < one + (one >> 2), "{one} bytes for one image, {both} for two");
+    assert!(
+        both < one + (one >> 2),
+        "{one} bytes for one image, {both} for two"
+    );
     remove(&node, BUSYBOX).await;
     let pod = node.run_pod(&node.pod("one")).await;
     let mut config = sh("a", "cat /more /www/index.html");
@@ -196,7 +250,10 @@ async fn layers_are_shared_and_go_with_the_last_image_that_has_them() {
     assert_eq!(node.output_of(&pod, &config).await, "xhello from a pod\n");
     node.remove_pods().await;
     remove(&node, "localhost/more:1").await;
-    let left: Vec<_> = footprint(&node).into_iter().filter(|(path, size)| !empty.contains_key(path) && *size > 4096).collect();
+    let left: Vec<_> = footprint(&node)
+        .into_iter()
+        .filter(|(path, size)| !empty.contains_key(path) && *size > 4096)
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     node.finish().await;
 }
@@ -215,18 +272,29 @@ async fn an_archive_that_lies_is_refused_whole() {
             "annotations": { "org.opencontainers.image.ref.name": "localhost/bad:1" },
         }] });
         files.insert("index.json".into(), index.to_string().into_bytes());
-        files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+        files.insert(
+            "oci-layout".into(),
+            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+        );
         (built, files)
     };
     let mut cases: Vec<(&str, Vec<u8>)> = vec![
         ("empty", Vec::new()),
         ("no tar", b"this is not an archive".repeat(100)),
         ("cut off", good[..good.len() / 2].to_vec()),
-        ("no image", image::archive(&BTreeMap::from([("readme".to_owned(), b"x".to_vec())]))),
+        (
+            "no image",
+            image::archive(&BTreeMap::from([("readme".to_owned(), b"x".to_vec())])),
+        ),
     ];
     // A layer's bytes are not those of its digest.
     let (built, mut broken) = files();
-    let name = |blob: &[u8]| format!("blobs/sha256/{}", image::digest(blob).replace("sha256:", ""));
+    let name = |blob: &[u8]| {
+        format!(
+            "blobs/sha256/{}",
+            image::digest(blob).replace("sha256:", "")
+        )
+    };
     broken.insert(name(&built.layers[1]), built.layers[0].clone());
     cases.push(("another layer's bytes", image::archive(&broken)));
     // A layer is missing.
@@ -248,23 +316,38 @@ async fn an_archive_that_lies_is_refused_whole() {
         "digest": image::digest(&lying.manifest), "size": lying.manifest.len(),
     }] });
     broken.insert("index.json".into(), index.to_string().into_bytes());
-    broken.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+    broken.insert(
+        "oci-layout".into(),
+        br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+    );
     cases.push(("a wrong diff id", image::archive(&broken)));
     // A digest that is a path.
     let index = json!({ "schemaVersion": 2, "manifests": [{
         "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": "sha256:../../../../etc/passwd", "size": 10,
     }] });
-    cases.push(("a path as digest", image::archive(&BTreeMap::from([
-        ("index.json".to_owned(), index.to_string().into_bytes()),
-        ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
-    ]))));
+    cases.push((
+        "a path as digest",
+        image::archive(&BTreeMap::from([
+            ("index.json".to_owned(), index.to_string().into_bytes()),
+            (
+                "oci-layout".to_owned(),
+                br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+            ),
+        ])),
+    ));
 
     for (what, archive) in cases {
         let status = node.cri.import(archive).await.expect_err(what);
-        assert!(matches!(status.code(), Code::InvalidArgument | Code::DataLoss), "{what}: {status}");
+        assert!(
+            matches!(status.code(), Code::InvalidArgument | Code::DataLoss),
+            "{what}: {status}"
+        );
         assert!(!status.message().is_empty());
         assert!(list(&node).await.is_empty(), "{what}");
-        let left: Vec<_> = footprint(&node).into_iter().filter(|(path, _)| !before.contains_key(path)).collect();
+        let left: Vec<_> = footprint(&node)
+            .into_iter()
+            .filter(|(path, _)| !before.contains_key(path))
+            .collect();
         assert!(left.is_empty(), "{what} leaves {left:?}");
     }
     // And the daemon is as good as before.
@@ -284,27 +367,49 @@ async fn no_entry_of_a_layer_leads_out_of_it() {
     let hostile: Vec<Layer> = vec![
         Layer::default().file(&format!("{up}/a"), 0o644, b"x"),
         Layer::default().file(&format!("{to}/b"), 0o644, b"x"),
-        Layer::default().symlink("out", &to).file("out/c", 0o644, b"x"),
-        Layer::default().symlink("out", &up).dir("out", 0o777).file("out/d", 0o644, b"x"),
-        Layer::default().symlink("out", &format!("{to}/file")).file("out", 0o777, b"replaced"),
-        Layer::default().hard_link("linked", &format!("{to}/file")).file("linked", 0o777, b"x"),
+        Layer::default()
+            .symlink("out", &to)
+            .file("out/c", 0o644, b"x"),
+        Layer::default()
+            .symlink("out", &up)
+            .dir("out", 0o777)
+            .file("out/d", 0o644, b"x"),
+        Layer::default()
+            .symlink("out", &format!("{to}/file"))
+            .file("out", 0o777, b"replaced"),
+        Layer::default()
+            .hard_link("linked", &format!("{to}/file"))
+            .file("linked", 0o777, b"x"),
         Layer::default().hard_link("linked", &format!("{up}/file")),
-        Layer::default().symlink("out", &to).hard_link("linked", "out/file"),
+        Layer::default()
+            .symlink("out", &to)
+            .hard_link("linked", "out/file"),
         Layer::default().symlink("out", &to).whiteout("out/file"),
         Layer::default().symlink("out", &to).opaque("out"),
         Layer::default().whiteout(".."),
         Layer::default().file(".wh...", 0o644, b""),
-        Layer::default().symlink("a", ".").symlink("a/b", &to).file("a/b/e", 0o644, b"x"),
+        Layer::default()
+            .symlink("a", ".")
+            .symlink("a/b", &to)
+            .file("a/b/e", 0o644, b"x"),
     ];
     for (n, layer) in hostile.into_iter().enumerate() {
         let tag = format!("localhost/hostile:{n}");
         let image = Image::busybox().tagged(&tag).layer(layer);
         // Refused or kept inside: both are right.
         let _ = node.cri.import(image.oci()).await;
-        let names: Vec<_> = fs::read_dir(&canary).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> = fs::read_dir(&canary)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         assert_eq!(names, ["file"], "layer {n}");
-        assert_eq!(fs::read_to_string(canary.join("file")).unwrap(), "untouched", "layer {n}");
-        let links = std::os::unix::fs::MetadataExt::nlink(&fs::metadata(canary.join("file")).unwrap());
+        assert_eq!(
+            fs::read_to_string(canary.join("file")).unwrap(),
+            "untouched",
+            "layer {n}"
+        );
+        let links =
+            std::os::unix::fs::MetadataExt::nlink(&fs::metadata(canary.join("file")).unwrap());
         assert_eq!(links, 1, "layer {n}");
     }
     assert!(status(&node, BUSYBOX).await.is_some());
@@ -328,8 +433,14 @@ async fn the_command_line_imports_a_file_and_its_standard_input() {
     let output = run(&file.display().to_string(), Stdio::null());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{output:?}");
-    assert!(text.starts_with("IMAGE") && text.contains(BUSYBOX), "{text}");
-    assert!(output.stderr.is_empty(), "no progress where there is no terminal");
+    assert!(
+        text.starts_with("IMAGE") && text.contains(BUSYBOX),
+        "{text}"
+    );
+    assert!(
+        output.stderr.is_empty(),
+        "no progress where there is no terminal"
+    );
     remove(&node, BUSYBOX).await;
     let output = run("-", fs::File::open(&file).unwrap().into());
     assert!(output.status.success(), "{output:?}");
@@ -338,7 +449,10 @@ async fn the_command_line_imports_a_file_and_its_standard_input() {
     let output = run("/etc/hostname", Stdio::null());
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.starts_with("carpel: ") && text.contains("/etc/hostname"), "{text}");
+    assert!(
+        text.starts_with("carpel: ") && text.contains("/etc/hostname"),
+        "{text}"
+    );
     remove(&node, BUSYBOX).await;
     node.finish().await;
 }
@@ -346,7 +460,13 @@ async fn the_command_line_imports_a_file_and_its_standard_input() {
 #[tokio::test]
 async fn the_command_line_says_what_to_do_without_a_daemon() {
     let output = Command::new(bin_dir().join("carpel"))
-        .args(["image", "import", "/etc/hostname", "--endpoint", "unix:///nonexistent/carpel.sock"])
+        .args([
+            "image",
+            "import",
+            "/etc/hostname",
+            "--endpoint",
+            "unix:///nonexistent/carpel.sock",
+        ])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -372,9 +492,15 @@ async fn a_container_keeps_its_image_alive() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     let id = node.start_container(&pod, &sleeper("a")).await;
-    let created = node.try_create(&pod, &sh("b", "cat /www/index.html")).await.unwrap();
+    let created = node
+        .try_create(&pod, &sh("b", "cat /www/index.html"))
+        .await
+        .unwrap();
     remove(&node, BUSYBOX).await;
-    assert_eq!(node.exec(&id, "cat /www/index.html").await, "hello from a pod\n");
+    assert_eq!(
+        node.exec(&id, "cat /www/index.html").await,
+        "hello from a pod\n"
+    );
     node.try_start(&created).await.unwrap();
     assert_eq!(node.wait_exit(&created).await.exit_code, 0);
     node.finish().await;

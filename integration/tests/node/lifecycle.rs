@@ -15,7 +15,10 @@ use tonic::Code;
 use crate::refused;
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).into(), (*v).into()))
+        .collect()
 }
 
 #[tokio::test]
@@ -34,9 +37,19 @@ async fn a_sandbox_tells_what_was_asked_of_it() {
     assert_eq!(status.metadata, config.metadata);
     assert_eq!(status.labels, config.labels);
     assert_eq!(status.annotations, config.annotations);
-    assert!((before..=now()).contains(&status.created_at), "{}", status.created_at);
-    let options = status.linux.and_then(|l| l.namespaces).and_then(|n| n.options);
-    assert_eq!(options.expect("namespace options").network(), v1::NamespaceMode::Pod);
+    assert!(
+        (before..=now()).contains(&status.created_at),
+        "{}",
+        status.created_at
+    );
+    let options = status
+        .linux
+        .and_then(|l| l.namespaces)
+        .and_then(|n| n.options);
+    assert_eq!(
+        options.expect("namespace options").network(),
+        v1::NamespaceMode::Pod
+    );
     assert!(!status.network.expect("a network").ip.is_empty());
 
     let listed = &node.pods().await[0];
@@ -62,7 +75,10 @@ async fn a_container_goes_from_created_to_running_to_exited() {
     assert_eq!(created.metadata, config.metadata);
     assert_eq!(created.labels, config.labels);
     assert_eq!(created.annotations, config.annotations);
-    assert_eq!(created.log_path, node.log_dir("one").join("worker.log").display().to_string());
+    assert_eq!(
+        created.log_path,
+        node.log_dir("one").join("worker.log").display().to_string()
+    );
     assert_eq!(created.image.as_ref().unwrap().image, image::BUSYBOX);
     assert_eq!(created.image_id, image::Image::busybox().id());
     assert!(!created.image_ref.is_empty());
@@ -88,7 +104,9 @@ async fn an_exit_of_zero_is_completed_and_a_signal_is_128_and_more() {
     let (_, status) = node.run_to_end(&pod, &container("fine", &["true"])).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
 
-    let id = node.start_container(&pod, &container("killed", &["sleep", "1000"])).await;
+    let id = node
+        .start_container(&pod, &container("killed", &["sleep", "1000"]))
+        .await;
     host::kill_9(node.container_pid(&id));
     let status = node.wait_exit(&id).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
@@ -109,49 +127,100 @@ async fn lists_are_filtered_by_id_state_pod_and_labels() {
     let created = node.try_create(&one, &sleeper("created")).await.unwrap();
 
     let pods = async |filter: PodSandboxFilter| {
-        let request = v1::ListPodSandboxRequest { filter: Some(filter) };
+        let request = v1::ListPodSandboxRequest {
+            filter: Some(filter),
+        };
         let response = node.cri.runtime().list_pod_sandbox(request).await.unwrap();
-        response.into_inner().items.into_iter().map(|pod| pod.id).collect::<Vec<_>>()
+        response
+            .into_inner()
+            .items
+            .into_iter()
+            .map(|pod| pod.id)
+            .collect::<Vec<_>>()
     };
     let by_state = |state: PodSandboxState| PodSandboxFilter {
-        state: Some(PodSandboxStateValue { state: state.into() }),
+        state: Some(PodSandboxStateValue {
+            state: state.into(),
+        }),
         ..PodSandboxFilter::default()
     };
     assert_eq!(node.pods().await.len(), 2);
-    assert_eq!(pods(by_state(PodSandboxState::SandboxReady)).await, [one.id.clone()]);
-    assert_eq!(pods(by_state(PodSandboxState::SandboxNotready)).await, [two.id.clone()]);
-    let by_id = |id: &str| PodSandboxFilter { id: id.into(), ..PodSandboxFilter::default() };
+    assert_eq!(
+        pods(by_state(PodSandboxState::SandboxReady)).await,
+        [one.id.clone()]
+    );
+    assert_eq!(
+        pods(by_state(PodSandboxState::SandboxNotready)).await,
+        [two.id.clone()]
+    );
+    let by_id = |id: &str| PodSandboxFilter {
+        id: id.into(),
+        ..PodSandboxFilter::default()
+    };
     assert_eq!(pods(by_id(&one.id)).await, [one.id.clone()]);
     assert_eq!(pods(by_id(&"0".repeat(64))).await, [""; 0]);
     let by_labels = |pairs: &[(&str, &str)]| PodSandboxFilter {
         label_selector: labels(pairs),
         ..PodSandboxFilter::default()
     };
-    assert_eq!(pods(by_labels(&[("app", "web"), ("tier", "front")])).await, [one.id.clone()]);
-    assert_eq!(pods(by_labels(&[("app", "web"), ("tier", "back")])).await, [""; 0]);
+    assert_eq!(
+        pods(by_labels(&[("app", "web"), ("tier", "front")])).await,
+        [one.id.clone()]
+    );
+    assert_eq!(
+        pods(by_labels(&[("app", "web"), ("tier", "back")])).await,
+        [""; 0]
+    );
 
     let containers = async |filter: ContainerFilter| {
-        let request = v1::ListContainersRequest { filter: Some(filter) };
+        let request = v1::ListContainersRequest {
+            filter: Some(filter),
+        };
         let response = node.cri.runtime().list_containers(request).await.unwrap();
-        let mut ids: Vec<_> = response.into_inner().containers.into_iter().map(|c| c.id).collect();
+        let mut ids: Vec<_> = response
+            .into_inner()
+            .containers
+            .into_iter()
+            .map(|c| c.id)
+            .collect();
         ids.sort();
         ids
     };
     let state = |state: ContainerState| ContainerFilter {
-        state: Some(ContainerStateValue { state: state.into() }),
+        state: Some(ContainerStateValue {
+            state: state.into(),
+        }),
         ..ContainerFilter::default()
     };
-    assert_eq!(containers(state(ContainerState::ContainerRunning)).await, [running.clone()]);
-    assert_eq!(containers(state(ContainerState::ContainerCreated)).await, [created.clone()]);
-    assert_eq!(containers(state(ContainerState::ContainerExited)).await, [""; 0]);
-    let of = |pod: &str| ContainerFilter { pod_sandbox_id: pod.into(), ..ContainerFilter::default() };
+    assert_eq!(
+        containers(state(ContainerState::ContainerRunning)).await,
+        [running.clone()]
+    );
+    assert_eq!(
+        containers(state(ContainerState::ContainerCreated)).await,
+        [created.clone()]
+    );
+    assert_eq!(
+        containers(state(ContainerState::ContainerExited)).await,
+        [""; 0]
+    );
+    let of = |pod: &str| ContainerFilter {
+        pod_sandbox_id: pod.into(),
+        ..ContainerFilter::default()
+    };
     let mut both = [running.clone(), created.clone()];
     both.sort();
     assert_eq!(containers(of(&one.id)).await, both);
     assert_eq!(containers(of(&two.id)).await, [""; 0]);
-    let id = ContainerFilter { id: created.clone(), ..ContainerFilter::default() };
+    let id = ContainerFilter {
+        id: created.clone(),
+        ..ContainerFilter::default()
+    };
     assert_eq!(containers(id).await, [created]);
-    let with = ContainerFilter { label_selector: labels(&[("kind", "a")]), ..ContainerFilter::default() };
+    let with = ContainerFilter {
+        label_selector: labels(&[("kind", "a")]),
+        ..ContainerFilter::default()
+    };
     assert_eq!(containers(with).await, [running]);
     node.finish().await;
 }
@@ -171,7 +240,10 @@ async fn a_repeated_request_gives_what_the_first_one_made() {
     assert_eq!(node.run_pod(&config).await.id, pod.id);
 
     let config = sleeper("worker");
-    let (a, b) = tokio::join!(node.try_create(&pod, &config), node.try_create(&pod, &config));
+    let (a, b) = tokio::join!(
+        node.try_create(&pod, &config),
+        node.try_create(&pod, &config)
+    );
     let id = a.unwrap();
     assert_eq!(b.unwrap(), id);
     assert_eq!(node.try_create(&pod, &config).await.unwrap(), id);
@@ -227,9 +299,13 @@ async fn stop_and_remove_may_be_repeated_and_know_no_unknown_id() {
 async fn a_container_is_asked_to_stop_and_killed_after_its_grace() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let polite = sh("polite", "trap 'echo asked; exit 7' TERM; echo up; sleep 1000 & wait");
+    let polite = sh(
+        "polite",
+        "trap 'echo asked; exit 7' TERM; echo up; sleep 1000 & wait",
+    );
     let id = node.start_container(&pod, &polite).await;
-    node.wait_log(&pod, "polite", |log| log.stdout() == "up\n").await;
+    node.wait_log(&pod, "polite", |log| log.stdout() == "up\n")
+        .await;
     let begin = Instant::now();
     node.try_stop(&id, 10).await.unwrap();
     assert!(begin.elapsed() < Duration::from_secs(2));
@@ -238,16 +314,25 @@ async fn a_container_is_asked_to_stop_and_killed_after_its_grace() {
     assert_eq!(status.exit_code, 7);
     assert_eq!(node.log(&pod, "polite").stdout(), "up\nasked\n");
 
-    let deaf = sh("deaf", "trap '' TERM; echo up; while true; do sleep 1; done");
+    let deaf = sh(
+        "deaf",
+        "trap '' TERM; echo up; while true; do sleep 1; done",
+    );
     let id = node.start_container(&pod, &deaf).await;
-    node.wait_log(&pod, "deaf", |log| log.stdout() == "up\n").await;
+    node.wait_log(&pod, "deaf", |log| log.stdout() == "up\n")
+        .await;
     let begin = Instant::now();
     node.try_stop(&id, 1).await.unwrap();
     let took = begin.elapsed();
     assert!((0.9..3.0).contains(&took.as_secs_f64()), "{took:?}");
     assert_eq!(node.status(&id).await.exit_code, 137);
 
-    let id = node.start_container(&pod, &sh("at-once", "trap '' TERM; while true; do sleep 1; done")).await;
+    let id = node
+        .start_container(
+            &pod,
+            &sh("at-once", "trap '' TERM; while true; do sleep 1; done"),
+        )
+        .await;
     let begin = Instant::now();
     node.try_stop(&id, 0).await.unwrap();
     assert!(begin.elapsed() < Duration::from_secs(1));
@@ -258,10 +343,13 @@ async fn a_container_is_asked_to_stop_and_killed_after_its_grace() {
 #[tokio::test]
 async fn the_stop_signal_is_the_requests_else_the_images() {
     let mut node = TestNode::start().await;
-    let usr1 = image::Image::busybox().tagged("localhost/usr1:1").set("StopSignal", json!("SIGUSR1"));
+    let usr1 = image::Image::busybox()
+        .tagged("localhost/usr1:1")
+        .set("StopSignal", json!("SIGUSR1"));
     node.import(usr1.oci()).await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let script = "trap 'exit 31' USR1; trap 'exit 32' USR2; trap 'exit 33' TERM; echo up; sleep 1000 & wait";
+    let script =
+        "trap 'exit 31' USR1; trap 'exit 32' USR2; trap 'exit 33' TERM; echo up; sleep 1000 & wait";
     let cases = [
         ("images", "localhost/usr1:1", Signal::RuntimeDefault, 31),
         ("requests", "localhost/usr1:1", Signal::Sigusr2, 32),
@@ -272,7 +360,8 @@ async fn the_stop_signal_is_the_requests_else_the_images() {
         config.image.as_mut().unwrap().image = tag.into();
         config.set_stop_signal(signal);
         let id = node.start_container(&pod, &config).await;
-        node.wait_log(&pod, name, |log| log.stdout() == "up\n").await;
+        node.wait_log(&pod, name, |log| log.stdout() == "up\n")
+            .await;
         node.try_stop(&id, 10).await.unwrap();
         assert_eq!(node.status(&id).await.exit_code, code, "{name}");
     }
@@ -283,17 +372,31 @@ async fn the_stop_signal_is_the_requests_else_the_images() {
 async fn stopping_a_sandbox_stops_its_containers_and_frees_its_network() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let running = node.start_container(&pod, &container("running", &["sleep", "1000"])).await;
+    let running = node
+        .start_container(&pod, &container("running", &["sleep", "1000"]))
+        .await;
     let created = node.try_create(&pod, &sleeper("created")).await.unwrap();
     let pid = node.container_pid(&running);
     node.try_stop_pod(&pod.id).await.unwrap();
     assert!(!host::runs(pid));
-    assert_eq!(node.status(&running).await.state(), ContainerState::ContainerExited);
+    assert_eq!(
+        node.status(&running).await.state(),
+        ContainerState::ContainerExited
+    );
     let status = node.pod_status(&pod).await;
     assert_eq!(status.state(), PodSandboxState::SandboxNotready);
-    assert!(node.net.output(&["ip", "-o", "link"]).lines().all(|link| !link.contains('@')));
+    assert!(
+        node.net
+            .output(&["ip", "-o", "link"])
+            .lines()
+            .all(|link| !link.contains('@'))
+    );
     refused(node.try_start(&created).await, Code::FailedPrecondition, "");
-    refused(node.try_create(&pod, &sleeper("late")).await, Code::FailedPrecondition, "");
+    refused(
+        node.try_create(&pod, &sleeper("late")).await,
+        Code::FailedPrecondition,
+        "",
+    );
     node.finish().await;
 }
 
@@ -301,8 +404,12 @@ async fn stopping_a_sandbox_stops_its_containers_and_frees_its_network() {
 async fn a_removal_ends_what_still_runs() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let one = node.start_container(&pod, &container("one", &["sleep", "1000"])).await;
-    let two = node.start_container(&pod, &container("two", &["sleep", "1000"])).await;
+    let one = node
+        .start_container(&pod, &container("one", &["sleep", "1000"]))
+        .await;
+    let two = node
+        .start_container(&pod, &container("two", &["sleep", "1000"]))
+        .await;
     let pids = [node.container_pid(&one), node.container_pid(&two)];
     node.try_remove(&one).await.unwrap();
     refused(node.try_status(&one).await, Code::NotFound, "");
@@ -318,9 +425,17 @@ async fn a_container_starts_once() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     let id = node.start_container(&pod, &sleeper("worker")).await;
-    refused(node.try_start(&id).await, Code::FailedPrecondition, "running");
+    refused(
+        node.try_start(&id).await,
+        Code::FailedPrecondition,
+        "running",
+    );
     node.try_stop(&id, 5).await.unwrap();
-    refused(node.try_start(&id).await, Code::FailedPrecondition, "exited");
+    refused(
+        node.try_start(&id).await,
+        Code::FailedPrecondition,
+        "exited",
+    );
     refused(node.try_start(&"e".repeat(64)).await, Code::NotFound, "");
     node.finish().await;
 }
@@ -333,7 +448,9 @@ async fn containers_of_a_pod_come_and_go_beside_each_other() {
     let shared = (&node, &pod);
     let runs = names.iter().map(|name| async move {
         let (node, pod) = shared;
-        let (log, status) = node.run_to_end(pod, &sh(name, &format!("echo {name}; exit 5"))).await;
+        let (log, status) = node
+            .run_to_end(pod, &sh(name, &format!("echo {name}; exit 5")))
+            .await;
         assert_eq!(status.exit_code, 5);
         assert_eq!(log.stdout(), format!("{name}\n"));
         node.try_remove(&status.id).await.unwrap();

@@ -16,7 +16,11 @@ async fn reopen(node: &TestNode, id: &str) -> Result<(), Status> {
     let request = ReopenContainerLogRequest {
         container_id: id.to_owned(),
     };
-    node.cri.runtime().reopen_container_log(request).await.map(drop)
+    node.cri
+        .runtime()
+        .reopen_container_log(request)
+        .await
+        .map(drop)
 }
 
 #[tokio::test]
@@ -28,9 +32,22 @@ async fn a_line_has_its_time_its_stream_and_its_tag() {
     let lines: Vec<_> = log
         .0
         .iter()
-        .map(|line| (line.stream.as_str(), line.partial, String::from_utf8_lossy(&line.text).into_owned()))
+        .map(|line| {
+            (
+                line.stream.as_str(),
+                line.partial,
+                String::from_utf8_lossy(&line.text).into_owned(),
+            )
+        })
         .collect();
-    assert_eq!(lines[..3], [("stdout", false, "out".into()), ("stderr", false, "err".into()), ("stdout", false, String::new())]);
+    assert_eq!(
+        lines[..3],
+        [
+            ("stdout", false, "out".into()),
+            ("stderr", false, "err".into()),
+            ("stdout", false, String::new())
+        ]
+    );
     // What was cut off by the end is a line of its own, whichever tag it has.
     assert_eq!((lines[3].0, lines[3].2.as_str()), ("stdout", "no end"));
     assert_eq!(lines.len(), 4);
@@ -47,7 +64,10 @@ async fn a_long_line_comes_in_parts_of_at_most_16_kib() {
     let script = "head -c 40000 /dev/zero | tr '\\0' x; echo; echo next; head -c 16384 /dev/zero | tr '\\0' y; echo";
     let (log, _) = node.run_to_end(&pod, &sh("a", script)).await;
     assert!(log.0.iter().all(|line| line.text.len() <= 16384));
-    assert_eq!(log.stdout(), format!("{}\nnext\n{}\n", "x".repeat(40_000), "y".repeat(16_384)));
+    assert_eq!(
+        log.stdout(),
+        format!("{}\nnext\n{}\n", "x".repeat(40_000), "y".repeat(16_384))
+    );
     let x = log.0.iter().filter(|line| line.text.first() == Some(&b'x'));
     assert!((3..=4).contains(&x.count()));
     node.finish().await;
@@ -59,8 +79,12 @@ async fn nothing_is_lost_at_the_end_and_streams_do_not_mix() {
     let pod = node.run_pod(&node.pod("one")).await;
     let script = "seq 1 50000; seq 50001 100000 >&2; seq 100001 150000; printf last";
     let (log, _) = node.run_to_end(&pod, &sh("a", script)).await;
-    let lines = |range: std::ops::RangeInclusive<u32>| range.map(|n| format!("{n}\n")).collect::<String>();
-    assert_eq!(log.stdout(), lines(1..=50_000) + &lines(100_001..=150_000) + "last\n");
+    let lines =
+        |range: std::ops::RangeInclusive<u32>| range.map(|n| format!("{n}\n")).collect::<String>();
+    assert_eq!(
+        log.stdout(),
+        lines(1..=50_000) + &lines(100_001..=150_000) + "last\n"
+    );
     assert_eq!(log.stderr(), lines(50_001..=100_000));
     node.finish().await;
 }
@@ -69,7 +93,9 @@ async fn nothing_is_lost_at_the_end_and_streams_do_not_mix() {
 async fn bytes_that_are_no_text_arrive() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let (log, _) = node.run_to_end(&pod, &sh("a", r"printf 'a\000b\377\r\tc\n'")).await;
+    let (log, _) = node
+        .run_to_end(&pod, &sh("a", r"printf 'a\000b\377\r\tc\n'"))
+        .await;
     assert_eq!(log.0.len(), 1);
     assert_eq!(log.0[0].text, b"a\0b\xff\r\tc");
     node.finish().await;
@@ -93,7 +119,10 @@ async fn a_rotated_log_goes_on_in_the_new_file_without_a_gap() {
     }
     assert_eq!(node.wait_exit(&id).await.exit_code, 0);
     whole += &Log::read(&path).stdout();
-    assert_eq!(whole, (1..=3000).map(|n| format!("{n}\n")).collect::<String>());
+    assert_eq!(
+        whole,
+        (1..=3000).map(|n| format!("{n}\n")).collect::<String>()
+    );
     node.finish().await;
 }
 
@@ -102,11 +131,13 @@ async fn a_log_that_was_deleted_is_made_again_and_one_of_an_exited_container_is_
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     let id = node.start_container(&pod, &sh("a", "trap 'exit 0' TERM; trap 'echo again' USR1; echo first; while true; do sleep 1000 & wait; done")).await;
-    node.wait_log(&pod, "a", |log| log.stdout() == "first\n").await;
+    node.wait_log(&pod, "a", |log| log.stdout() == "first\n")
+        .await;
     fs::remove_file(node.log_dir("one").join("a.log")).unwrap();
     reopen(&node, &id).await.unwrap();
     node.exec(&id, "kill -USR1 1").await;
-    node.wait_log(&pod, "a", |log| log.stdout() == "again\n").await;
+    node.wait_log(&pod, "a", |log| log.stdout() == "again\n")
+        .await;
     node.try_stop(&id, 5).await.unwrap();
     refused(reopen(&node, &id).await, Code::FailedPrecondition, "exited");
     refused(reopen(&node, &"a".repeat(64)).await, Code::NotFound, "");
@@ -118,26 +149,48 @@ async fn a_full_disk_costs_lines_and_never_the_container() {
     let node = TestNode::start().await;
     let disk = node.log_dir("one");
     fs::create_dir_all(&disk).unwrap();
-    let mount = |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success());
+    let mount =
+        |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success());
     let at = disk.display().to_string();
     mount(&["-t", "tmpfs", "-o", "size=256k", "none", &at]);
     let pod = node.run_pod(&node.pod("one")).await;
-    let script = "trap 'echo after; exit 0' TERM; seq 1 200000; echo done > /tmp/done; sleep 1000 & wait";
+    let script =
+        "trap 'echo after; exit 0' TERM; seq 1 200000; echo done > /tmp/done; sleep 1000 & wait";
     let id = node.start_container(&pod, &sh("a", script)).await;
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while node.try_exec(&id, &["test", "-e", "/tmp/done"], 5).await.unwrap().exit_code != 0 {
-        assert!(std::time::Instant::now() < deadline, "the container is blocked by its log");
+    while node
+        .try_exec(&id, &["test", "-e", "/tmp/done"], 5)
+        .await
+        .unwrap()
+        .exit_code
+        != 0
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the container is blocked by its log"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     mount(&["-o", "remount,size=16m", "none", &at]);
     node.try_stop(&id, 10).await.unwrap();
     let status = node.status(&id).await;
-    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 0));
+    assert_eq!(
+        (status.state(), status.exit_code),
+        (ContainerState::ContainerExited, 0)
+    );
     let text = fs::read_to_string(Path::new(&at).join("a.log")).unwrap();
     assert!(text.contains(" 1\n"), "what came before the disk was full");
-    assert!(text.contains("after"), "what came when there was room again");
+    assert!(
+        text.contains("after"),
+        "what came when there was room again"
+    );
     let dropped = text.lines().find(|line| line.contains("dropped"));
-    assert!(dropped.is_some_and(|line| line.split(' ').any(|word| word.parse::<u64>().is_ok_and(|n| n > 1000))), "how many lines were dropped: {dropped:?}");
+    assert!(
+        dropped.is_some_and(|line| line
+            .split(' ')
+            .any(|word| word.parse::<u64>().is_ok_and(|n| n > 1000))),
+        "how many lines were dropped: {dropped:?}"
+    );
     node.remove_pods().await;
     let _ = nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH);
     node.finish().await;

@@ -18,7 +18,14 @@ struct HostMount(PathBuf);
 impl HostMount {
     fn new(path: &Path, propagation: MsFlags) -> Self {
         fs::create_dir_all(path).unwrap();
-        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        mount(
+            Some("tmpfs"),
+            path,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
         mount(None::<&str>, path, None::<&str>, propagation, None::<&str>).unwrap();
         Self(path.to_owned())
     }
@@ -46,18 +53,32 @@ async fn a_bind_mount_is_writable_unless_read_only() {
     let dir = node.dir().join("volume");
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("from-host"), "host\n").unwrap();
-    let config = sh("rw", "cat /data/deep/from-host; echo container > /data/deep/from-container").mount(&dir, "/data/deep");
+    let config = sh(
+        "rw",
+        "cat /data/deep/from-host; echo container > /data/deep/from-container",
+    )
+    .mount(&dir, "/data/deep");
     assert_eq!(node.output_of(&pod, &config).await, "host\n");
-    assert_eq!(fs::read_to_string(dir.join("from-container")).unwrap(), "container\n");
+    assert_eq!(
+        fs::read_to_string(dir.join("from-container")).unwrap(),
+        "container\n"
+    );
     let mut config = sh("ro", "cat /data/from-host; touch /data/x 2>&1").mount(&dir, "/data");
     config.mounts[0].readonly = true;
     let (log, _) = node.run_to_end(&pod, &config).await;
-    assert!(log.stdout().starts_with("host\n") && log.stdout().contains("Read-only file system"), "{log:?}");
+    assert!(
+        log.stdout().starts_with("host\n") && log.stdout().contains("Read-only file system"),
+        "{log:?}"
+    );
     // A file goes onto a file of the image, and onto one that is not there.
     let file = dir.join("from-host");
-    let config = sh("file", "cat /etc/replaced /etc/new").mount(&file, "/etc/replaced").mount(&file, "/etc/new");
+    let config = sh("file", "cat /etc/replaced /etc/new")
+        .mount(&file, "/etc/replaced")
+        .mount(&file, "/etc/new");
     assert_eq!(node.output_of(&pod, &config).await, "host\nhost\n");
-    let status = node.status(&node.try_create(&pod, &config).await.unwrap()).await;
+    let status = node
+        .status(&node.try_create(&pod, &config).await.unwrap())
+        .await;
     assert_eq!(status.mounts.len(), 2);
     assert_eq!(status.mounts[0].container_path, "/etc/replaced");
     node.finish().await;
@@ -83,7 +104,9 @@ async fn mounts_of_the_request_may_lie_in_each_other_in_any_order() {
     fs::create_dir(&inner).unwrap();
     fs::write(outer.join("o"), "outer\n").unwrap();
     fs::write(inner.join("i"), "inner\n").unwrap();
-    let config = sh("a", "cat /m/o /m/in/i").mount(&inner, "/m/in").mount(&outer, "/m");
+    let config = sh("a", "cat /m/o /m/in/i")
+        .mount(&inner, "/m/in")
+        .mount(&outer, "/m");
     assert_eq!(node.output_of(&pod, &config).await, "outer\ninner\n");
     // The kubelet's own files take the place of the runtime's.
     let config = sh("b", "cat /etc/hosts").mount(&inner.join("i"), "/etc/hosts");
@@ -98,7 +121,9 @@ async fn a_private_mount_sees_no_later_mounts_of_the_host() {
     let source = HostMount::new(&node.dir().join("v"), MsFlags::MS_SHARED);
     fs::create_dir(source.0.join("sub")).unwrap();
     let mut config = sleeper("a");
-    config.mounts.push(bind(&source.0, "/v", MountPropagation::PropagationPrivate));
+    config
+        .mounts
+        .push(bind(&source.0, "/v", MountPropagation::PropagationPrivate));
     let id = node.start_container(&pod, &config).await;
     let later = HostMount::new(&source.0.join("sub"), MsFlags::MS_PRIVATE);
     fs::write(later.0.join("f"), "x").unwrap();
@@ -115,7 +140,11 @@ async fn a_host_to_container_mount_follows_the_hosts() {
     let source = HostMount::new(&node.dir().join("v"), MsFlags::MS_SHARED);
     fs::create_dir(source.0.join("sub")).unwrap();
     let mut config = sleeper("a");
-    config.mounts.push(bind(&source.0, "/v", MountPropagation::PropagationHostToContainer));
+    config.mounts.push(bind(
+        &source.0,
+        "/v",
+        MountPropagation::PropagationHostToContainer,
+    ));
     let id = node.start_container(&pod, &config).await;
     let later = HostMount::new(&source.0.join("sub"), MsFlags::MS_SHARED);
     fs::write(later.0.join("f"), "x").unwrap();
@@ -136,9 +165,17 @@ async fn a_bidirectional_mount_goes_both_ways() {
     fs::create_dir(source.0.join("sub")).unwrap();
     let mut config = sleeper("a");
     config.security().privileged = true;
-    config.mounts.push(bind(&source.0, "/v", MountPropagation::PropagationBidirectional));
+    config.mounts.push(bind(
+        &source.0,
+        "/v",
+        MountPropagation::PropagationBidirectional,
+    ));
     let id = node.start_container(&pod, &config).await;
-    node.exec(&id, "mount -t tmpfs none /v/sub && touch /v/sub/from-container").await;
+    node.exec(
+        &id,
+        "mount -t tmpfs none /v/sub && touch /v/sub/from-container",
+    )
+    .await;
     assert!(source.0.join("sub/from-container").exists());
     assert_eq!(host::mounts_below(&source.0).len(), 2);
     let _ = umount2(&source.0.join("sub"), MntFlags::MNT_DETACH);
@@ -190,7 +227,11 @@ async fn read_only_goes_below_only_when_recursive() {
         recursive_read_only: true,
         ..bind(&source.0, "/v", MountPropagation::PropagationPrivate)
     });
-    refused(node.try_create(&pod, &config).await, Code::InvalidArgument, "readonly");
+    refused(
+        node.try_create(&pod, &config).await,
+        Code::InvalidArgument,
+        "readonly",
+    );
     drop(below);
     drop(source);
     node.finish().await;
@@ -200,7 +241,9 @@ async fn read_only_goes_below_only_when_recursive() {
 async fn the_file_systems_of_every_container_are_there() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let text = node.output_of(&pod, &sh("a", "cat /proc/self/mountinfo")).await;
+    let text = node
+        .output_of(&pod, &sh("a", "cat /proc/self/mountinfo"))
+        .await;
     let mounts: Vec<(&str, &str, &str)> = text
         .lines()
         .map(|line| {
@@ -209,7 +252,12 @@ async fn the_file_systems_of_every_container_are_there() {
             (left[4], right.split(' ').next().unwrap(), left[5])
         })
         .collect();
-    let find = |path: &str| *mounts.iter().find(|mount| mount.0 == path).unwrap_or_else(|| panic!("{path} in {text}"));
+    let find = |path: &str| {
+        *mounts
+            .iter()
+            .find(|mount| mount.0 == path)
+            .unwrap_or_else(|| panic!("{path} in {text}"))
+    };
     for (path, kind, option) in [
         ("/", "overlay", "rw"),
         ("/proc", "proc", "noexec"),
@@ -226,7 +274,10 @@ async fn the_file_systems_of_every_container_are_there() {
     let (_, _, options) = find("/sys/fs/cgroup");
     assert!(options.starts_with("ro"), "{options}");
     // Nothing of the host shines through, and nothing leads back to it.
-    assert!(!text.contains("master:") && !text.contains("shared:"), "{text}");
+    assert!(
+        !text.contains("master:") && !text.contains("shared:"),
+        "{text}"
+    );
     node.finish().await;
 }
 
@@ -236,17 +287,24 @@ async fn the_host_sees_one_mount_for_a_pod() {
     let pod = node.run_pod(&node.pod("one")).await;
     let volume = node.dir().join("volume");
     for name in ["a", "b", "c"] {
-        node.start_container(&pod, &sleeper(name).mount(&volume, "/v")).await;
+        node.start_container(&pod, &sleeper(name).mount(&volume, "/v"))
+            .await;
     }
     let mounts = host::mounts_below(node.dir());
     assert_eq!(mounts.len(), 1, "{mounts:?}");
     assert!(mounts[0].starts_with(node.netns_dir()));
     let line = host::mountinfo("self");
-    let line = line.lines().find(|line| line.contains(&mounts[0].display().to_string())).unwrap();
+    let line = line
+        .lines()
+        .find(|line| line.contains(&mounts[0].display().to_string()))
+        .unwrap();
     assert!(line.contains("nsfs"), "{line}");
     // The daemon itself holds no rootfs, either.
     let daemon = host::mountinfo(&node.daemon_pid().unwrap().to_string());
-    assert!(!daemon.contains("overlay") || host::mountinfo("self").contains("overlay"), "{daemon}");
+    assert!(
+        !daemon.contains("overlay") || host::mountinfo("self").contains("overlay"),
+        "{daemon}"
+    );
     node.finish().await;
 }
 
@@ -269,9 +327,12 @@ async fn links_in_an_image_lead_no_mount_out_of_it() {
     let volume = node.dir().join("volume");
     fs::create_dir(&volume).unwrap();
     fs::write(volume.join("f"), "volume\n").unwrap();
-    let mut config = sh("a", "cat /data/x/f /updir/y/f; test -c /dev/null && echo null")
-        .mount(&volume, "/data/x")
-        .mount(&volume, "/updir/y");
+    let mut config = sh(
+        "a",
+        "cat /data/x/f /updir/y/f; test -c /dev/null && echo null",
+    )
+    .mount(&volume, "/data/x")
+    .mount(&volume, "/updir/y");
     config.image.as_mut().unwrap().image = "localhost/links:1".into();
     // Either it runs, all of it inside, or it is refused; the host stays as it is.
     if let Ok(id) = node.try_create(&pod, &config).await {

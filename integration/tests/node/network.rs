@@ -15,9 +15,17 @@ fn server(name: &str) -> v1::ContainerConfig {
 }
 
 async fn network_ready(node: &TestNode) -> v1::RuntimeCondition {
-    let response = node.cri.runtime().status(v1::StatusRequest::default()).await.unwrap();
+    let response = node
+        .cri
+        .runtime()
+        .status(v1::StatusRequest::default())
+        .await
+        .unwrap();
     let conditions = response.into_inner().status.unwrap().conditions;
-    conditions.into_iter().find(|condition| condition.r#type == "NetworkReady").expect("NetworkReady")
+    conditions
+        .into_iter()
+        .find(|condition| condition.r#type == "NetworkReady")
+        .expect("NetworkReady")
 }
 
 async fn wait_network_ready(node: &TestNode, ready: bool) {
@@ -30,21 +38,34 @@ async fn wait_network_ready(node: &TestNode, ready: bool) {
 
 async fn two_pods_reach_each_other(plugins: Plugins) {
     let node = TestNode::builder().plugins(plugins).start().await;
-    let (a, b) = (node.run_pod(&node.pod("a")).await, node.run_pod(&node.pod("b")).await);
+    let (a, b) = (
+        node.run_pod(&node.pod("a")).await,
+        node.run_pod(&node.pod("b")).await,
+    );
     node.start_container(&a, &server("server")).await;
     let client = node.start_container(&b, &sleeper("client")).await;
     let (ip, own) = (node.pod_ip(&a).await, node.pod_ip(&b).await);
     assert!(ip.to_string().starts_with("10.118.") && ip != own);
-    let page = node.net.run(|| host::http_get(ip, 8080, "/")).expect("the page over the pod's IP");
+    let page = node
+        .net
+        .run(|| host::http_get(ip, 8080, "/"))
+        .expect("the page over the pod's IP");
     assert_eq!(page, "hello from a pod\n");
     let fetch = format!("wget -qO- http://{ip}:8080/");
     assert_eq!(node.exec(&client, &fetch).await, "hello from a pod\n");
     let routes = node.exec(&client, "ip -o addr show eth0 | grep -o 'inet [0-9.]*/[0-9]*'; ip route; ip -o link show lo | grep -o 'LOOPBACK,UP'").await;
     let mut lines = routes.lines();
     assert_eq!(lines.next(), Some(format!("inet {own}/16").as_str()));
-    assert!(lines.next().unwrap().starts_with("default via 10.118.0.1 dev eth0"), "{routes}");
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .starts_with("default via 10.118.0.1 dev eth0"),
+        "{routes}"
+    );
     assert_eq!(lines.last(), Some("LOOPBACK,UP"));
-    let ours = fs::read_to_string(node.ipam_dir().join("test").join(ip.to_string())).expect("host-local's file");
+    let ours = fs::read_to_string(node.ipam_dir().join("test").join(ip.to_string()))
+        .expect("host-local's file");
     assert!(ours.starts_with(&a.id), "{ours}");
     node.finish().await;
 }
@@ -64,7 +85,10 @@ async fn containers_talk_over_localhost() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     node.start_container(&pod, &server("server")).await;
-    let client = sh("client", "until wget -qO- http://127.0.0.1:8080/; do usleep 10000; done");
+    let client = sh(
+        "client",
+        "until wget -qO- http://127.0.0.1:8080/; do usleep 10000; done",
+    );
     assert_eq!(node.output_of(&pod, &client).await, "hello from a pod\n");
     node.finish().await;
 }
@@ -76,8 +100,7 @@ async fn the_two_host_locals_share_their_folder() {
     let a = node.run_pod(&node.pod("a")).await;
     let first = node.pod_ip(&a).await;
     node.kill_daemon();
-    let mut command = node.serve_command();
-    command.args(["--cni-bin-dir", "/nonexistent"]);
+    node.set_plugins(Plugins::Carpel);
     node.start_daemon(None).await;
     let b = node.run_pod(&node.pod("b")).await;
     assert_ne!(node.pod_ip(&b).await, first);
@@ -89,7 +112,11 @@ async fn a_host_port_of_debians_portmap_leads_to_the_pod() {
     let ipam = tempfile::tempdir().unwrap();
     let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
     let chain = bridge(ipam.path(), &[portmap]);
-    let node = TestNode::builder().plugins(Plugins::Debian).conflist(chain).start().await;
+    let node = TestNode::builder()
+        .plugins(Plugins::Debian)
+        .conflist(chain)
+        .start()
+        .await;
     let mut config = node.pod("one");
     config.port_mappings = vec![PortMapping {
         protocol: Protocol::Tcp.into(),
@@ -100,7 +127,10 @@ async fn a_host_port_of_debians_portmap_leads_to_the_pod() {
     let pod = node.run_pod(&config).await;
     node.start_container(&pod, &server("server")).await;
     let gateway = "10.118.0.1".parse().unwrap();
-    let page = node.net.run(|| host::http_get(gateway, 18_080, "/")).expect("the page over the host port");
+    let page = node
+        .net
+        .run(|| host::http_get(gateway, 18_080, "/"))
+        .expect("the page over the host port");
     assert_eq!(page, "hello from a pod\n");
     node.try_stop_pod(&pod.id).await.unwrap();
     let rules = node.net.output(&["iptables-save"]);
@@ -153,12 +183,27 @@ async fn the_chain_is_run_as_the_cni_says() {
     node.try_stop_pod(&pod.id).await.unwrap();
 
     let calls = fs::read_to_string(node.dir().join("calls")).unwrap();
-    let calls: Vec<Vec<&str>> = calls.lines().map(|line| line.split(' ').collect()).collect();
+    let calls: Vec<Vec<&str>> = calls
+        .lines()
+        .map(|line| line.split(' ').collect())
+        .collect();
     let order: Vec<_> = calls.iter().map(|call| (call[0], call[1])).collect();
-    assert_eq!(order, [("first", "ADD"), ("second", "ADD"), ("second", "DEL"), ("first", "DEL")]);
+    assert_eq!(
+        order,
+        [
+            ("first", "ADD"),
+            ("second", "ADD"),
+            ("second", "DEL"),
+            ("first", "DEL")
+        ]
+    );
     for call in &calls {
         assert_eq!((call[2], call[3]), (pod.id.as_str(), "eth0"));
-        assert!(Path::new(call[4]).starts_with(node.netns_dir()), "{}", call[4]);
+        assert!(
+            Path::new(call[4]).starts_with(node.netns_dir()),
+            "{}",
+            call[4]
+        );
         for part in [
             "IgnoreUnknown=1".to_owned(),
             "K8S_POD_NAMESPACE=default".to_owned(),
@@ -166,23 +211,47 @@ async fn the_chain_is_run_as_the_cni_says() {
             format!("K8S_POD_INFRA_CONTAINER_ID={}", pod.id),
             "K8S_POD_UID=uid-of-one".to_owned(),
         ] {
-            assert!(call[5].split(';').any(|arg| arg == part), "{part} in {}", call[5]);
+            assert!(
+                call[5].split(';').any(|arg| arg == part),
+                "{part} in {}",
+                call[5]
+            );
         }
-        assert!(call[6].split(':').any(|dir| Path::new(dir) == node.plugin_dir()));
+        assert!(
+            call[6]
+                .split(':')
+                .any(|dir| Path::new(dir) == node.plugin_dir())
+        );
     }
     let read = |name: &str| -> Value {
         serde_json::from_str(&fs::read_to_string(node.dir().join(name)).unwrap()).unwrap()
     };
     let first = read("first.ADD");
-    assert_eq!((&first["name"], &first["cniVersion"], &first["own"]), (&json!("recorded"), &json!("1.0.0"), &json!(1)));
+    assert_eq!(
+        (&first["name"], &first["cniVersion"], &first["own"]),
+        (&json!("recorded"), &json!("1.0.0"), &json!(1))
+    );
     assert!(first.get("prevResult").is_none());
     let mapping = &first["runtimeConfig"]["portMappings"][0];
-    assert_eq!((&mapping["hostPort"], &mapping["containerPort"], &mapping["protocol"]), (&json!(8080), &json!(80), &json!("tcp")));
+    assert_eq!(
+        (
+            &mapping["hostPort"],
+            &mapping["containerPort"],
+            &mapping["protocol"]
+        ),
+        (&json!(8080), &json!(80), &json!("tcp"))
+    );
     let second = read("second.ADD");
     assert_eq!(second["prevResult"]["ips"][0]["address"], "10.118.7.7/16");
     assert!(second["runtimeConfig"].get("portMappings").is_none());
-    assert_eq!(read("second.DEL")["prevResult"]["ips"][0]["address"], "10.118.7.7/16");
-    assert_eq!(read("first.DEL")["runtimeConfig"]["portMappings"][0]["hostPort"], 8080);
+    assert_eq!(
+        read("second.DEL")["prevResult"]["ips"][0]["address"],
+        "10.118.7.7/16"
+    );
+    assert_eq!(
+        read("first.DEL")["runtimeConfig"]["portMappings"][0]["hostPort"],
+        8080
+    );
     node.finish().await;
 }
 
@@ -194,8 +263,12 @@ async fn a_network_is_deleted_with_what_it_was_added_with() {
     fs::remove_file(node.conf_dir().join("10-test.conflist")).unwrap();
     node.crash().await;
     node.try_stop_pod(&pod.id).await.unwrap();
-    let deleted: Value = serde_json::from_str(&fs::read_to_string(node.dir().join("first.DEL")).unwrap()).unwrap();
-    assert_eq!((&deleted["name"], &deleted["own"]), (&json!("recorded"), &json!(1)));
+    let deleted: Value =
+        serde_json::from_str(&fs::read_to_string(node.dir().join("first.DEL")).unwrap()).unwrap();
+    assert_eq!(
+        (&deleted["name"], &deleted["own"]),
+        (&json!("recorded"), &json!(1))
+    );
     assert_eq!(deleted["prevResult"]["ips"][0]["address"], "10.118.7.7/16");
     node.finish().await;
 }
@@ -219,15 +292,30 @@ esac"#
         ),
     );
     let pod = node.run_pod(&node.pod("one")).await;
-    let status = node.try_stop_pod(&pod.id).await.expect_err("the plugin fails");
-    assert!(status.message().contains("stubborn") && status.message().contains("not now"), "{status}");
-    assert_eq!(node.pod_status(&pod).await.state(), PodSandboxState::SandboxNotready);
+    let status = node
+        .try_stop_pod(&pod.id)
+        .await
+        .expect_err("the plugin fails");
+    assert!(
+        status.message().contains("stubborn") && status.message().contains("not now"),
+        "{status}"
+    );
+    assert_eq!(
+        node.pod_status(&pod).await.state(),
+        PodSandboxState::SandboxNotready
+    );
     fs::write(Path::new(&dir).join("works"), "").unwrap();
     node.try_stop_pod(&pod.id).await.unwrap();
-    let dels = fs::read_to_string(Path::new(&dir).join("dels")).unwrap().lines().count();
+    let dels = fs::read_to_string(Path::new(&dir).join("dels"))
+        .unwrap()
+        .lines()
+        .count();
     assert!(dels >= 2, "{dels}");
     node.try_stop_pod(&pod.id).await.unwrap();
-    let after = fs::read_to_string(Path::new(&dir).join("dels")).unwrap().lines().count();
+    let after = fs::read_to_string(Path::new(&dir).join("dels"))
+        .unwrap()
+        .lines()
+        .count();
     assert_eq!(after, dels, "a deletion that worked is not repeated");
     node.finish().await;
 }
@@ -237,7 +325,12 @@ async fn the_folder_of_configurations_is_watched() {
     let node = TestNode::builder().no_network().start().await;
     let condition = network_ready(&node).await;
     assert!(!condition.status);
-    assert!(condition.message.contains(&node.conf_dir().display().to_string()), "{condition:?}");
+    assert!(
+        condition
+            .message
+            .contains(&node.conf_dir().display().to_string()),
+        "{condition:?}"
+    );
     node.write_conflist("20-late.conflist", &bridge(&node.ipam_dir(), &[]));
     wait_network_ready(&node, true).await;
     let pod = node.run_pod(&node.pod("one")).await;
@@ -253,12 +346,19 @@ async fn the_folder_of_configurations_is_watched() {
 
 #[tokio::test]
 async fn the_built_in_network_is_there_only_when_asked_for() {
-    let node = TestNode::builder().no_network().arg("--default-network").start().await;
+    let node = TestNode::builder()
+        .no_network()
+        .arg("--default-network")
+        .start()
+        .await;
     wait_network_ready(&node, true).await;
     let pod = node.run_pod(&node.pod("one")).await;
     node.start_container(&pod, &server("server")).await;
     let ip = node.pod_ip(&pod).await;
-    let page = node.net.run(|| host::http_get(ip, 8080, "/")).expect("the page");
+    let page = node
+        .net
+        .run(|| host::http_get(ip, 8080, "/"))
+        .expect("the page");
     assert_eq!(page, "hello from a pod\n");
     node.finish().await;
 }
@@ -289,7 +389,12 @@ async fn eight_pods_at_a_time_get_eight_addresses() {
     ips.dedup();
     assert_eq!(ips.len(), 8);
     let stops = pods.iter().map(|pod| node.try_stop_pod(&pod.id));
-    assert!(futures::future::join_all(stops).await.iter().all(Result::is_ok));
+    assert!(
+        futures::future::join_all(stops)
+            .await
+            .iter()
+            .all(Result::is_ok)
+    );
     node.finish().await;
 }
 

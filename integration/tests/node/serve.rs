@@ -16,7 +16,10 @@ async fn the_socket_is_for_root_alone() {
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     for dir in ["root", "state"] {
-        let mode = fs::metadata(node.dir().join(dir)).unwrap().permissions().mode();
+        let mode = fs::metadata(node.dir().join(dir))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o700, "{dir}");
     }
     node.finish().await;
@@ -27,13 +30,25 @@ async fn a_second_daemon_is_refused_with_the_firsts_pid() {
     let node = TestNode::start().await;
     let pid = node.daemon_pid().unwrap();
     let other = node.dir().join("run/other.sock").display().to_string();
-    let output = node.net.run(|| node.serve_command().args(["--listen", &other]).output()).unwrap();
+    let output = node
+        .net
+        .run(|| node.serve_command().args(["--listen", &other]).output())
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let last = text.lines().last().unwrap();
-    assert!(last.starts_with("carpel: ") && last.contains(&format!("(pid {pid})")), "{text}");
+    assert!(
+        last.starts_with("carpel: ") && last.contains(&format!("(pid {pid})")),
+        "{text}"
+    );
     // The first one serves on, and keeps its socket.
-    assert!(node.cri.runtime().version(v1::VersionRequest::default()).await.is_ok());
+    assert!(
+        node.cri
+            .runtime()
+            .version(v1::VersionRequest::default())
+            .await
+            .is_ok()
+    );
     node.finish().await;
 }
 
@@ -41,10 +56,16 @@ async fn a_second_daemon_is_refused_with_the_firsts_pid() {
 async fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
     let mut node = TestNode::start().await;
     let other = node.dir().join("other-root").display().to_string();
-    let output = node.net.run(|| node.serve_command().args(["--root", &other]).output()).unwrap();
+    let output = node
+        .net
+        .run(|| node.serve_command().args(["--root", &other]).output())
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.contains("in use") && text.contains(&node.endpoint()), "{text}");
+    assert!(
+        text.contains("in use") && text.contains(&node.endpoint()),
+        "{text}"
+    );
     // A daemon that was killed leaves its socket file.
     node.kill_daemon();
     assert!(node.socket().exists());
@@ -85,12 +106,19 @@ async fn sigterm_stops_serving_at_once_and_leaves_pods_running() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let begin = Instant::now();
     assert!(node.terminate_daemon().await.success());
-    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
     assert!(hanging.await.unwrap().is_err());
     assert!(!node.socket().exists());
     assert_eq!(host::start_time(pid), started);
     node.start_daemon(None).await;
-    assert_eq!(node.status(&id).await.state(), v1::ContainerState::ContainerRunning);
+    assert_eq!(
+        node.status(&id).await.state(),
+        v1::ContainerState::ContainerRunning
+    );
     assert_eq!(node.exec(&id, "echo still here").await, "still here\n");
     node.finish().await;
 }
@@ -101,9 +129,14 @@ async fn systemd_is_told_when_the_daemon_is_ready_and_when_it_stops() {
     node.terminate_daemon().await;
     let path = node.dir().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     let mut command = node.serve_command();
-    let mut child = node.net.run(|| command.env("NOTIFY_SOCKET", &path).spawn()).unwrap();
+    let mut child = node
+        .net
+        .run(|| command.env("NOTIFY_SOCKET", &path).spawn())
+        .unwrap();
     let receive = || {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).expect("a notification");
@@ -124,28 +157,56 @@ async fn systemd_is_told_when_the_daemon_is_ready_and_when_it_stops() {
 async fn the_node_says_who_it_is() {
     let node = TestNode::builder().no_image().start().await;
     let mut runtime = node.cri.runtime();
-    let version = runtime.version(v1::VersionRequest::default()).await.unwrap().into_inner();
-    assert_eq!((version.version.as_str(), version.runtime_name.as_str()), ("0.1.0", "carpel"));
+    let version = runtime
+        .version(v1::VersionRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (version.version.as_str(), version.runtime_name.as_str()),
+        ("0.1.0", "carpel")
+    );
     assert_eq!(version.runtime_api_version, "v1");
     assert!(!version.runtime_version.is_empty());
 
-    let status = runtime.status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner();
+    let status = runtime
+        .status(v1::StatusRequest { verbose: true })
+        .await
+        .unwrap()
+        .into_inner();
     let conditions = status.status.unwrap().conditions;
     for kind in ["RuntimeReady", "NetworkReady"] {
-        let condition = conditions.iter().find(|condition| condition.r#type == kind).expect(kind);
+        let condition = conditions
+            .iter()
+            .find(|condition| condition.r#type == kind)
+            .expect(kind);
         assert!(condition.status, "{condition:?}");
     }
     // The default handler under its empty name, or default pods that want its features are refused.
-    assert!(status.runtime_handlers.iter().any(|handler| handler.name.is_empty()));
+    assert!(
+        status
+            .runtime_handlers
+            .iter()
+            .any(|handler| handler.name.is_empty())
+    );
     assert!(status.features.unwrap().supplemental_groups_policy);
     let config: serde_json::Value = serde_json::from_str(&status.info["config"]).unwrap();
     assert!(config.is_object());
 
-    let config = runtime.runtime_config(v1::RuntimeConfigRequest {}).await.unwrap().into_inner();
-    assert_eq!(config.linux.unwrap().cgroup_driver(), v1::CgroupDriver::Cgroupfs);
+    let config = runtime
+        .runtime_config(v1::RuntimeConfigRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        config.linux.unwrap().cgroup_driver(),
+        v1::CgroupDriver::Cgroupfs
+    );
     let update = v1::UpdateRuntimeConfigRequest {
         runtime_config: Some(v1::RuntimeConfig {
-            network_config: Some(v1::NetworkConfig { pod_cidr: "10.7.0.0/24".into() }),
+            network_config: Some(v1::NetworkConfig {
+                pod_cidr: "10.7.0.0/24".into(),
+            }),
         }),
     };
     runtime.update_runtime_config(update).await.unwrap();
@@ -180,7 +241,12 @@ async fn what_is_not_there_says_so_by_its_name() {
         stream_containers(StreamContainersRequest) "StreamContainers",
     }
     let request = v1::PullImageRequest::default();
-    let status = node.cri.images().pull_image(request).await.expect_err("PullImage");
+    let status = node
+        .cri
+        .images()
+        .pull_image(request)
+        .await
+        .expect_err("PullImage");
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(status.message().contains("PullImage"), "{status}");
     node.finish().await;
@@ -189,8 +255,12 @@ async fn what_is_not_there_says_so_by_its_name() {
 #[tokio::test]
 async fn the_daemon_raises_its_own_limit_on_open_files() {
     let node = TestNode::builder().no_image().start().await;
-    let limits = fs::read_to_string(format!("/proc/{}/limits", node.daemon_pid().unwrap())).unwrap();
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let limits =
+        fs::read_to_string(format!("/proc/{}/limits", node.daemon_pid().unwrap())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
     let words: Vec<_> = line.split_whitespace().collect();
     assert_eq!(words[3], words[4], "{line}");
     node.finish().await;

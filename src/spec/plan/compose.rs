@@ -3,7 +3,9 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use carpel_wire::{FdIndex, MAX_FDS, MAX_PLAN, NulList, PidNamespace, PlanWriter, Step, encode_nul_list};
+use carpel_wire::{
+    FdIndex, MAX_FDS, MAX_PLAN, NulList, PidNamespace, PlanWriter, Step, encode_nul_list,
+};
 use oci_spec::runtime::{PosixRlimitType, Process};
 
 use super::{CgroupLayout, Compiled, Error, FdSource, HostFacts, Source, hierarchies};
@@ -54,7 +56,10 @@ impl Composer {
     /// While the process still sees the supervisor's own procfs.
     pub(super) fn oom_score(&mut self, process: &Process) {
         if let Some(value) = process.oom_score_adj() {
-            self.step(format!("set oom_score_adj to {value}"), &Step::OomScoreAdj { value });
+            self.step(
+                format!("set oom_score_adj to {value}"),
+                &Step::OomScoreAdj { value },
+            );
         }
     }
 
@@ -68,7 +73,14 @@ impl Composer {
             let stdin = self.fd(FdSource::Stdin);
             (stdin, self.fd(FdSource::Stdout), self.fd(FdSource::Stderr))
         };
-        self.step("set up the standard streams", &Step::Stdio { stdin, stdout, stderr });
+        self.step(
+            "set up the standard streams",
+            &Step::Stdio {
+                stdin,
+                stdout,
+                stderr,
+            },
+        );
         if tty {
             self.step("take the terminal", &Step::ControllingTerminal);
         }
@@ -77,18 +89,35 @@ impl Composer {
         for limit in process.rlimits().iter().flatten() {
             let (soft, hard) = (limit.soft(), limit.hard());
             let resource = resource(limit.typ());
-            self.step(format!("set {} to {soft}, {hard}", limit.typ()), &Step::Rlimit { resource, soft, hard });
+            self.step(
+                format!("set {} to {soft}, {hard}", limit.typ()),
+                &Step::Rlimit {
+                    resource,
+                    soft,
+                    hard,
+                },
+            );
         }
     }
 
     /// The end: `command`, looked up in the PATH of its environment. `defaults` are "NAME=value" for
     /// variables that it does not have.
-    pub(super) fn exec(&mut self, source: &Source, command: &[String], defaults: &[&str]) -> Result<(), Error> {
+    pub(super) fn exec(
+        &mut self,
+        source: &Source,
+        command: &[String],
+        defaults: &[&str],
+    ) -> Result<(), Error> {
         let process = super::process(source)?;
-        let mut env = source.binary_env.merge(process.env().as_deref().unwrap_or_default());
+        let mut env = source
+            .binary_env
+            .merge(process.env().as_deref().unwrap_or_default());
         for default in defaults {
             let name = &default[..=default.find('=').unwrap_or(default.len() - 1)];
-            if !env.iter().any(|variable| variable.starts_with(name.as_bytes())) {
+            if !env
+                .iter()
+                .any(|variable| variable.starts_with(name.as_bytes()))
+            {
                 env.push(default.as_bytes().to_vec());
             }
         }
@@ -106,18 +135,31 @@ impl Composer {
         Ok(())
     }
 
-    pub(super) fn finish(self, clone_flags: u64, pid_namespace: PidNamespace) -> Result<Compiled, Error> {
+    pub(super) fn finish(
+        self,
+        clone_flags: u64,
+        pid_namespace: PidNamespace,
+    ) -> Result<Compiled, Error> {
         let most = MAX_FDS - RESERVED;
         let is_mount = |source: &&FdSource| matches!(source, FdSource::Mount(_));
         if self.fds.len() > most {
             let count = self.fds.iter().filter(is_mount).count();
-            return Err(Error::TooManyMounts { count, most: most - (self.fds.len() - count) });
+            return Err(Error::TooManyMounts {
+                count,
+                most: most - (self.fds.len() - count),
+            });
         }
         let plan = self.writer.bytes().to_vec();
         if plan.len() > MAX_PLAN {
             return Err(Error::TooLong(plan.len()));
         }
-        Ok(Compiled { clone_flags, pid_namespace, plan, steps: self.steps, fds: self.fds })
+        Ok(Compiled {
+            clone_flags,
+            pid_namespace,
+            plan,
+            steps: self.steps,
+            fds: self.fds,
+        })
     }
 }
 
@@ -126,8 +168,12 @@ fn candidates(program: &str, env: &[Vec<u8>]) -> Vec<Vec<u8>> {
     if program.contains('/') {
         return vec![program.as_bytes().to_vec()];
     }
-    let path = env.iter().find_map(|variable| variable.strip_prefix(b"PATH="));
-    let path = path.filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
+    let path = env
+        .iter()
+        .find_map(|variable| variable.strip_prefix(b"PATH="));
+    let path = path
+        .filter(|path| !path.is_empty())
+        .unwrap_or(DEFAULT_PATH.as_bytes());
     path.split(|byte| *byte == b':')
         .map(|folder| {
             // An empty one means the working directory.

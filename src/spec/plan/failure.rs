@@ -31,7 +31,10 @@ fn reason(error: Errno, raw: i32) -> String {
         return format!("error {raw}");
     }
     let text = error.desc();
-    let acronym = text.chars().nth(1).is_some_and(|second| second.is_uppercase() || second == '/');
+    let acronym = text
+        .chars()
+        .nth(1)
+        .is_some_and(|second| second.is_uppercase() || second == '/');
     let mut letters = text.chars();
     match letters.next() {
         Some(first) if !acronym => first.to_lowercase().chain(letters).collect(),
@@ -45,15 +48,32 @@ mod tests {
 
     #[test]
     fn failures_read_like_the_peers() {
-        let steps = ["mount \"/a\" on \"/b\"", "exec: \"foo\"", "exec: \"/bin/foo\""].map(String::from);
+        let steps = [
+            "mount \"/a\" on \"/b\"",
+            "exec: \"foo\"",
+            "exec: \"/bin/foo\"",
+        ]
+        .map(String::from);
         for (step, errno, text) in [
             (0, libc::ENOTDIR, "mount \"/a\" on \"/b\": not a directory"),
             (0, libc::EIO, "mount \"/a\" on \"/b\": I/O error"),
-            (1, libc::ENOENT, "exec: \"foo\": executable file not found in $PATH"),
+            (
+                1,
+                libc::ENOENT,
+                "exec: \"foo\": executable file not found in $PATH",
+            ),
             (1, libc::EACCES, "exec: \"foo\": permission denied"),
-            (2, libc::ENOENT, "exec: \"/bin/foo\": stat /bin/foo: no such file or directory"),
+            (
+                2,
+                libc::ENOENT,
+                "exec: \"/bin/foo\": stat /bin/foo: no such file or directory",
+            ),
             (2, libc::ENOEXEC, "exec: \"/bin/foo\": exec format error"),
-            (7, libc::EPERM, "step 7 of the plan: operation not permitted"),
+            (
+                7,
+                libc::EPERM,
+                "step 7 of the plan: operation not permitted",
+            ),
             (0, 4000, "mount \"/a\" on \"/b\": error 4000"),
         ] {
             assert_eq!(describe_failure(&steps, step, errno), text);

@@ -27,7 +27,11 @@ const SYMLINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-pub(super) fn compose(composer: &mut Composer, source: &Source, host: &HostFacts) -> Result<(), Error> {
+pub(super) fn compose(
+    composer: &mut Composer,
+    source: &Source,
+    host: &HostFacts,
+) -> Result<(), Error> {
     let spec = &source.spec;
     let linux = spec.linux().as_ref().ok_or(Error::Missing("linux"))?;
     let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -37,14 +41,25 @@ pub(super) fn compose(composer: &mut Composer, source: &Source, host: &HostFacts
     if mounts.iter().any(pod_shm) {
         let path = terminated("/dev/shm")?;
         let attrs = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-        let step = Step::OpenTree { path: &path, recursive: false, attrs, slot: SHM };
+        let step = Step::OpenTree {
+            path: &path,
+            recursive: false,
+            attrs,
+            slot: SHM,
+        };
         composer.step("open the pod's /dev/shm", &step);
     }
     let root = composer.fd(FdSource::Rootfs);
     composer.step("enter the root file system", &Step::PivotRoot { root });
     for mount in mounts {
         if pod_shm(mount) {
-            attach(composer, "the pod's /dev/shm", SHM, mount.destination(), true)?;
+            attach(
+                composer,
+                "the pod's /dev/shm",
+                SHM,
+                mount.destination(),
+                true,
+            )?;
         } else if tty && mount.typ().as_deref() == Some("devpts") {
             let devpts = composer.fd(FdSource::Devpts);
             attach(composer, "devpts", devpts, mount.destination(), true)?;
@@ -54,16 +69,27 @@ pub(super) fn compose(composer: &mut Composer, source: &Source, host: &HostFacts
             compose_mount(composer, mount)?;
         }
     }
-    let dev_is_bound = mounts.iter().any(|mount| mount.destination() == Path::new("/dev") && is_bind(mount));
+    let dev_is_bound = mounts
+        .iter()
+        .any(|mount| mount.destination() == Path::new("/dev") && is_bind(mount));
     if !dev_is_bound {
         devices(composer, linux, mounts)?;
         if tty {
-            composer.step("bind the terminal on /dev/console", &Step::Console { number: 0 });
+            composer.step(
+                "bind the terminal on /dev/console",
+                &Step::Console { number: 0 },
+            );
         }
     }
     let path = terminated(process.cwd())?;
     let text = format!("make working directory {:?}", process.cwd());
-    composer.step(text, &Step::Mkdir { path: &path, mode: 0o755 });
+    composer.step(
+        text,
+        &Step::Mkdir {
+            path: &path,
+            mode: 0o755,
+        },
+    );
     hide(composer, linux)?;
     protect_root(composer, spec);
     Ok(())
@@ -110,7 +136,8 @@ impl Options {
                 "private" | "rprivate" => options.propagation = Propagation::Private,
                 "slave" | "rslave" => options.propagation = Propagation::HostToContainer,
                 "shared" | "rshared" => options.propagation = Propagation::Bidirectional,
-                "bind" | "idmap" | "ridmap" | "unbindable" | "runbindable" | "tmpcopyup" | "remount" => {
+                "bind" | "idmap" | "ridmap" | "unbindable" | "runbindable" | "tmpcopyup"
+                | "remount" => {
                     return Err(Error::Mount {
                         path: mount.destination().display().to_string(),
                         reason: format!("option {option:?} is not supported"),
@@ -150,43 +177,81 @@ fn compose_mount(composer: &mut Composer, mount: &Mount) -> Result<(), Error> {
         propagation: options.propagation,
     };
     // Where a link would lead the container's own protection astray.
-    let protected = ["/proc", "/sys", "/dev"].iter().any(|path| target == Path::new(path));
+    let protected = ["/proc", "/sys", "/dev"]
+        .iter()
+        .any(|path| target == Path::new(path));
     bind_mount(composer, bind, target, protected)?;
     let set = options.attrs & !libc::MOUNT_ATTR_RDONLY;
     if set != 0 {
         let clear = if set & ATIME_MASK != 0 { ATIME_MASK } else { 0 };
         let path = terminated(target)?;
-        let step = Step::SetAttr { path: &path, set, clear, recursive: false };
+        let step = Step::SetAttr {
+            path: &path,
+            set,
+            clear,
+            recursive: false,
+        };
         composer.step(format!("set options of mount {target:?}"), &step);
     }
     Ok(())
 }
 
-fn bind_mount(composer: &mut Composer, bind: BindMount, target: &Path, no_symlinks: bool) -> Result<(), Error> {
+fn bind_mount(
+    composer: &mut Composer,
+    bind: BindMount,
+    target: &Path,
+    no_symlinks: bool,
+) -> Result<(), Error> {
     let what = format!("{:?}", bind.source);
     let mount = composer.fd(FdSource::Mount(bind));
     attach(composer, &what, mount, target, no_symlinks)
 }
 
-fn new_fs(composer: &mut Composer, typ: &str, data: &[String], attrs: u64, target: &Path) -> Result<(), Error> {
+fn new_fs(
+    composer: &mut Composer,
+    typ: &str,
+    data: &[String],
+    attrs: u64,
+    target: &Path,
+) -> Result<(), Error> {
     let options = encode_nul_list(data).map_err(|option| Error::Nul(option.clone()))?;
     let options = NulList::new(&options).expect("an encoded list ends with a NUL");
     let fstype = terminated(typ)?;
-    let step = Step::NewFs { fstype: &fstype, options, attrs, slot: NEW };
+    let step = Step::NewFs {
+        fstype: &fstype,
+        options,
+        attrs,
+        slot: NEW,
+    };
     composer.step(format!("make {typ} for {target:?}"), &step);
     Ok(())
 }
 
-fn attach(composer: &mut Composer, what: &str, mount: FdIndex, target: &Path, no_symlinks: bool) -> Result<(), Error> {
+fn attach(
+    composer: &mut Composer,
+    what: &str,
+    mount: FdIndex,
+    target: &Path,
+    no_symlinks: bool,
+) -> Result<(), Error> {
     let path = terminated(target)?;
-    let step = Step::Attach { mount, target: &path, no_symlinks };
+    let step = Step::Attach {
+        mount,
+        target: &path,
+        no_symlinks,
+    };
     composer.step(format!("mount {what} on {target:?}"), &step);
     Ok(())
 }
 
 /// v2: the container's own cgroup is the root of what it sees, by its cgroup namespace. v1: a folder with
 /// its cgroup of each hierarchy.
-fn cgroup(composer: &mut Composer, mount: &Mount, linux: &Linux, host: &HostFacts) -> Result<(), Error> {
+fn cgroup(
+    composer: &mut Composer,
+    mount: &Mount,
+    linux: &Linux,
+    host: &HostFacts,
+) -> Result<(), Error> {
     let options = Options::parse(mount)?;
     let target = mount.destination();
     let hierarchies = match &host.cgroups {
@@ -206,7 +271,12 @@ fn cgroup(composer: &mut Composer, mount: &Mount, linux: &Linux, host: &HostFact
     }
     if readonly != 0 {
         let path = terminated(target)?;
-        let step = Step::SetAttr { path: &path, set: readonly, clear: 0, recursive: false };
+        let step = Step::SetAttr {
+            path: &path,
+            set: readonly,
+            clear: 0,
+            recursive: false,
+        };
         composer.step(format!("make {target:?} read-only"), &step);
     }
     Ok(())
@@ -224,15 +294,24 @@ fn show(
         return Ok(());
     };
     let bind = BindMount {
-        source: hierarchy.mounted_on.join(cgroup.strip_prefix("/").unwrap_or(cgroup)),
+        source: hierarchy
+            .mounted_on
+            .join(cgroup.strip_prefix("/").unwrap_or(cgroup)),
         readonly,
         recursive_readonly: false,
         propagation: Propagation::Private,
     };
     bind_mount(composer, bind, &target.join(name), true)?;
-    for controller in hierarchy.controllers.split(',').filter(|controller| name != *controller) {
+    for controller in hierarchy
+        .controllers
+        .split(',')
+        .filter(|controller| name != *controller)
+    {
         let (path, to) = (terminated(target.join(controller))?, terminated(name)?);
-        let step = Step::Symlink { target: &to, path: &path };
+        let step = Step::Symlink {
+            target: &to,
+            path: &path,
+        };
         composer.step(format!("link {:?}", target.join(controller)), &step);
     }
     Ok(())
@@ -249,7 +328,13 @@ fn devices(composer: &mut Composer, linux: &Linux, mounts: &[Mount]) -> Result<(
     }
     for (path, target) in SYMLINKS {
         let (to, link) = (terminated(target)?, terminated(path)?);
-        composer.step(format!("link {path:?}"), &Step::Symlink { target: &to, path: &link });
+        composer.step(
+            format!("link {path:?}"),
+            &Step::Symlink {
+                target: &to,
+                path: &link,
+            },
+        );
     }
     Ok(())
 }
@@ -265,7 +350,8 @@ fn node(composer: &mut Composer, device: &LinuxDevice) -> Result<(), Error> {
         LinuxDeviceType::P => libc::S_IFIFO,
         LinuxDeviceType::A => return Err(invalid("a device node has a type")),
     };
-    let number = |number: i64| u32::try_from(number).map_err(|_| invalid("a device number is out of range"));
+    let number =
+        |number: i64| u32::try_from(number).map_err(|_| invalid("a device number is out of range"));
     let path = terminated(device.path())?;
     let step = Step::Mknod {
         path: &path,
@@ -283,11 +369,15 @@ fn node(composer: &mut Composer, device: &LinuxDevice) -> Result<(), Error> {
 fn hide(composer: &mut Composer, linux: &Linux) -> Result<(), Error> {
     let normal = |path: &String| terminated(PathBuf::from(path));
     for path in linux.readonly_paths().iter().flatten() {
-        let step = Step::ReadOnly { path: &normal(path)? };
+        let step = Step::ReadOnly {
+            path: &normal(path)?,
+        };
         composer.step(format!("make {path:?} read-only"), &step);
     }
     for path in linux.masked_paths().iter().flatten() {
-        let step = Step::Mask { path: &normal(path)? };
+        let step = Step::Mask {
+            path: &normal(path)?,
+        };
         composer.step(format!("mask {path:?}"), &step);
     }
     Ok(())
@@ -295,10 +385,19 @@ fn hide(composer: &mut Composer, linux: &Linux) -> Result<(), Error> {
 
 /// Last of all, when nothing has to be made in it any more.
 fn protect_root(composer: &mut Composer, spec: &Spec) {
-    let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let readonly = spec
+        .root()
+        .as_ref()
+        .and_then(|root| root.readonly())
+        .unwrap_or(false);
     if readonly {
         let set = libc::MOUNT_ATTR_RDONLY;
-        let step = Step::SetAttr { path: b"/\0", set, clear: 0, recursive: false };
+        let step = Step::SetAttr {
+            path: b"/\0",
+            set,
+            clear: 0,
+            recursive: false,
+        };
         composer.step("make the root file system read-only", &step);
     }
 }

@@ -14,9 +14,14 @@ use crate::spec::capability;
 
 /// What a process keeps while it becomes its user: to load a filter, and to enter a working directory that
 /// either root or the user may enter.
-const WHILE_CHANGING: u64 = capability::SYS_ADMIN | capability::DAC_OVERRIDE | capability::DAC_READ_SEARCH;
+const WHILE_CHANGING: u64 =
+    capability::SYS_ADMIN | capability::DAC_OVERRIDE | capability::DAC_READ_SEARCH;
 
-pub(super) fn compose(composer: &mut Composer, source: &Source, host: &HostFacts) -> Result<(), Error> {
+pub(super) fn compose(
+    composer: &mut Composer,
+    source: &Source,
+    host: &HostFacts,
+) -> Result<(), Error> {
     let process = process(source)?;
     let none = LinuxCapabilities::default();
     let sets = process.capabilities().as_ref().unwrap_or(&none);
@@ -32,29 +37,63 @@ pub(super) fn compose(composer: &mut Composer, source: &Source, host: &HostFacts
     let groups = user.additional_gids().as_deref().unwrap_or_default();
     let gids: Vec<u8> = groups.iter().flat_map(|gid| gid.to_le_bytes()).collect();
 
-    composer.step("limit the capabilities", &Step::BoundingSet { keep: bits(sets.bounding()) });
+    composer.step(
+        "limit the capabilities",
+        &Step::BoundingSet {
+            keep: bits(sets.bounding()),
+        },
+    );
     composer.step("keep capabilities over the change of user", &Step::KeepCaps);
-    composer.step("set the supplementary groups", &Step::Groups { gids: &gids });
+    composer.step(
+        "set the supplementary groups",
+        &Step::Groups { gids: &gids },
+    );
     composer.step(format!("set user {uid}:{gid}"), &Step::Ids { uid, gid });
     let meanwhile = (permitted | WHILE_CHANGING) & host.bounding_set;
     composer.step(
         "reduce the capabilities",
-        &Step::Capabilities { effective: meanwhile, permitted: meanwhile, inheritable },
+        &Step::Capabilities {
+            effective: meanwhile,
+            permitted: meanwhile,
+            inheritable,
+        },
     );
     let cwd = process.cwd();
     let path = terminated(cwd)?;
-    composer.step(format!("chdir to working directory {cwd:?}"), &Step::Chdir { path: &path });
+    composer.step(
+        format!("chdir to working directory {cwd:?}"),
+        &Step::Chdir { path: &path },
+    );
     if let Some(profile) = process.apparmor_profile() {
         let text = format!("set AppArmor profile {profile:?}");
-        composer.step(text, &Step::AppArmor { profile: profile.as_bytes() });
+        composer.step(
+            text,
+            &Step::AppArmor {
+                profile: profile.as_bytes(),
+            },
+        );
     }
-    let filter = source.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let filter = source
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.seccomp().as_ref());
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
     if !no_new_privs {
         load(composer, filter)?;
     }
-    composer.step("set the capabilities", &Step::Capabilities { effective, permitted, inheritable });
-    composer.step("set the ambient capabilities", &Step::Ambient { raise: ambient });
+    composer.step(
+        "set the capabilities",
+        &Step::Capabilities {
+            effective,
+            permitted,
+            inheritable,
+        },
+    );
+    composer.step(
+        "set the ambient capabilities",
+        &Step::Ambient { raise: ambient },
+    );
     if no_new_privs {
         composer.step("set no_new_privs", &Step::NoNewPrivs);
         load(composer, filter)?;
@@ -65,7 +104,10 @@ pub(super) fn compose(composer: &mut Composer, source: &Source, host: &HostFacts
 fn load(composer: &mut Composer, filter: Option<&LinuxSeccomp>) -> Result<(), Error> {
     if let Some(profile) = filter {
         let program = seccomp::compile(profile)?;
-        let step = Step::Seccomp { program: &program.instructions, flags: program.flags };
+        let step = Step::Seccomp {
+            program: &program.instructions,
+            flags: program.flags,
+        };
         composer.step("load the seccomp profile", &step);
     }
     Ok(())

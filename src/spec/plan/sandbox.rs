@@ -27,7 +27,10 @@ pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compi
     let mut composer = Composer::new();
     composer.join_cgroup(host);
     let value = OOM_SCORE_ADJ;
-    composer.step(format!("set oom_score_adj to {value}"), &Step::OomScoreAdj { value });
+    composer.step(
+        format!("set oom_score_adj to {value}"),
+        &Step::OomScoreAdj { value },
+    );
     let mut flags = CLONE_NEWNS;
     // A pod in the host's network has the host's name too.
     if config.network == Scope::Pod {
@@ -35,7 +38,10 @@ pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compi
         composer.step("bring the loopback interface up", &Step::LoopbackUp);
         if let Some(hostname) = &config.hostname {
             let name = hostname.as_bytes();
-            composer.step(format!("set hostname {hostname:?}"), &Step::Hostname { name });
+            composer.step(
+                format!("set hostname {hostname:?}"),
+                &Step::Hostname { name },
+            );
         }
         for (key, value) in SYSCTLS {
             if !config.sysctls.contains_key(key) {
@@ -65,7 +71,10 @@ fn sysctl(composer: &mut Composer, key: &str, value: &str) -> Result<(), Error> 
         .collect();
     let path = terminated(path)?;
     let value = value.as_bytes();
-    composer.step(format!("set sysctl {key}"), &Step::Sysctl { path: &path, value });
+    composer.step(
+        format!("set sysctl {key}"),
+        &Step::Sysctl { path: &path, value },
+    );
     Ok(())
 }
 
@@ -75,10 +84,16 @@ fn root(composer: &mut Composer, own_shm: bool) -> Result<(), Error> {
     let slot = |number| FdIndex(FdIndex::FIRST_SLOT + number);
     composer.step("keep mounts from the host", &Step::MakeSlave);
     let new = |composer: &mut Composer, fstype: &str, options: &[&str], attrs, slot| {
-        let options = encode_nul_list(options).map_err(|option| Error::Nul((*option).to_owned()))?;
+        let options =
+            encode_nul_list(options).map_err(|option| Error::Nul((*option).to_owned()))?;
         let options = NulList::new(&options).expect("an encoded list ends with a NUL");
         let name = terminated(fstype)?;
-        let step = Step::NewFs { fstype: &name, options, attrs, slot };
+        let step = Step::NewFs {
+            fstype: &name,
+            options,
+            attrs,
+            slot,
+        };
         composer.step(format!("make a {fstype} for the pod"), &step);
         Ok::<(), Error>(())
     };
@@ -92,10 +107,17 @@ fn root(composer: &mut Composer, own_shm: bool) -> Result<(), Error> {
         new(composer, "tmpfs", &shm, NOSUID_NODEV_NOEXEC, slot(3))?;
         attached.push(("/dev/shm", slot(3)));
     }
-    composer.step("enter the supervisor's root", &Step::PivotRoot { root: slot(0) });
+    composer.step(
+        "enter the supervisor's root",
+        &Step::PivotRoot { root: slot(0) },
+    );
     for (path, mount) in attached {
         let target = terminated(path)?;
-        let step = Step::Attach { mount, target: &target, no_symlinks: true };
+        let step = Step::Attach {
+            mount,
+            target: &target,
+            no_symlinks: true,
+        };
         composer.step(format!("mount the pod's {path}"), &step);
     }
     Ok(())

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use carpel_wire::{PidNamespace, Steps};
-use oci_spec::image::{ConfigBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder};
+use oci_spec::image::{
+    ConfigBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -42,7 +44,10 @@ impl Fixture {
             seccomp: SeccompProfile::RuntimeDefault,
         };
         let config = ContainerConfig {
-            name: ContainerName { name: "app".into(), attempt: 0 },
+            name: ContainerName {
+                name: "app".into(),
+                attempt: 0,
+            },
             image: "docker.io/library/app:1".into(),
             user_specified_image: String::new(),
             command: Vec::new(),
@@ -66,7 +71,13 @@ impl Fixture {
             sandbox: sandbox(),
             config,
             image: image(&["/entry"], &["one"], &["A=image", "B=image"], "/work", &[]),
-            user: User { uid: 1000, gid: 1001, groups: vec![1001, 10], home: Some("/home/a".into()), name: None },
+            user: User {
+                uid: 1000,
+                gid: 1001,
+                groups: vec![1001, 10],
+                home: Some("/home/a".into()),
+                name: None,
+            },
             volumes: Vec::new(),
             host: host(true),
         }
@@ -97,7 +108,12 @@ impl Fixture {
 
 fn sandbox() -> SandboxConfig {
     SandboxConfig {
-        name: PodName { namespace: "ns".into(), name: "pod".into(), uid: "u".into(), attempt: 0 },
+        name: PodName {
+            namespace: "ns".into(),
+            name: "pod".into(),
+            uid: "u".into(),
+            attempt: 0,
+        },
         hostname: Some("pod-1".into()),
         log_directory: None,
         dns: None,
@@ -124,14 +140,28 @@ fn host(v2: bool) -> HostFacts {
         cgroups: if v2 {
             CgroupLayout::V2
         } else {
-            CgroupLayout::V1(["memory", "cpu,cpuacct", "name=systemd"].map(hierarchy).to_vec())
+            CgroupLayout::V1(
+                ["memory", "cpu,cpuacct", "name=systemd"]
+                    .map(hierarchy)
+                    .to_vec(),
+            )
         },
         open_files: (Some(1024), None),
     }
 }
 
-fn image(entrypoint: &[&str], cmd: &[&str], env: &[&str], dir: &str, volumes: &[&str]) -> ImageConfiguration {
-    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+fn image(
+    entrypoint: &[&str],
+    cmd: &[&str],
+    env: &[&str],
+    dir: &str,
+    volumes: &[&str],
+) -> ImageConfiguration {
+    let owned = |list: &[&str]| {
+        list.iter()
+            .map(|text| (*text).to_owned())
+            .collect::<Vec<_>>()
+    };
     let config = ConfigBuilder::default()
         .entrypoint(owned(entrypoint))
         .cmd(owned(cmd))
@@ -140,7 +170,11 @@ fn image(entrypoint: &[&str], cmd: &[&str], env: &[&str], dir: &str, volumes: &[
         .volumes(owned(volumes))
         .build()
         .unwrap();
-    let rootfs = RootFsBuilder::default().typ("layers").diff_ids(Vec::new()).build().unwrap();
+    let rootfs = RootFsBuilder::default()
+        .typ("layers")
+        .diff_ids(Vec::new())
+        .build()
+        .unwrap();
     ImageConfigurationBuilder::default()
         .architecture("amd64")
         .os("linux")
@@ -161,7 +195,9 @@ fn mount(path: &str, source: &str) -> Mount {
 }
 
 fn steps(compiled: &Compiled) -> Vec<Step<'_>> {
-    Steps(&compiled.plan).map(|step| step.expect("a plan that was just written")).collect()
+    Steps(&compiled.plan)
+        .map(|step| step.expect("a plan that was just written"))
+        .collect()
 }
 
 fn position(steps: &[Step<'_>], what: impl Fn(&Step<'_>) -> bool) -> usize {
@@ -177,7 +213,11 @@ fn indexes(step: &Step<'_>) -> Vec<FdIndex> {
         Step::NewFs { slot, .. } | Step::OpenTree { slot, .. } => vec![slot],
         Step::PivotRoot { root } => vec![root],
         Step::Attach { mount, .. } => vec![mount],
-        Step::Stdio { stdin, stdout, stderr } => vec![stdin, stdout, stderr],
+        Step::Stdio {
+            stdin,
+            stdout,
+            stderr,
+        } => vec![stdin, stdout, stderr],
         _ => Vec::new(),
     }
 }
@@ -212,7 +252,10 @@ fn check_plan(compiled: &Compiled, purpose_is_process: bool) {
             other => assert_eq!(used, 1, "{other:?}"),
         }
     }
-    let execs = steps.iter().filter(|step| matches!(step, Step::Exec { .. })).count();
+    let execs = steps
+        .iter()
+        .filter(|step| matches!(step, Step::Exec { .. }))
+        .count();
     assert_eq!(execs, usize::from(purpose_is_process));
     if purpose_is_process {
         assert!(matches!(steps.last(), Some(Step::Exec { .. })));
@@ -237,17 +280,33 @@ fn check_privileges(steps: &[Step<'_>]) {
     ];
     assert!(order.is_sorted(), "{order:?}");
     // Nothing touches the file system once privileges are going.
-    assert!(steps[bounding..].iter().all(|step| indexes(step).is_empty()));
-    let last_capset = steps.iter().rposition(|step| matches!(step, Step::Capabilities { .. })).unwrap();
-    let no_new_privs = steps.iter().position(|step| matches!(step, Step::NoNewPrivs));
-    if let Some(seccomp) = steps.iter().position(|step| matches!(step, Step::Seccomp { .. })) {
+    assert!(
+        steps[bounding..]
+            .iter()
+            .all(|step| indexes(step).is_empty())
+    );
+    let last_capset = steps
+        .iter()
+        .rposition(|step| matches!(step, Step::Capabilities { .. }))
+        .unwrap();
+    let no_new_privs = steps
+        .iter()
+        .position(|step| matches!(step, Step::NoNewPrivs));
+    if let Some(seccomp) = steps
+        .iter()
+        .position(|step| matches!(step, Step::Seccomp { .. }))
+    {
         match no_new_privs {
             Some(no_new_privs) => assert_eq!(seccomp, no_new_privs + 1),
             None => assert!(seccomp < last_capset && seccomp > order[6]),
         }
     }
-    let Step::Capabilities { permitted, .. } = steps[last_capset] else { unreachable!() };
-    let Step::BoundingSet { keep } = steps[bounding] else { unreachable!() };
+    let Step::Capabilities { permitted, .. } = steps[last_capset] else {
+        unreachable!()
+    };
+    let Step::BoundingSet { keep } = steps[bounding] else {
+        unreachable!()
+    };
     assert_eq!(permitted & !keep, 0);
 }
 
@@ -255,8 +314,13 @@ fn check_filesystem(steps: &[Step<'_>]) {
     let pivot = position(steps, |step| matches!(step, Step::PivotRoot { .. }));
     for (at, step) in steps.iter().enumerate() {
         match step {
-            Step::JoinTasks { .. } | Step::OomScoreAdj { .. } | Step::OpenTree { .. } => assert!(at < pivot),
-            Step::Attach { .. } | Step::Mknod { .. } | Step::Mask { .. } | Step::ReadOnly { .. } => {
+            Step::JoinTasks { .. } | Step::OomScoreAdj { .. } | Step::OpenTree { .. } => {
+                assert!(at < pivot)
+            }
+            Step::Attach { .. }
+            | Step::Mknod { .. }
+            | Step::Mask { .. }
+            | Step::ReadOnly { .. } => {
                 assert!(at > pivot);
             }
             _ => {}
@@ -269,14 +333,27 @@ fn check_filesystem(steps: &[Step<'_>]) {
             _ => None,
         })
         .collect();
-    let host_mounts = attached.iter().position(|path| *path == b"/dev/shm").unwrap_or(0);
+    let host_mounts = attached
+        .iter()
+        .position(|path| *path == b"/dev/shm")
+        .unwrap_or(0);
     for (at, path) in attached.iter().enumerate().skip(host_mounts) {
-        let below = |later: &&&[u8]| later.len() < path.len() && path.starts_with(later) && path[later.len()] == b'/';
-        assert!(!attached[at + 1..].iter().any(|later| below(&later)), "{attached:?}");
+        let below = |later: &&&[u8]| {
+            later.len() < path.len() && path.starts_with(later) && path[later.len()] == b'/'
+        };
+        assert!(
+            !attached[at + 1..].iter().any(|later| below(&later)),
+            "{attached:?}"
+        );
     }
-    let first_hidden = steps.iter().position(|step| matches!(step, Step::Mask { .. } | Step::ReadOnly { .. }));
+    let first_hidden = steps
+        .iter()
+        .position(|step| matches!(step, Step::Mask { .. } | Step::ReadOnly { .. }));
     let last_made = steps.iter().rposition(|step| {
-        matches!(step, Step::Attach { .. } | Step::Mknod { .. } | Step::Mkdir { .. } | Step::Symlink { .. })
+        matches!(
+            step,
+            Step::Attach { .. } | Step::Mknod { .. } | Step::Mkdir { .. } | Step::Symlink { .. }
+        )
     });
     if let (Some(hidden), Some(made)) = (first_hidden, last_made) {
         assert!(made < hidden);
@@ -284,52 +361,64 @@ fn check_filesystem(steps: &[Step<'_>]) {
 }
 
 fn path() -> impl Strategy<Value = String> {
-    proptest::collection::vec(prop_oneof!["[a-c]", "[a-z]{1,8}"], 1..5).prop_map(|parts| format!("/v/{}", parts.join("/")))
+    proptest::collection::vec(prop_oneof!["[a-c]", "[a-z]{1,8}"], 1..5)
+        .prop_map(|parts| format!("/v/{}", parts.join("/")))
 }
 
 fn fixture() -> impl Strategy<Value = Fixture> {
     let mounts = proptest::collection::vec((path(), any::<bool>(), 0..3_u8), 0..40);
     let flags = (any::<[bool; 8]>(), 0..3_u8, 0..4_u8);
-    (mounts, flags, any::<u64>(), any::<bool>()).prop_map(|(mounts, (flags, seccomp, pid), bounding, v2)| {
-        let [tty, no_new_privs, readonly, privileged, node_ipc, dev, shm, hosts] = flags;
-        let mut fixture = Fixture::new();
-        fixture.host = host(v2);
-        fixture.host.bounding_set &= bounding;
-        let security = &mut fixture.config.security;
-        security.no_new_privs = no_new_privs;
-        security.readonly_rootfs = readonly;
-        security.privileged = privileged;
-        if seccomp == 0 {
-            security.seccomp = SeccompProfile::Unconfined;
-        }
-        security.pid = match pid {
-            0 => PidScope::Container,
-            1 => PidScope::Pod,
-            2 => PidScope::Node,
-            _ => PidScope::Target(ContainerId::random()),
-        };
-        fixture.config.tty = tty;
-        if node_ipc {
-            fixture.sandbox.ipc = Scope::Node;
-        }
-        for (path, readonly, propagation) in mounts {
-            let mut mount = mount(&path, "/tmp");
-            mount.readonly = readonly;
-            mount.recursive_readonly = readonly && propagation == 0;
-            mount.propagation = match propagation {
-                0 => Propagation::Private,
-                1 => Propagation::HostToContainer,
-                _ => Propagation::Bidirectional,
-            };
-            fixture.config.mounts.push(mount);
-        }
-        for (wanted, path) in [(dev, "/dev"), (shm, "/dev/shm"), (hosts, "/etc/hosts")] {
-            if wanted {
-                fixture.config.mounts.push(mount(path, path));
+    (mounts, flags, any::<u64>(), any::<bool>()).prop_map(
+        |(mounts, (flags, seccomp, pid), bounding, v2)| {
+            let [
+                tty,
+                no_new_privs,
+                readonly,
+                privileged,
+                node_ipc,
+                dev,
+                shm,
+                hosts,
+            ] = flags;
+            let mut fixture = Fixture::new();
+            fixture.host = host(v2);
+            fixture.host.bounding_set &= bounding;
+            let security = &mut fixture.config.security;
+            security.no_new_privs = no_new_privs;
+            security.readonly_rootfs = readonly;
+            security.privileged = privileged;
+            if seccomp == 0 {
+                security.seccomp = SeccompProfile::Unconfined;
             }
-        }
-        fixture
-    })
+            security.pid = match pid {
+                0 => PidScope::Container,
+                1 => PidScope::Pod,
+                2 => PidScope::Node,
+                _ => PidScope::Target(ContainerId::random()),
+            };
+            fixture.config.tty = tty;
+            if node_ipc {
+                fixture.sandbox.ipc = Scope::Node;
+            }
+            for (path, readonly, propagation) in mounts {
+                let mut mount = mount(&path, "/tmp");
+                mount.readonly = readonly;
+                mount.recursive_readonly = readonly && propagation == 0;
+                mount.propagation = match propagation {
+                    0 => Propagation::Private,
+                    1 => Propagation::HostToContainer,
+                    _ => Propagation::Bidirectional,
+                };
+                fixture.config.mounts.push(mount);
+            }
+            for (wanted, path) in [(dev, "/dev"), (shm, "/dev/shm"), (hosts, "/etc/hosts")] {
+                if wanted {
+                    fixture.config.mounts.push(mount(path, path));
+                }
+            }
+            fixture
+        },
+    )
 }
 
 proptest! {
@@ -356,12 +445,26 @@ fn a_pods_plan() {
     for v2 in [true, false] {
         let compiled = compile_sandbox(&sandbox(), &host(v2)).unwrap();
         check_plan(&compiled, false);
-        assert_eq!(compiled.clone_flags, CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC);
-        assert_eq!(compiled.steps.iter().filter(|step| step.starts_with("set sysctl")).count(), 2);
+        assert_eq!(
+            compiled.clone_flags,
+            CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
+        );
+        assert_eq!(
+            compiled
+                .steps
+                .iter()
+                .filter(|step| step.starts_with("set sysctl"))
+                .count(),
+            2
+        );
     }
     let mut config = sandbox();
-    config.sysctls.insert("net.ipv4.ping_group_range".into(), "0 1".into());
-    config.sysctls.insert("net.ipv4.conf.eth0/1.forwarding".into(), "1".into());
+    config
+        .sysctls
+        .insert("net.ipv4.ping_group_range".into(), "0 1".into());
+    config
+        .sysctls
+        .insert("net.ipv4.conf.eth0/1.forwarding".into(), "1".into());
     let compiled = compile_sandbox(&config, &host(true)).unwrap();
     let sysctls: Vec<_> = steps(&compiled)
         .iter()
@@ -375,40 +478,74 @@ fn a_pods_plan() {
         (b"net/ipv4/conf/eth0.1/forwarding\0", b"1"),
         (b"net/ipv4/ping_group_range\0", b"0 1"),
     ];
-    assert_eq!(sysctls, wanted.map(|(path, value)| (path.to_vec(), value.to_vec())));
+    assert_eq!(
+        sysctls,
+        wanted.map(|(path, value)| (path.to_vec(), value.to_vec()))
+    );
     let mut config = sandbox();
     (config.network, config.ipc) = (Scope::Node, Scope::Node);
     let compiled = compile_sandbox(&config, &host(true)).unwrap();
     assert_eq!(compiled.clone_flags, CLONE_NEWNS);
-    assert!(!compiled.steps.iter().any(|step| step.contains("hostname") || step.contains("sysctl") || step.contains("shm")));
+    assert!(
+        !compiled.steps.iter().any(|step| step.contains("hostname")
+            || step.contains("sysctl")
+            || step.contains("shm"))
+    );
 }
 
 #[test]
 fn too_many_mounts_are_refused() {
     let mut fixture = Fixture::new();
     for number in 0..300 {
-        fixture.config.mounts.push(mount(&format!("/m{number}"), "/tmp"));
+        fixture
+            .config
+            .mounts
+            .push(mount(&format!("/m{number}"), "/tmp"));
     }
-    let error = compile_container(&fixture.build().unwrap(), &fixture.host).unwrap_err().to_string();
-    assert_eq!(error, "mounts: 303 need a file descriptor each, 236 can be had");
+    let error = compile_container(&fixture.build().unwrap(), &fixture.host)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "mounts: 303 need a file descriptor each, 236 can be had"
+    );
 }
 
 /// Arguments, environment and candidates of a Plan.
 fn exec_of(compiled: &Compiled) -> (Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let steps = steps(compiled);
-    let Some(Step::Exec { candidates, arguments, environment }) = steps.last() else {
+    let Some(Step::Exec {
+        candidates,
+        arguments,
+        environment,
+    }) = steps.last()
+    else {
         panic!("no exec");
     };
-    let list = |list: &carpel_wire::NulList<'_>| list.iter().map(|text| text[..text.len() - 1].to_vec()).collect();
+    let list = |list: &carpel_wire::NulList<'_>| {
+        list.iter()
+            .map(|text| text[..text.len() - 1].to_vec())
+            .collect()
+    };
     (list(arguments), list(environment), list(candidates))
 }
 
 #[test]
 fn commands_and_arguments() {
-    let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let strings = |list: &[&str]| {
+        list.iter()
+            .map(|text| (*text).to_owned())
+            .collect::<Vec<_>>()
+    };
     let entry: &[&str] = &["/entry"];
     for (command, args, entrypoint, cmd, expected) in [
-        (&[][..], &[][..], entry, &["one"][..], &["/entry", "one"][..]),
+        (
+            &[][..],
+            &[][..],
+            entry,
+            &["one"][..],
+            &["/entry", "one"][..],
+        ),
         (&[], &["two"], entry, &["one"], &["/entry", "two"]),
         (&["sh"], &[], entry, &["one"], &["sh"]),
         (&["sh"], &["-c"], entry, &["one"], &["sh", "-c"]),
@@ -419,34 +556,64 @@ fn commands_and_arguments() {
         fixture.image = image(entrypoint, cmd, &[], "", &[]);
         (fixture.config.command, fixture.config.args) = (strings(command), strings(args));
         let (arguments, ..) = exec_of(&fixture.compile());
-        assert_eq!(arguments, expected.iter().map(|text| text.as_bytes().to_vec()).collect::<Vec<_>>());
+        assert_eq!(
+            arguments,
+            expected
+                .iter()
+                .map(|text| text.as_bytes().to_vec())
+                .collect::<Vec<_>>()
+        );
     }
     let mut fixture = Fixture::new();
     fixture.image = image(&[], &[], &[], "", &[]);
-    assert_eq!(fixture.build().unwrap_err().to_string(), "no command specified: neither the request nor the image has one");
+    assert_eq!(
+        fixture.build().unwrap_err().to_string(),
+        "no command specified: neither the request nor the image has one"
+    );
     fixture.config.command = strings(&["a\0b"]);
-    assert_eq!(fixture.build().unwrap_err().to_string(), "command: \"a\\0b\" holds a NUL byte");
+    assert_eq!(
+        fixture.build().unwrap_err().to_string(),
+        "command: \"a\\0b\" holds a NUL byte"
+    );
 }
 
 #[test]
 fn the_environment_and_the_search_path() {
     let mut fixture = Fixture::new();
     fixture.config.command = vec!["tool".into()];
-    fixture.config.env = vec![("B".into(), b"\xff".to_vec()), ("PATH".into(), b"/a::/\xfe".to_vec())];
+    fixture.config.env = vec![
+        ("B".into(), b"\xff".to_vec()),
+        ("PATH".into(), b"/a::/\xfe".to_vec()),
+    ];
     fixture.config.tty = true;
     let source = fixture.build().unwrap();
     let (_, environment, candidates) = exec_of(&compile_container(&source, &fixture.host).unwrap());
-    let expected: [&[u8]; 6] =
-        [b"PATH=/a::/\xfe", b"TERM=xterm", b"HOSTNAME=pod-1", b"A=image", b"B=\xff", b"HOME=/home/a"];
+    let expected: [&[u8]; 6] = [
+        b"PATH=/a::/\xfe",
+        b"TERM=xterm",
+        b"HOSTNAME=pod-1",
+        b"A=image",
+        b"B=\xff",
+        b"HOME=/home/a",
+    ];
     assert_eq!(environment, expected);
     let expected: [&[u8]; 3] = [b"/a/tool", b"./tool", b"/\xfe/tool"];
     assert_eq!(candidates, expected);
     let exec = compile_exec(&source, &["/bin/x".into()], true, &fixture.host).unwrap();
     assert_eq!(exec_of(&exec).2, [b"/bin/x".to_vec()]);
     fixture.config.env = vec![("A".into(), b"\0".to_vec())];
-    assert_eq!(fixture.build().unwrap_err().to_string(), "envs: \"A\" holds a NUL byte");
+    assert_eq!(
+        fixture.build().unwrap_err().to_string(),
+        "envs: \"A\" holds a NUL byte"
+    );
     fixture.config.env = vec![("HOME".into(), b"/r\nroot2::0:0".to_vec())];
-    assert!(fixture.build().unwrap_err().to_string().starts_with("envs: HOME="));
+    assert!(
+        fixture
+            .build()
+            .unwrap_err()
+            .to_string()
+            .starts_with("envs: HOME=")
+    );
 }
 
 #[test]
@@ -463,8 +630,22 @@ fn an_exec_has_the_rights_of_its_container() {
     };
     assert_eq!(rights(&container), rights(&exec));
     assert_eq!(exec.pid_namespace, PidNamespace::Of(fixture.id.object()));
-    assert_eq!(exec.fds, [FdSource::Plan, FdSource::CgroupDir, FdSource::Stdin, FdSource::Stdout, FdSource::Stderr]);
-    assert_eq!(compile_exec(&source, &[], false, &fixture.host).unwrap_err().to_string(), oci::Error::NoCommand.to_string());
+    assert_eq!(
+        exec.fds,
+        [
+            FdSource::Plan,
+            FdSource::CgroupDir,
+            FdSource::Stdin,
+            FdSource::Stdout,
+            FdSource::Stderr
+        ]
+    );
+    assert_eq!(
+        compile_exec(&source, &[], false, &fixture.host)
+            .unwrap_err()
+            .to_string(),
+        oci::Error::NoCommand.to_string()
+    );
 }
 
 #[test]
@@ -475,33 +656,73 @@ fn namespaces_by_scope() {
     fixture.config.security.privileged = true;
     fixture.config.security.pid = PidScope::Node;
     let compiled = fixture.compile();
-    assert_eq!((compiled.clone_flags, compiled.pid_namespace), (CLONE_NEWNS, PidNamespace::Host));
-    assert!(!compiled.steps.iter().any(|step| step.contains("seccomp") || step.starts_with("mask")));
+    assert_eq!(
+        (compiled.clone_flags, compiled.pid_namespace),
+        (CLONE_NEWNS, PidNamespace::Host)
+    );
+    assert!(
+        !compiled
+            .steps
+            .iter()
+            .any(|step| step.contains("seccomp") || step.starts_with("mask"))
+    );
     let all = fixture.host.bounding_set;
-    assert!(steps(&compiled).iter().any(|step| matches!(step, Step::BoundingSet { keep } if *keep == all)));
+    assert!(
+        steps(&compiled)
+            .iter()
+            .any(|step| matches!(step, Step::BoundingSet { keep } if *keep == all))
+    );
 }
 
 #[test]
 fn the_requests_mounts_come_before_defaults() {
     let mut fixture = Fixture::new();
-    fixture.image = image(&["x"], &[], &[], "/", &["/data", "/a/../b/", "/etc/hosts", "relative"]);
-    fixture.config.mounts = vec![mount("/data/deep", "/x"), mount("/etc/hosts", "/x"), mount("/data", "/y")];
+    fixture.image = image(
+        &["x"],
+        &[],
+        &[],
+        "/",
+        &["/data", "/a/../b/", "/etc/hosts", "relative"],
+    );
+    fixture.config.mounts = vec![
+        mount("/data/deep", "/x"),
+        mount("/etc/hosts", "/x"),
+        mount("/data", "/y"),
+    ];
     let image = oci::image_volumes(&fixture.image, &fixture.config);
     assert_eq!(image, ["/b"]);
     fixture.volumes = vec![("/b".into(), "/vol".into())];
     let source = fixture.build().unwrap();
-    let mounts: Vec<_> = source.spec.mounts().iter().flatten().map(|m| m.destination().to_str().unwrap()).collect();
+    let mounts: Vec<_> = source
+        .spec
+        .mounts()
+        .iter()
+        .flatten()
+        .map(|m| m.destination().to_str().unwrap())
+        .collect();
     assert_eq!(
         mounts[6..],
-        ["/b", "/data", "/dev/shm", "/etc/hostname", "/etc/resolv.conf", "/data/deep", "/etc/hosts"]
-            .map(|path| path)
-            .iter()
-            .copied()
-            .collect::<Vec<_>>()[..]
+        [
+            "/b",
+            "/data",
+            "/dev/shm",
+            "/etc/hostname",
+            "/etc/resolv.conf",
+            "/data/deep",
+            "/etc/hosts"
+        ]
+        .map(|path| path)
+        .iter()
+        .copied()
+        .collect::<Vec<_>>()[..]
     );
     fixture.config.mounts = vec![mount("/dev", "/dev")];
     let compiled = fixture.compile();
-    assert!(!steps(&compiled).iter().any(|step| matches!(step, Step::Mknod { .. } | Step::Symlink { .. })));
+    assert!(
+        !steps(&compiled)
+            .iter()
+            .any(|step| matches!(step, Step::Mknod { .. } | Step::Symlink { .. }))
+    );
 }
 
 #[test]
@@ -514,18 +735,27 @@ fn bad_mounts_and_capabilities_are_named() {
     let text = build(|fixture| fixture.config.mounts = vec![mount("/proc/1", "/tmp")]);
     assert_eq!(text, "mounts: /proc/1: inside /proc nothing can be mounted");
     let text = build(|fixture| fixture.config.mounts = vec![mount("/proc", "/tmp")]);
-    assert_eq!(text, "mounts: /proc: only a proc file system can be mounted there");
+    assert_eq!(
+        text,
+        "mounts: /proc: only a proc file system can be mounted there"
+    );
     for bad in ["/", "/a/../../b", "relative", "/a//b", "/a\0"] {
         let mut fixture = Fixture::new();
         fixture.config.mounts = vec![mount(bad, "/tmp")];
-        assert!(matches!(fixture.build(), Err(oci::Error::Mount { .. })), "{bad:?}");
+        assert!(
+            matches!(fixture.build(), Err(oci::Error::Mount { .. })),
+            "{bad:?}"
+        );
     }
     let text = build(|fixture| fixture.config.security.add_capabilities = vec!["FLY".into()]);
     assert_eq!(text, "capabilities: \"FLY\" is not a capability");
     let text = build(|fixture| {
         fixture.config.security.seccomp = SeccompProfile::Localhost("/etc/shadow".into());
     });
-    assert_eq!(text, "seccomp: seccomp profile /etc/shadow: not a profile (line 1, column 1)");
+    assert_eq!(
+        text,
+        "seccomp: seccomp profile /etc/shadow: not a profile (line 1, column 1)"
+    );
     let text = build(|fixture| fixture.config.working_dir = Some("a".into()));
     assert_eq!(text, "working_dir \"a\": not an absolute path");
 }
@@ -534,7 +764,11 @@ fn bad_mounts_and_capabilities_are_named() {
 fn no_annotation_of_the_request_reaches_a_runtime() {
     let source = Fixture::new().build().unwrap();
     let annotations = source.spec.annotations().as_ref().unwrap();
-    assert!(annotations.keys().all(|key| key.starts_with("io.kubernetes.cri.")));
+    assert!(
+        annotations
+            .keys()
+            .all(|key| key.starts_with("io.kubernetes.cri."))
+    );
 }
 
 #[test]

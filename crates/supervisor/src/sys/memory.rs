@@ -19,7 +19,10 @@ unsafe impl<T: Send> Sync for Once<T> {}
 
 impl<T> Once<T> {
     pub const fn new(value: T) -> Self {
-        Self { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self {
+            taken: AtomicBool::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
     pub fn take(&'static self) -> Option<&'static mut T> {
@@ -121,7 +124,14 @@ impl<'a> PointerArray<'a> {
         let address = unsafe {
             call(
                 nr::__NR_mmap,
-                [0, length, protection as usize, flags as usize, usize::MAX, 0],
+                [
+                    0,
+                    length,
+                    protection as usize,
+                    flags as usize,
+                    usize::MAX,
+                    0,
+                ],
             )?
         };
         // SAFETY: the mapping is page-aligned, zeroed, writable and holds `count + 1` pointers.
@@ -129,7 +139,10 @@ impl<'a> PointerArray<'a> {
         for (pointer, string) in pointers.iter_mut().zip(list.iter()) {
             *pointer = string.as_ptr() as usize;
         }
-        Ok(Self { address, strings: core::marker::PhantomData })
+        Ok(Self {
+            address,
+            strings: core::marker::PhantomData,
+        })
     }
 
     pub(super) fn arg(&self) -> usize {
