@@ -176,7 +176,7 @@ impl Chain<'_> {
             network: self.network.name.clone(),
             plugin: plugin.kind.clone(),
             verb,
-            failure,
+            failure: Box::new(failure),
         }
     }
 

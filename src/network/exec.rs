@@ -206,7 +206,7 @@ pub(super) async fn run(
     let mut process = timeout_at(deadline.at, spawn(program, env))
         .await
         .map_err(late)??;
-    let mut stdout = Vec::new();
+    let mut stdout = Vec::with_capacity(4096);
     let mut stderr = Vec::new();
     let talk = process.talk(input, &mut stdout, &mut stderr);
     let ended = timeout_at(deadline.at, talk)

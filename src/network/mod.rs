@@ -96,7 +96,7 @@ pub enum Error {
         network: String,
         plugin: String,
         verb: &'static str,
-        failure: Failure,
+        failure: Box<Failure>,
     },
     #[error("network {network}: {why}")]
     Unusable { network: String, why: String },

@@ -5,6 +5,15 @@ use std::sync::LazyLock;
 
 use oci_spec::runtime::Arch;
 
+/// The whole of one of the `syscalls` crate's tables.
+macro_rules! table {
+    ($sysno:ty) => {
+        <$sysno>::iter()
+            .map(|call| (call.name(), call.id() as u32))
+            .collect::<HashMap<&'static str, u32>>()
+    };
+}
+
 /// A family of processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine {
@@ -148,13 +157,3 @@ impl Abi {
         }
     }
 }
-
-/// The whole of one of the `syscalls` crate's tables.
-macro_rules! table {
-    ($sysno:ty) => {
-        <$sysno>::iter()
-            .map(|call| (call.name(), call.id() as u32))
-            .collect::<HashMap<&'static str, u32>>()
-    };
-}
-use table;

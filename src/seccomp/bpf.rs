@@ -19,7 +19,7 @@ pub(super) struct Instruction {
 }
 
 impl Instruction {
-    pub(super) fn to_bytes(&self) -> [u8; 8] {
+    pub(super) fn to_bytes(self) -> [u8; 8] {
         let mut bytes = [0; 8];
         bytes[..2].copy_from_slice(&self.code.to_ne_bytes());
         bytes[2] = self.jt;

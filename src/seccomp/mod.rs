@@ -108,7 +108,7 @@ pub fn compile_for(profile: &LinuxSeccomp, machine: Machine) -> Result<Program, 
     }
     Ok(Program {
         instructions: instructions
-            .iter()
+            .into_iter()
             .flat_map(bpf::Instruction::to_bytes)
             .collect(),
         flags: flags(profile),

@@ -64,7 +64,8 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
         .filter(|mount| {
             let path = mount.destination();
             let in_dev = path.starts_with("/dev") && path != Path::new("/dev");
-            !path.to_str().is_some_and(covered) && !(dev_covered && in_dev)
+            let replaced = path.to_str().is_some_and(covered) || dev_covered && in_dev;
+            !replaced
         })
         .collect();
     let mut from_host: Vec<OciMount> = Vec::new();

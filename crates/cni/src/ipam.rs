@@ -72,9 +72,14 @@ impl Ipam {
             Ipam::HostLocal => host_local::add(request, request.attachment()?).map(Some),
             Ipam::Program(path) => {
                 let output = run(path, Command::Add, request)?;
-                let value = serde_json::from_slice(&output)
-                    .doing(Code::Decode, || format!("result of {}", path.display()))?;
-                AddResult::from_json(value).map(Some)
+                let result = serde_json::from_slice(&output)
+                    .doing(Code::Decode, || format!("result of {}", path.display()))
+                    .and_then(AddResult::from_json);
+                if result.is_err() {
+                    // What it allocated is not known. The error to report is the first.
+                    let _ = self.del(request);
+                }
+                result.map(Some)
             }
         }
     }

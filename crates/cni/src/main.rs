@@ -8,6 +8,7 @@
 mod args;
 mod bridge;
 mod error;
+mod hash;
 mod host_local;
 mod ipam;
 mod ipnet;

@@ -6,22 +6,27 @@ pub const LENGTH: usize = 30;
 /// Formats times. The part down to the second is kept, as most lines come within the same one.
 pub struct Clock {
     second: i64,
+    /// All zeros before the first time.
     text: [u8; LENGTH],
 }
 
 impl Clock {
     #[must_use]
     pub const fn new() -> Self {
+<<<<<<< HEAD
         Self {
             second: 0,
             text: *b"1970-01-01T00:00:00.000000000Z",
         }
+=======
+        Self { second: 0, text: [0; LENGTH] }
+>>>>>>> main
     }
 
     /// `nanoseconds` since the epoch as `2026-11-22T18:41:03.123456789Z`. Years stay within 0 to 9999.
     pub fn format(&mut self, nanoseconds: i64) -> &[u8; LENGTH] {
         let second = nanoseconds.div_euclid(1_000_000_000);
-        if second != self.second {
+        if second != self.second || self.text[0] == 0 {
             self.second = second;
             self.set_second(second);
         }
@@ -31,6 +36,7 @@ impl Clock {
     }
 
     fn set_second(&mut self, second: i64) {
+        self.text = *b"0000-00-00T00:00:00.000000000Z";
         let (year, month, day) = civil_from_days(second.div_euclid(86_400));
         let of_day = second.rem_euclid(86_400).cast_unsigned();
         put_digits(&mut self.text[0..4], year.clamp(0, 9999).cast_unsigned());

@@ -21,6 +21,7 @@ mod pump;
 mod requests;
 mod serve;
 mod setup;
+mod slot;
 mod start;
 pub mod sys;
 mod table;

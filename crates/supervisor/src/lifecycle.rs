@@ -8,7 +8,7 @@ use carpel_wire::{ExitRecord, Reply, decode};
 use crate::frame::StreamName;
 use crate::number::Decimal;
 use crate::outbox::Item;
-use crate::serve::{Memory, Supervisor};
+use crate::serve::Supervisor;
 use crate::sys::{self, BorrowedFd, Errno, Resolve, errno};
 use crate::table::{Exit, Key, Phase, Process};
 
@@ -56,7 +56,8 @@ impl Supervisor {
         let Some(process) = self.memory.table.get_mut(key) else {
             return;
         };
-        process.exited_pidfd = process.pidfd.take();
+        let unsaid = !self.memory.outbox.is_empty();
+        process.exited_pidfd = process.pidfd.take().filter(|_| unsaid);
         process.stdin = None;
         let exit = Exit {
             wait_status,
@@ -88,8 +89,8 @@ impl Supervisor {
 
     /// All that an exited process wrote has been read.
     pub(crate) fn conclude(&mut self, key: Key, exit: Exit) {
-        let Memory { table, buffers, .. } = &mut *self.memory;
-        let Some(process) = table.get_mut(key) else {
+        let buffers = &mut self.buffers;
+        let Some(process) = self.memory.table.get_mut(key) else {
             return;
         };
         for stream in [StreamName::Stdout, StreamName::Stderr] {

@@ -5,6 +5,7 @@
 
 use carpel_wire::Reply;
 
+use crate::slot::Slot;
 use crate::table::{Key, MAX_PROCESSES};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub enum Item {
 const CAPACITY: usize = 2 * MAX_PROCESSES + 2;
 
 pub struct Outbox {
-    items: [Option<Item>; CAPACITY],
+    items: [Slot<Item>; CAPACITY],
     first: usize,
     count: usize,
 }
@@ -41,11 +42,15 @@ pub struct Outbox {
 impl Outbox {
     #[must_use]
     pub const fn new() -> Self {
+<<<<<<< HEAD
         Self {
             items: [None; CAPACITY],
             first: 0,
             count: 0,
         }
+=======
+        Self { items: [const { Slot::Empty }; CAPACITY], first: 0, count: 0 }
+>>>>>>> main
     }
 
     #[must_use]
@@ -59,19 +64,19 @@ impl Outbox {
         if self.count == CAPACITY {
             return false;
         }
-        self.items[(self.first + self.count) % CAPACITY] = Some(item);
+        self.items[(self.first + self.count) % CAPACITY] = Slot::Full(item);
         self.count += 1;
         true
     }
 
     #[must_use]
     pub fn first(&self) -> Option<Item> {
-        self.items[self.first]
+        self.items[self.first].get().copied()
     }
 
     /// Changes the first item, when part of it has been said.
     pub fn replace_first(&mut self, item: Item) {
-        if let Some(first) = &mut self.items[self.first] {
+        if let Some(first) = self.items[self.first].get_mut() {
             *first = item;
         }
     }

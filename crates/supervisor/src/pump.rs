@@ -1,5 +1,7 @@
 //! From a process's output to its log: one bounded read at a time, so that no container starves another.
 
+use carpel_wire::MAX_MESSAGE;
+
 use crate::clock::Clock;
 use crate::frame::{MAX_LINE, StreamName, prefix};
 use crate::log::{BUFFER, Batch};
@@ -9,13 +11,12 @@ use crate::table::{MAX_PROCESSES, Process};
 /// The most that is read at a time, in bytes.
 pub const READ: usize = 64 * 1024;
 
-/// Where output passes through. Untouched pages of it take no memory.
-#[repr(C, align(4096))]
+/// Where messages and output pass through. Pages of it that are not used take no memory.
 pub struct Buffers {
-    read: [u8; READ],
-    batch: [u8; BUFFER],
-    /// Beginnings of lines, of each stream.
-    held: [[[u8; MAX_LINE]; 2]; MAX_PROCESSES],
+    read: &'static mut [u8; READ],
+    batch: &'static mut [u8; BUFFER],
+    /// Beginnings of lines, two streams for each process.
+    held: &'static mut [[u8; MAX_LINE]],
     clock: Clock,
 }
 
@@ -31,14 +32,21 @@ pub enum Pumped {
 }
 
 impl Buffers {
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            read: [0; READ],
-            batch: [0; BUFFER],
-            held: [[[0; MAX_LINE]; 2]; MAX_PROCESSES],
-            clock: Clock::new(),
-        }
+    /// # Errors
+    /// ENOMEM.
+    pub fn new() -> sys::Result<Self> {
+        let none = Errno(errno::ENOMEM);
+        let memory = sys::map_zeroed(READ + BUFFER + 2 * MAX_PROCESSES * MAX_LINE)?;
+        let (read, memory) = memory.split_first_chunk_mut().ok_or(none)?;
+        let (batch, memory) = memory.split_first_chunk_mut().ok_or(none)?;
+        let held = memory.as_chunks_mut().0;
+        Ok(Self { read, batch, held, clock: Clock::new() })
+    }
+
+    /// Room for a message. It is used before the next output is read.
+    pub fn message(&mut self) -> &mut [u8; MAX_MESSAGE] {
+        const { assert!(MAX_MESSAGE <= READ) };
+        self.read.first_chunk_mut().expect("a read is longer than a message")
     }
 
     /// Reads once from a stream of `process`, at most `limit` bytes, and logs it.
@@ -62,8 +70,8 @@ impl Buffers {
         };
         if process.log.is_open() {
             let prefix = prefix(self.clock.format(sys::now()), stream);
-            let mut batch = Batch::new(&mut process.log, &mut self.batch, prefix);
-            let held = &mut self.held[index][which];
+            let mut batch = Batch::new(&mut process.log, self.batch, prefix);
+            let held = &mut self.held[2 * index + which];
             let stream = &mut process.streams[which];
             stream.held.feed(held, &self.read[..count], &mut batch);
             stream.touched |= !stream.held.is_empty();
@@ -78,31 +86,30 @@ impl Buffers {
             return;
         }
         let prefix = prefix(self.clock.format(sys::now()), stream);
+<<<<<<< HEAD
         let mut batch = Batch::new(&mut process.log, &mut self.batch, prefix);
         process.streams[which]
             .held
             .finish(&self.held[index][which], &mut batch);
+=======
+        let mut batch = Batch::new(&mut process.log, self.batch, prefix);
+        process.streams[which].held.finish(&self.held[2 * index + which], &mut batch);
+>>>>>>> main
     }
 
     /// Gives back the memory that is not needed while nothing comes.
     pub fn release_shared(&mut self) {
-        release(&mut self.read);
-        release(&mut self.batch);
+        release(self.read);
+        release(self.batch);
     }
 
     /// Gives back what a process's streams do not hold any more.
     pub fn release_held(&mut self, index: usize, process: &mut Process) {
-        for (buffer, stream) in self.held[index].iter_mut().zip(&mut process.streams) {
+        for (buffer, stream) in self.held[2 * index..].iter_mut().zip(&mut process.streams) {
             if stream.touched {
                 release(&mut buffer[stream.held.len()..]);
                 stream.touched = !stream.held.is_empty();
             }
         }
-    }
-}
-
-impl Default for Buffers {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -10,7 +10,7 @@ use crate::table::Phase;
 impl Supervisor {
     /// Carries out the request whose first `length` bytes are in the message buffer.
     pub(crate) fn handle(&mut self, length: usize, mut fds: FdList) {
-        let Ok(Request { seq, body }) = decode(&self.memory.message[..length]) else {
+        let Ok(Request { seq, body }) = decode(&self.buffers.message()[..length]) else {
             return self.refuse(length);
         };
         let reply = match body {
@@ -29,7 +29,7 @@ impl Supervisor {
 
     /// Answers a message that makes no sense, by its number if that much of it can be read.
     pub(crate) fn refuse(&mut self, length: usize) {
-        let seq = carpel_wire::seq_of(&self.memory.message[..length]).unwrap_or(0);
+        let seq = carpel_wire::seq_of(&self.buffers.message()[..length]).unwrap_or(0);
         self.reply(seq, Reply::Malformed);
     }
 

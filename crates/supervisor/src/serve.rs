@@ -4,7 +4,7 @@
 //! pipe says so, and each turn of the loop does a bounded amount of work for each descriptor. A daemon
 //! that goes away changes nothing; the newest connection is the daemon.
 
-use carpel_wire::{Event, MAX_MESSAGE, Reply, VERSION};
+use carpel_wire::{Event, Reply, VERSION};
 
 use crate::frame::StreamName;
 use crate::outbox::{Item, Outbox};
@@ -13,24 +13,18 @@ use crate::setup::Pod;
 use crate::sys::{self, Child, Epoll, Errno, Fd, READABLE, Ready, Result, WRITABLE, errno};
 use crate::table::{Key, Phase, Process, Table};
 
-/// Everything that a supervisor keeps in static memory. All of it is zero at first, and pages that are
-/// never used take no room.
+/// What a supervisor keeps in static memory. All of it is zero at first, and pages that are never used
+/// take no room.
+#[repr(C)]
 pub struct Memory {
     pub table: Table,
     pub outbox: Outbox,
-    pub message: [u8; MAX_MESSAGE],
-    pub buffers: Buffers,
 }
 
 impl Memory {
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            table: Table::new(),
-            outbox: Outbox::new(),
-            message: [0; MAX_MESSAGE],
-            buffers: Buffers::new(),
-        }
+        Self { table: Table::new(), outbox: Outbox::new() }
     }
 }
 
@@ -41,12 +35,16 @@ impl Default for Memory {
 }
 
 pub struct Supervisor {
+    /// The daemon, the children, and `streams`.
     pub(crate) epoll: Epoll,
+    /// Output, in a set of its own: a flood of it never stands before what is in the other.
+    pub(crate) streams: Epoll,
     signals: Fd,
     listener: Fd,
     pub(crate) connection: Option<Fd>,
     pub(crate) pod: Option<Pod>,
     pub(crate) memory: &'static mut Memory,
+    pub(crate) buffers: Buffers,
     /// Buffers have been used since they were last given back.
     used: bool,
 }
@@ -57,6 +55,7 @@ pub(crate) enum Token {
     Listener,
     Connection,
     Signals,
+    Streams,
     Report(Key),
     Stream(Key, StreamName),
 }
@@ -68,9 +67,10 @@ impl Token {
             Token::Listener => kind(0, None),
             Token::Connection => kind(1, None),
             Token::Signals => kind(2, None),
-            Token::Report(key) => kind(3, Some(key)),
-            Token::Stream(key, StreamName::Stdout) => kind(4, Some(key)),
-            Token::Stream(key, StreamName::Stderr) => kind(5, Some(key)),
+            Token::Streams => kind(3, None),
+            Token::Report(key) => kind(4, Some(key)),
+            Token::Stream(key, StreamName::Stdout) => kind(5, Some(key)),
+            Token::Stream(key, StreamName::Stderr) => kind(6, Some(key)),
         }
     }
 
@@ -80,8 +80,9 @@ impl Token {
             0 => Token::Listener,
             1 => Token::Connection,
             2 => Token::Signals,
-            3 => Token::Report(key),
-            4 => Token::Stream(key, StreamName::Stdout),
+            3 => Token::Streams,
+            4 => Token::Report(key),
+            5 => Token::Stream(key, StreamName::Stdout),
             _ => Token::Stream(key, StreamName::Stderr),
         }
     }
@@ -93,17 +94,22 @@ const IDLE: i32 = 500;
 /// Requests that are read in one turn.
 const REQUESTS_PER_TURN: usize = 8;
 
+/// Streams that are read in one turn.
+const STREAMS_PER_TURN: usize = 4;
+
 impl Supervisor {
     /// # Errors
     /// If the kernel gives no epoll set or signalfd.
     pub fn new(listener: Fd, memory: &'static mut Memory) -> Result<Self> {
         let supervisor = Self {
             epoll: Epoll::new()?,
+            streams: Epoll::new()?,
             signals: sys::child_signals()?,
             listener,
             connection: None,
             pod: None,
             memory,
+            buffers: Buffers::new()?,
             used: false,
         };
         supervisor.watch()?;
@@ -113,15 +119,22 @@ impl Supervisor {
     /// Makes its own what belongs to a process and was inherited from another.
     pub(crate) fn renew(&mut self) -> Result<()> {
         self.epoll = Epoll::new()?;
+        self.streams = Epoll::new()?;
         self.signals = sys::child_signals()?;
         self.watch()
     }
 
     fn watch(&self) -> Result<()> {
+<<<<<<< HEAD
         self.epoll
             .add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
         self.epoll
             .add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
+=======
+        self.epoll.add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
+        self.epoll.add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
+        self.epoll.add(self.streams.descriptor(), READABLE, Token::Streams.to_bits())?;
+>>>>>>> main
         if let Some(connection) = &self.connection {
             self.epoll
                 .add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
@@ -149,6 +162,18 @@ impl Supervisor {
         }
     }
 
+    fn dispatch_streams(&mut self) {
+        let mut ready = [Ready::NONE; STREAMS_PER_TURN];
+        let count = self.streams.wait(&mut ready, Some(0)).unwrap_or(0);
+        for event in ready.iter().take(count) {
+            if let Token::Stream(key, stream) = Token::from_bits(event.token) {
+                self.pump(key, stream, READ);
+            }
+        }
+    }
+
+    // Not part of the loop's own frame, which stays on the stack while nothing happens.
+    #[inline(never)]
     fn dispatch(&mut self, token: Token, events: u32) {
         match token {
             Token::Listener => self.accept(),
@@ -158,23 +183,25 @@ impl Supervisor {
             Token::Connection => self.read_requests(),
             Token::Signals => self.reap(),
             Token::Report(key) => self.read_report(key),
-            Token::Stream(key, stream) => {
-                self.pump(key, stream, READ);
-            }
+            Token::Streams | Token::Stream(..) => self.dispatch_streams(),
         }
     }
 
     fn release_buffers(&mut self) {
         self.used = false;
+<<<<<<< HEAD
         let Memory {
             table,
             buffers,
             message,
             ..
         } = &mut *self.memory;
+=======
+        let buffers = &mut self.buffers;
+>>>>>>> main
         buffers.release_shared();
-        sys::release(message);
-        table.for_each_mut(|index, process| buffers.release_held(index, process));
+        self.memory.table.for_each_mut(|index, process| buffers.release_held(index, process));
+        sys::release_stack();
     }
 
     // ── the daemon ──
@@ -230,7 +257,7 @@ impl Supervisor {
                 return;
             };
             let mut fds = sys::FdList::default();
-            match sys::receive(connection.borrow(), &mut self.memory.message, &mut fds) {
+            match sys::receive(connection.borrow(), self.buffers.message(), &mut fds) {
                 Ok(sys::Received::Message(length)) => self.handle(length, fds),
                 Ok(sys::Received::Truncated(length)) => self.refuse(length),
                 Err(Errno(errno::EAGAIN | errno::EINTR)) => return,
@@ -255,11 +282,18 @@ impl Supervisor {
             self.said(item);
             return;
         }
-        let idle = self.memory.outbox.is_empty();
-        if !self.memory.outbox.push(item) {
+        let mut item = item;
+        if self.memory.outbox.is_empty() {
+            match self.say(&mut item) {
+                Ok(()) => return self.said(item),
+                Err(Errno(errno::EAGAIN)) => {}
+                Err(_) => return self.disconnect(),
+            }
+        }
+        if self.memory.outbox.push(item) {
+            self.await_connection();
+        } else {
             self.disconnect();
-        } else if idle {
-            self.flush();
         }
     }
 
@@ -268,16 +302,24 @@ impl Supervisor {
     }
 
     fn flush(&mut self) {
-        while let Some(item) = self.memory.outbox.first() {
-            match self.say(item) {
+        while let Some(mut item) = self.memory.outbox.first() {
+            match self.say(&mut item) {
                 Ok(()) => {
                     self.memory.outbox.pop();
                     self.said(item);
                 }
-                Err(Errno(errno::EAGAIN)) => break,
+                Err(Errno(errno::EAGAIN)) => {
+                    self.memory.outbox.replace_first(item);
+                    break;
+                }
                 Err(_) => return self.disconnect(),
             }
         }
+        self.await_connection();
+    }
+
+    /// Waits for requests, or, while there is something to say, until it can be said.
+    fn await_connection(&self) {
         if let Some(connection) = &self.connection {
             let events = if self.memory.outbox.is_empty() {
                 READABLE
@@ -290,21 +332,29 @@ impl Supervisor {
         }
     }
 
-    fn say(&mut self, item: Item) -> Result<()> {
+    /// Says an item. Of a list, what could not be said is left in `item`.
+    fn say(&self, item: &mut Item) -> Result<()> {
         match item {
-            Item::Reply { seq, reply } => self.send(&Event::Reply { seq, reply }, None),
+            Item::Reply { seq, reply } => {
+                self.send(&Event::Reply { seq: *seq, reply: *reply }, None)
+            }
             Item::Ready { seq } => {
                 let Some(pod) = &self.pod else {
                     return Ok(());
                 };
+<<<<<<< HEAD
                 let reply = Reply::Ready {
                     pid: sys::own_pid(),
                     reaper_pid: pod.reaper_pid(),
                 };
                 self.send(&Event::Reply { seq, reply }, Some(pod.pidfd.borrow()))
+=======
+                let reply = Reply::Ready { pid: sys::own_pid(), reaper_pid: pod.reaper_pid() };
+                self.send(&Event::Reply { seq: *seq, reply }, Some(pod.pidfd.borrow()))
+>>>>>>> main
             }
             Item::Started { seq, key } => {
-                let Some(process) = self.memory.table.get(key) else {
+                let Some(process) = self.memory.table.get(*key) else {
                     return Ok(());
                 };
                 let reply = Reply::Started {
@@ -312,19 +362,19 @@ impl Supervisor {
                     started_at: process.started_at,
                 };
                 let pidfd = process.pidfd.as_ref().or(process.exited_pidfd.as_ref());
-                self.send(&Event::Reply { seq, reply }, pidfd.map(Fd::borrow))
+                self.send(&Event::Reply { seq: *seq, reply }, pidfd.map(Fd::borrow))
             }
-            Item::Exited { key } => match self.memory.table.get(key) {
+            Item::Exited { key } => match self.memory.table.get(*key) {
                 Some(process) => self.say_exited(process),
                 None => Ok(()),
             },
-            Item::List { seq, mut next } => {
-                while let Some((key, process)) = self.memory.table.at_or_after(next) {
+            Item::List { seq, next } => {
+                while let Some((key, process)) = self.memory.table.at_or_after(*next) {
                     let entry = Event::Entry(process.entry());
                     self.send(&entry, process.pidfd.as_ref().map(Fd::borrow))?;
-                    next = key.index() + 1;
-                    self.memory.outbox.replace_first(Item::List { seq, next });
+                    *next = key.index() + 1;
                 }
+<<<<<<< HEAD
                 self.send(
                     &Event::Reply {
                         seq,
@@ -332,6 +382,9 @@ impl Supervisor {
                     },
                     None,
                 )
+=======
+                self.send(&Event::Reply { seq: *seq, reply: Reply::Done }, None)
+>>>>>>> main
             }
         }
     }
@@ -352,6 +405,7 @@ impl Supervisor {
     /// What follows once an item has been said, or nobody is there to hear it.
     fn said(&mut self, item: Item) {
         match item {
+<<<<<<< HEAD
             Item::Exited { key }
                 if self
                     .memory
@@ -361,6 +415,12 @@ impl Supervisor {
             {
                 self.remove(key);
             }
+=======
+            Item::Exited { key } => match self.memory.table.get_mut(key) {
+                Some(process) if process.init => process.exited_pidfd = None,
+                _ => self.remove(key),
+            },
+>>>>>>> main
             Item::Started { key, .. } => {
                 if let Some(process) = self.memory.table.get_mut(key) {
                     process.exited_pidfd = None;
@@ -374,20 +434,19 @@ impl Supervisor {
 
     /// Takes a process out of the table, with all that was kept for it.
     pub(crate) fn remove(&mut self, key: Key) {
-        let Memory { table, buffers, .. } = &mut *self.memory;
-        let Some(mut process) = table.remove(key) else {
+        let Some(mut process) = self.memory.table.remove(key) else {
             return;
         };
         for stream in &mut process.streams {
             stream.held = crate::frame::Held::new();
             if let Some(fd) = stream.fd.take() {
-                self.epoll.remove(fd.borrow());
+                self.streams.remove(fd.borrow());
             }
         }
         if let Phase::Starting { report, .. } = &process.phase {
             self.epoll.remove(report.borrow());
         }
-        buffers.release_held(key.index(), &mut process);
+        self.buffers.release_held(key.index(), &mut process);
     }
 
     fn reap(&mut self) {
@@ -412,20 +471,21 @@ impl Supervisor {
     /// Reads from a stream and logs it. A stream that ended is closed.
     fn pump(&mut self, key: Key, stream: StreamName, limit: usize) -> Pumped {
         self.used = true;
-        let Memory { table, buffers, .. } = &mut *self.memory;
-        let Some(process) = table.get_mut(key) else {
+        let buffers = &mut self.buffers;
+        let Some(process) = self.memory.table.get_mut(key) else {
             return Pumped::End;
         };
         let pumped = buffers.pump(key.index(), process, stream, limit);
         if pumped == Pumped::End {
             buffers.finish(key.index(), process, stream);
             if let Some(fd) = process.streams[stream as usize].fd.take() {
-                self.epoll.remove(fd.borrow());
+                self.streams.remove(fd.borrow());
             }
         }
         pumped
     }
 
+    #[inline(never)]
     /// Reads on for processes that have exited, one read for each stream. Whether some are left.
     fn drain_some(&mut self) -> bool {
         let mut waiting = false;

@@ -72,6 +72,7 @@ impl Supervisor {
         sys::set_nonblocking(report.borrow()).map_err(call_failed(Call::Pipe))?;
 
         let names = [StreamName::Stdout, StreamName::Stderr];
+<<<<<<< HEAD
         let watched = names
             .iter()
             .zip(&kept.streams)
@@ -82,6 +83,14 @@ impl Supervisor {
                 }
                 None => Ok(()),
             });
+=======
+        let watched = names.iter().zip(&kept.streams).try_for_each(|(name, stream)| match stream {
+            Some(fd) => {
+                self.streams.add(fd.borrow(), READABLE, Token::Stream(key, *name).to_bits())
+            }
+            None => Ok(()),
+        });
+>>>>>>> main
         let watched = watched.and_then(|()| {
             self.epoll
                 .add(report.borrow(), READABLE, Token::Report(key).to_bits())
@@ -91,9 +100,10 @@ impl Supervisor {
             Err(error) => Err(call_failed(Call::Epoll)(error)),
         };
         let (pid, pidfd) = cloned.inspect_err(|_| {
-            for stream in kept.streams.iter().flatten().chain([&report]) {
-                self.epoll.remove(stream.borrow());
+            for stream in kept.streams.iter().flatten() {
+                self.streams.remove(stream.borrow());
             }
+            self.epoll.remove(report.borrow());
         })?;
         let process = Process {
             id: start.id,

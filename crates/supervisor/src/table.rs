@@ -10,6 +10,7 @@ use carpel_wire::{Entry, ObjectId, Reply};
 
 use crate::frame::Held;
 use crate::log::Log;
+use crate::slot::Slot;
 use crate::sys::Fd;
 
 /// The most processes that a supervisor knows at a time: containers and execs, the exited ones too that
@@ -141,21 +142,24 @@ impl Key {
     }
 }
 
-struct Slot {
+struct Row {
     /// Counts the processes that have been here.
     generation: u32,
-    process: Option<Process>,
+    process: Slot<Process>,
 }
 
+/// What is used lies at the beginning, within few pages.
+#[repr(C)]
 pub struct Table {
-    slots: [Slot; MAX_PROCESSES],
-    /// All slots from here on are free.
+    /// All rows from here on are free.
     end: usize,
+    rows: [Row; MAX_PROCESSES],
 }
 
 impl Table {
     #[must_use]
     pub const fn new() -> Self {
+<<<<<<< HEAD
         Self {
             slots: [const {
                 Slot {
@@ -165,11 +169,15 @@ impl Table {
             }; MAX_PROCESSES],
             end: 0,
         }
+=======
+        Self { rows: [const { Row { generation: 0, process: Slot::Empty } }; MAX_PROCESSES], end: 0 }
+>>>>>>> main
     }
 
     /// The key that [`Table::insert`] would give to the next process, if there is room.
     #[must_use]
     pub fn next_key(&self) -> Option<Key> {
+<<<<<<< HEAD
         let used = self.slots.get(..self.end)?;
         let index = used
             .iter()
@@ -180,21 +188,30 @@ impl Table {
             index: index as u16,
             generation,
         })
+=======
+        let used = self.rows.get(..self.end)?;
+        let index = used.iter().position(|row| row.process.get().is_none()).unwrap_or(self.end);
+        let generation = self.rows.get(index)?.generation.wrapping_add(1);
+        Some(Key { index: index as u16, generation })
+>>>>>>> main
     }
 
     /// Puts a process where `key` says, which [`Table::next_key`] has just given.
     pub fn insert(&mut self, key: Key, process: Process) {
-        if let Some(slot) = self.slots.get_mut(key.index()) {
-            slot.generation = key.generation;
-            slot.process = Some(process);
+        if let Some(row) = self.rows.get_mut(key.index()) {
+            row.generation = key.generation;
+            row.process = Slot::Full(process);
             self.end = self.end.max(key.index() + 1);
         }
     }
 
     pub fn remove(&mut self, key: Key) -> Option<Process> {
-        let slot = self.slots.get_mut(key.index())?;
-        let removed = slot.process.take_if(|_| slot.generation == key.generation);
-        while self.end > 0 && self.slots[self.end - 1].process.is_none() {
+        let row = self.rows.get_mut(key.index())?;
+        if row.generation != key.generation {
+            return None;
+        }
+        let removed = row.process.take();
+        while self.end > 0 && self.rows[self.end - 1].process.get().is_none() {
             self.end -= 1;
         }
         removed
@@ -202,6 +219,7 @@ impl Table {
 
     #[must_use]
     pub fn get(&self, key: Key) -> Option<&Process> {
+<<<<<<< HEAD
         let slot = self.slots.get(key.index())?;
         slot.process
             .as_ref()
@@ -213,11 +231,21 @@ impl Table {
         slot.process
             .as_mut()
             .filter(|_| slot.generation == key.generation)
+=======
+        let row = self.rows.get(key.index())?;
+        row.process.get().filter(|_| row.generation == key.generation)
+    }
+
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut Process> {
+        let row = self.rows.get_mut(key.index())?;
+        row.process.get_mut().filter(|_| row.generation == key.generation)
+>>>>>>> main
     }
 
     /// The first process at `index` or behind it.
     #[must_use]
     pub fn at_or_after(&self, index: usize) -> Option<(Key, &Process)> {
+<<<<<<< HEAD
         let slots = self.slots.get(index..self.end)?;
         (index..).zip(slots).find_map(|(index, slot)| {
             let key = Key {
@@ -225,6 +253,12 @@ impl Table {
                 generation: slot.generation,
             };
             Some((key, slot.process.as_ref()?))
+=======
+        let rows = self.rows.get(index..self.end)?;
+        (index..).zip(rows).find_map(|(index, row)| {
+            let key = Key { index: index as u16, generation: row.generation };
+            Some((key, row.process.get()?))
+>>>>>>> main
         })
     }
 
@@ -239,8 +273,8 @@ impl Table {
     }
 
     pub fn for_each_mut(&mut self, mut visit: impl FnMut(usize, &mut Process)) {
-        for (index, slot) in self.slots.iter_mut().take(self.end).enumerate() {
-            if let Some(process) = &mut slot.process {
+        for (index, row) in self.rows.iter_mut().take(self.end).enumerate() {
+            if let Some(process) = row.process.get_mut() {
                 visit(index, process);
             }
         }

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -252,10 +253,13 @@ impl Domain for Fake {
             let mut text = String::new();
             archive.read_to_string(&mut text).map(|_| text)
         });
-        let text = read
-            .await
-            .expect("reading does not panic")
-            .map_err(Error::at("read archive"))?;
+        let text = match read.await.expect("reading does not panic") {
+            Ok(text) => text,
+            Err(error) => {
+                self.note(format!("import broke off: {error}"));
+                return Err(Error::wrap("read archive", error));
+            }
+        };
         match text.as_str() {
             "broken" => return Err(Error::InvalidArgument("archive: not a tar file".into())),
             "panic" => panic!("boom"),
@@ -299,9 +303,14 @@ pub fn image(id: &str, user: &str) -> ImageView {
     }
 }
 
-/// The services, served over a connection in memory.
-pub async fn serve(fake: &Arc<Fake>) -> Channel {
-    let (client, server) = tokio::io::duplex(1 << 16);
+/// The services, served over one connection; and a hold on it, to cut it.
+pub async fn serve(fake: &Arc<Fake>) -> (Channel, UnixStream) {
+    let (client, server) = UnixStream::pair().expect("a pair of sockets");
+    let cut = client.try_clone().expect("a descriptor");
+    let [client, server] = [client, server].map(|socket| {
+        socket.set_nonblocking(true).expect("a socket");
+        tokio::net::UnixStream::from_std(socket).expect("a runtime")
+    });
     let routes = crate::cri::routes(Arc::clone(fake));
     let incoming = tokio_stream::once(Ok::<_, std::io::Error>(server));
     tokio::spawn(
@@ -315,22 +324,20 @@ pub async fn serve(fake: &Arc<Fake>) -> Channel {
         async move { client.ok_or_else(|| std::io::Error::other("connected already")) }
     });
     let endpoint = Endpoint::from_static("http://carpel");
-    endpoint
-        .connect_with_connector(connector)
-        .await
-        .expect("the server is there")
+    let channel = endpoint.connect_with_connector(connector).await;
+    (channel.expect("the server is there"), cut)
 }
 
 pub async fn runtime(fake: &Arc<Fake>) -> RuntimeServiceClient<Channel> {
-    RuntimeServiceClient::new(serve(fake).await).max_decoding_message_size(16 << 20)
+    RuntimeServiceClient::new(serve(fake).await.0).max_decoding_message_size(16 << 20)
 }
 
 pub async fn images(fake: &Arc<Fake>) -> ImageServiceClient<Channel> {
-    ImageServiceClient::new(serve(fake).await)
+    ImageServiceClient::new(serve(fake).await.0)
 }
 
 pub async fn own(fake: &Arc<Fake>) -> ImagesClient<Channel> {
-    ImagesClient::new(serve(fake).await)
+    ImagesClient::new(serve(fake).await.0)
 }
 
 pub fn sandbox_config(name: &str) -> cri::PodSandboxConfig {

@@ -1,8 +1,11 @@
 //! Imports over a stream.
 
+use std::net::Shutdown;
 use std::sync::Arc;
+use std::time::Duration;
 
 use carpel_api::carpel::ImportRequest;
+use carpel_api::carpel::images_client::ImagesClient;
 use carpel_api::carpel::import_response::Step;
 use tonic::Code;
 
@@ -49,18 +52,22 @@ async fn a_bad_archive_and_a_bug_say_so() {
 #[tokio::test]
 async fn a_client_that_goes_away_leaves_no_image() {
     let fake = Arc::new(Fake::default());
-    let mut client = fake::own(&fake).await;
+    let (channel, connection) = fake::serve(&fake).await;
+    let mut client = ImagesClient::new(channel);
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let mut steps = client
-        .import(tokio_stream::wrappers::ReceiverStream::new(receiver))
-        .await
-        .expect("a stream")
-        .into_inner();
+    let archive = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let _steps = client.import(archive).await.expect("a stream");
     for chunk in chunks(&["half"]) {
         sender.send(chunk).await.expect("the client listens");
     }
-    let half = tokio::time::timeout(std::time::Duration::from_millis(20), steps.message()).await;
-    assert!(half.is_err(), "an import that waits for more says nothing");
-    drop(steps);
-    drop(client);
+    connection.shutdown(Shutdown::Both).expect("a connection");
+    let broken_off = async {
+        while fake.calls().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let noticed = tokio::time::timeout(Duration::from_secs(30), broken_off).await;
+    noticed.expect("the import ends when its client does");
+    let calls = fake.calls();
+    assert!(calls[0].starts_with("import broke off: "), "{calls:?}");
 }

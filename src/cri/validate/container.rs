@@ -126,6 +126,12 @@ fn check(
     }
     strings(field, &raw)?;
     let image = raw.image.unwrap_or_default();
+    let image_field = field.member("image");
+    text::at_most(
+        &image_field.member("user_specified_image"),
+        image.user_specified_image.len(),
+        text::MAX_TEXT,
+    )?;
     let linux = raw.linux.unwrap_or_default();
     let linux_field = field.member("linux");
     let security = security::container(
@@ -135,7 +141,7 @@ fn check(
     )?;
     let config = ContainerConfig {
         name: metadata(&field.member("metadata"), raw.metadata)?,
-        image: calls::image_reference(&field.member("image").member("image"), image.image)?,
+        image: calls::image_reference(&image_field.member("image"), image.image)?,
         user_specified_image: image.user_specified_image,
         command: raw.command,
         args: raw.args,

@@ -6,56 +6,13 @@ use carpel_api::cri::security_profile::ProfileType;
 use super::mounts::unknown;
 use super::{Field, Platform, Rejected, Shown, text};
 use crate::ids::ContainerId;
+use crate::spec::capability;
 use crate::spec::config::{GroupsPolicy, PidScope, Scope, SeccompProfile, Security, UserSpec};
 
 /// The kernel's NGROUPS_MAX.
 const MAX_GROUPS: usize = 65_536;
 const MAX_PATHS: usize = 16_384;
-
-/// Every capability up to Linux 5.9, the last that added one.
-const CAPABILITIES: [&str; 41] = [
-    "AUDIT_CONTROL",
-    "AUDIT_READ",
-    "AUDIT_WRITE",
-    "BLOCK_SUSPEND",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "KILL",
-    "LEASE",
-    "LINUX_IMMUTABLE",
-    "MAC_ADMIN",
-    "MAC_OVERRIDE",
-    "MKNOD",
-    "NET_ADMIN",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_RAW",
-    "PERFMON",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYSLOG",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_CHROOT",
-    "SYS_MODULE",
-    "SYS_NICE",
-    "SYS_PACCT",
-    "SYS_PTRACE",
-    "SYS_RAWIO",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "WAKE_ALARM",
-];
+const MAX_CAPABILITIES: usize = 128;
 
 /// Whose namespaces are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -310,13 +267,13 @@ fn groups_policy(field: &Field<'_>, raw: i32) -> Result<GroupsPolicy, Rejected> 
 }
 
 fn capability_names(field: &Field<'_>, raw: &[String]) -> Result<Vec<String>, Rejected> {
-    text::no_more_than(field, raw.len(), 2 * CAPABILITIES.len())?;
+    text::no_more_than(field, raw.len(), MAX_CAPABILITIES)?;
     raw.iter()
         .enumerate()
         .map(|(index, raw)| {
             let upper = raw.to_ascii_uppercase();
             let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-            if name == "ALL" || CAPABILITIES.contains(&name) {
+            if name == "ALL" || capability::bit(name).is_some() {
                 return Ok(name.to_owned());
             }
             Err(field

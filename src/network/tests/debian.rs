@@ -26,15 +26,17 @@ fn in_new_netns<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
     thread.join().unwrap()
 }
 
-/// A server in the namespace at `netns` that greets one client.
-fn greet(netns: &Path, port: u16) -> thread::JoinHandle<()> {
+/// A server in the namespace at `netns` that greets so many clients.
+fn greet(netns: &Path, port: u16, clients: usize) -> thread::JoinHandle<()> {
     let namespace = fs::File::open(netns).unwrap();
     let (ready, wait) = std::sync::mpsc::channel();
     let server = thread::spawn(move || {
         setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
         let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
         ready.send(()).unwrap();
-        listener.accept().unwrap().0.write_all(b"hello").unwrap();
+        for _ in 0..clients {
+            listener.accept().unwrap().0.write_all(b"hello").unwrap();
+        }
     });
     wait.recv().unwrap();
     server
@@ -91,14 +93,14 @@ async fn live_and_die(settings: Settings, pod: PodNetwork, leases: &Path) {
     assert_eq!(ip.to_string(), "10.213.7.2");
     assert!(attachment.mac.is_some());
     assert!(leases.join("10.213.7.2").exists());
+    let server = greet(&pod.netns, 80, 2);
     for address in [
         SocketAddr::new(ip, 80),
         SocketAddr::from(([127, 0, 0, 1], 18080)),
     ] {
-        let server = greet(&pod.netns, 80);
         assert_eq!(fetch(address), "hello", "{address}");
-        server.join().unwrap();
     }
+    server.join().unwrap();
     let id = pod.sandbox.to_string();
     assert!(run("iptables-save", &["-t", "nat"]).contains(&id));
     network.del(&pod.sandbox).await.unwrap();

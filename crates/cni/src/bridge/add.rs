@@ -13,7 +13,7 @@ use rustix::{
     net::netdevice::name_to_index,
 };
 
-use super::{PORT_KIND, alias, config::Config, gateway, host_name};
+use super::{PORT_KIND, alias, config::Config, end_masquerading, gateway, host_name};
 use crate::{
     error::{Code, Doing, Error},
     ipam::Ipam,
@@ -108,7 +108,7 @@ impl Add<'_> {
         if self.config.ip_masq && !result.ips.is_empty() {
             self.done.masquerading = true;
             let subnets: Vec<IpNet> = result.ips.iter().map(|ip| ip.address.network()).collect();
-            masquerade::add(&self.request.network, self.attachment, &subnets)
+            masquerade::ensure(&self.request.network, &subnets)
                 .doing(Code::Internal, || "masquerade".into())?;
         }
         if !self.config.dns.is_empty() {
@@ -183,6 +183,8 @@ impl Add<'_> {
 
     fn join(&mut self, bridge: &Link, host_name: &str) -> Result<(), Error> {
         sysctl::set_if_there("ipv6", host_name, "accept_ra", "0");
+        // A port speaks no IP: it needs no link-local address (1 stands for none).
+        sysctl::set_if_there("ipv6", host_name, "addr_gen_mode", "1");
         let mut batch = Batch::default();
         batch.join_bridge(&Port {
             name: host_name,
@@ -271,15 +273,15 @@ impl Add<'_> {
     /// report, and the runtime's DEL comes next.
     fn undo(&mut self) {
         let mut failures = Vec::new();
-        if self.done.masquerading
-            && let Err(errno) = masquerade::remove(&self.request.network, self.attachment)
-        {
-            failures.push(errno.to_string());
-        }
         if let Some(name) = self.done.pair.take()
             && let Err(errno) = self.socket.delete_link(&name)
         {
             failures.push(format!("{name}: {errno}"));
+        }
+        if self.done.masquerading
+            && let Err(error) = end_masquerading(&self.request.network)
+        {
+            failures.push(error.to_string());
         }
         if self.done.addresses
             && let Err(error) = self.ipam.del(self.request)

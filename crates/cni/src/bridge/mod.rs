@@ -10,10 +10,13 @@ mod check;
 mod config;
 mod gateway;
 
+use std::collections::HashSet;
+
 use rustix::io;
 
 use crate::{
     error::{Code, Doing, Error},
+    hash::hash,
     ipam::Ipam,
     netfilter::masquerade,
     netlink::{Socket, link::Link},
@@ -39,8 +42,18 @@ fn host_name(network: &str, attachment: &Attachment, attempt: u32) -> String {
         container,
         interface,
     } = attachment;
-    let hash = masquerade::hash(&[network, container, interface, &attempt.to_string()]);
-    format!("veth{:08x}", hash as u32)
+    format!(
+        "veth{:08x}",
+        hash(&[network, container, interface, &attempt.to_string()]) as u32
+    )
+}
+
+/// What the aliases of a network's links start with, in the full and in the short form.
+fn alias_prefixes(network: &str) -> [String; 2] {
+    [
+        format!("{ALIAS} {network} "),
+        format!("{ALIAS} #{:016x} ", hash(&[network])),
+    ]
 }
 
 fn alias(network: &str, attachment: &Attachment) -> String {
@@ -48,12 +61,29 @@ fn alias(network: &str, attachment: &Attachment) -> String {
         container,
         interface,
     } = attachment;
-    let full = format!("{ALIAS} {network} {container} {interface}");
+    let [full, short] = alias_prefixes(network);
+    let full = format!("{full}{container} {interface}");
     if full.len() <= MAX_ALIAS {
         return full;
     }
-    let hash = masquerade::hash(&[network, container, interface]);
-    format!("{ALIAS} #{hash:016x}")
+    format!("{short}#{:016x}", hash(&[container, interface]))
+}
+
+/// The links of a network's pods.
+fn links(network: &str) -> Result<Vec<Link>, Error> {
+    let prefixes = alias_prefixes(network);
+    let is_ours = |link: &Link| {
+        link.kind == PORT_KIND && prefixes.iter().any(|prefix| link.alias.starts_with(prefix))
+    };
+    let listed = Socket::route().and_then(|mut socket| socket.links());
+    let mut links = listed.doing(Code::Internal, || "list links".into())?;
+    links.retain(is_ours);
+    Ok(links)
+}
+
+/// Ends the masquerading of a network that has no pods any more.
+fn end_masquerading(network: &str) -> Result<(), Error> {
+    masquerade::release(network, || Ok(!links(network)?.is_empty()))
 }
 
 /// Removes the pair, frees the addresses, ends the masquerading.
@@ -64,8 +94,7 @@ pub fn del(request: &Request) -> Result<(), Error> {
     remove_pair(request, &config, attachment)?;
     ipam.del(request)?;
     if config.ip_masq && ipam != Ipam::None {
-        masquerade::remove(&request.network, attachment)
-            .doing(Code::Internal, || "end masquerading".into())?;
+        end_masquerading(&request.network)?;
     }
     Ok(())
 }
@@ -75,31 +104,25 @@ pub fn gc(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
     let valid = request.valid_attachments()?;
     let network = &request.network;
-    let valid_aliases: Vec<_> = valid
+    let valid: HashSet<_> = valid
         .iter()
         .map(|attachment| alias(network, attachment))
         .collect();
-    let ours = format!("{ALIAS} {network} ");
     let mut socket = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
-    for link in socket
-        .links()
-        .doing(Code::Internal, || "list links".into())?
+    for link in links(network)?
+        .into_iter()
+        .filter(|link| !valid.contains(&link.alias))
     {
-        if link.kind == PORT_KIND
-            && link.alias.starts_with(&ours)
-            && !valid_aliases.contains(&link.alias)
-        {
-            socket
-                .delete_link(&link.name)
-                .doing(Code::Internal, || format!("remove {}", link.name))?;
-        }
+        socket
+            .delete_link(&link.name)
+            .doing(Code::Internal, || format!("remove {}", link.name))?;
     }
     Ipam::find(request)?.gc(request)?;
     if config.ip_masq {
-        masquerade::retain(network, valid.iter())
-            .doing(Code::Internal, || "end masquerading".into())?;
+        end_masquerading(network)
+    } else {
+        Ok(())
     }
-    Ok(())
 }
 
 /// Checks that an ADD could be served.

@@ -5,8 +5,9 @@
 //! locked with flock around everything. An address file appears with all its content or not at all.
 
 use std::{
+    fs::DirBuilder,
     net::IpAddr,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
@@ -49,7 +50,10 @@ impl Store {
         match Store::open_existing(path)? {
             Some(store) => Ok(store),
             None => {
-                std::fs::create_dir_all(path)
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(path)
                     .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
                 Store::open_existing(path)?.ok_or(Errno::NOENT)
             }
@@ -117,10 +121,20 @@ impl Store {
         parse_ip(std::str::from_utf8(&content).ok()?.trim())
     }
 
+    /// Notes the address handed out last from a range set.
+    ///
+    /// It is written over what is there: a file system would flush a file that replaces another, and
+    /// all that a crash can spoil here is the turn.
     pub fn set_last_reserved(&self, set: usize, addr: IpAddr) -> io::Result<()> {
         let name = format!("last_reserved_ip.{set}");
-        self.write_new(DRAFT, addr.to_string().as_bytes())?;
-        fs::renameat(&self.folder, DRAFT, &self.folder, name.as_str())
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = fs::openat(&self.folder, name, flags, Mode::from_raw_mode(0o600))?;
+        let text = addr.to_string();
+        let written = io::write(&file, text.as_bytes())? as u64;
+        if fs::fstat(&file)?.st_size.cast_unsigned() != written {
+            fs::ftruncate(&file, written)?;
+        }
+        Ok(())
     }
 
     /// Frees one address.

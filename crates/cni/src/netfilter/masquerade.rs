@@ -1,172 +1,130 @@
 //! Masquerading: traffic of pods that leaves their subnet carries the address of the machine.
 //!
-//! One table per subnet, made with the subnet's first pod and removed with its last:
+//! One table per network and subnet, made with the network's first pod and removed after its last:
 //!
 //! ```text
-//! table ip carpel-masq-10.88.0.0-16 {
-//!     set pods { a key for each attachment, with a comment }
-//!     chain postrouting { type nat hook postrouting priority srcnat
-//!         ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16 not to multicast, masquerade }
+//! table ip carpel-masq/NETWORK/10.88.0.0/16 {
+//!     chain postrouting {
+//!         type nat hook postrouting priority srcnat
+//!         ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16, not to multicast: masquerade
+//!     }
 //! }
 //! ```
 //!
-//! The set only counts: no packet looks at it. So one rule serves any number of pods, an ADD to a
-//! subnet in use is a single small transaction, and a DEL needs no address, only the attachment's
-//! name. A table is removed in a transaction that is void if anything changed since its set was seen
-//! to be empty, so a pod that is added meanwhile never loses its rule.
+//! One rule serves any number of pods, so an ADD only looks whether the table is there. Nothing is
+//! noted per pod: the kernel makes whoever took something out of its tables wait for ten
+//! milliseconds or more, which every DEL would pay. What tells the last pod is that no link of the
+//! network is left; whoever looks at links and then at tables holds the lock, and an ADD has made its
+//! link before, so a pod that is added while another leaves never loses its rule.
 
-use rustix::io::{self, Errno};
+use std::os::fd::OwnedFd;
 
-use super::{
-    Generation, Key, Table, Transaction, generation, keys, masquerade_expressions, tables,
+use rustix::{
+    fs::{self, CWD, FlockOperation, Mode, OFlags},
+    io::{self, Errno},
 };
-use crate::{ipnet::IpNet, netlink::Socket, request::Attachment};
 
-const PREFIX: &str = "carpel-masq-";
-const SET: &str = "pods";
+use super::{Table, Transaction, has_table, masquerade_expressions, tables};
+use crate::{
+    error::{Code, Doing, Error},
+    hash::hash,
+    ipnet::IpNet,
+    netlink::Socket,
+};
+
+const PREFIX: &str = "carpel-masq";
 const CHAIN: &str = "postrouting";
 
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 
-/// How often a transaction that others overtook is tried again. Each time somebody got ahead.
-const TRIES: usize = 1000;
+/// A longer name of a network is replaced by its hash, so that the table's name fits.
+const MAX_NETWORK: usize = 128;
 
-/// Masquerades an attachment's traffic that leaves one of `subnets`. Doing it twice is fine.
-pub fn add(network: &str, attachment: &Attachment, subnets: &[IpNet]) -> io::Result<()> {
+/// Masquerades what leaves `subnets`, unless that is so already. The pod's link must be there.
+pub fn ensure(network: &str, subnets: &[IpNet]) -> io::Result<()> {
     let mut socket = Socket::netfilter()?;
-    let key = key(network, attachment);
-    let comment = format!(
-        "{network} {} {}",
-        attachment.container, attachment.interface
-    );
-    subnets
-        .iter()
-        .try_for_each(|subnet| add_to(&mut socket, subnet, &key, &comment))
-}
-
-fn add_to(socket: &mut Socket, subnet: &IpNet, key: &Key, comment: &str) -> io::Result<()> {
-    let table = table(subnet);
-    for _ in 0..TRIES {
-        let mut join = Transaction::new(None);
-        join.add_element(&table, SET, key, comment);
-        match join.commit(socket) {
-            Err(Errno::NOENT) => {}
-            done => return done,
+    let _lock = lock()?;
+    for subnet in subnets {
+        let table = table(network, subnet);
+        if has_table(&mut socket, &table)? {
+            continue;
         }
-        let mut create = Transaction::new(None);
-        create.add_table(&table);
-        create.add_set(&table, SET);
-        create.add_postrouting_chain(&table, CHAIN);
-        create.add_rule(&table, CHAIN, masquerade_expressions(subnet));
-        create.add_element(&table, SET, key, comment);
-        match create.commit(socket) {
-            // Another pod was first.
-            Err(Errno::EXIST) => {}
-            done => return done,
-        }
-    }
-    Err(Errno::AGAIN)
-}
-
-/// Ends the masquerading of an attachment. None is fine.
-pub fn remove(network: &str, attachment: &Attachment) -> io::Result<()> {
-    let key = key(network, attachment);
-    each_table(|socket, table| {
-        let mut leave = Transaction::new(None);
-        leave.delete_element(table, SET, &key);
-        match leave.commit(socket) {
-            Ok(()) => remove_if_empty(socket, table),
-            // Of another subnet.
-            Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    })
-}
-
-/// Ends the masquerading of everything of a network but the attachments that are kept.
-pub fn retain<'a>(network: &str, kept: impl Iterator<Item = &'a Attachment>) -> io::Result<()> {
-    let kept: Vec<Key> = kept.map(|attachment| key(network, attachment)).collect();
-    let ours = hash(&[network]).to_be_bytes();
-    each_table(|socket, table| {
-        for stale in keys(socket, table, SET)? {
-            if stale.starts_with(&ours) && !kept.contains(&stale) {
-                let mut leave = Transaction::new(None);
-                leave.delete_element(table, SET, &stale);
-                match leave.commit(socket) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-        }
-        remove_if_empty(socket, table)
-    })
-}
-
-/// Does something with every table of ours. One that is gone meanwhile is fine, as is a kernel that
-/// has no tables at all.
-fn each_table(work: impl Fn(&mut Socket, &Table) -> io::Result<()>) -> io::Result<()> {
-    let found =
-        Socket::netfilter().and_then(|mut socket| Ok((tables(&mut socket, PREFIX)?, socket)));
-    let (tables, mut socket) = match found {
-        Ok(found) => found,
-        Err(Errno::PROTONOSUPPORT | Errno::INVAL | Errno::OPNOTSUPP) => return Ok(()),
-        Err(errno) => return Err(errno),
-    };
-    for table in tables {
-        match work(&mut socket, &table) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
-        }
+        let mut transaction = Transaction::new();
+        transaction.add_table(&table);
+        transaction.add_postrouting_chain(&table, CHAIN);
+        transaction.add_rule(&table, CHAIN, masquerade_expressions(subnet));
+        transaction.commit(&mut socket)?;
     }
     Ok(())
 }
 
-fn remove_if_empty(socket: &mut Socket, table: &Table) -> io::Result<()> {
-    for _ in 0..TRIES {
-        let now: Generation = generation(socket)?;
-        if !keys(socket, table, SET)?.is_empty() {
-            return Ok(());
-        }
-        let mut remove = Transaction::new(Some(now));
-        remove.delete_table(table);
-        match remove.commit(socket) {
-            Err(Errno::RESTART) => {}
-            done => return done,
+/// Ends the masquerading of a network, unless `in_use` finds a pod of it.
+pub fn release(network: &str, in_use: impl FnOnce() -> Result<bool, Error>) -> Result<(), Error> {
+    let doing = || "end masquerading".into();
+    let mut socket = match Socket::netfilter() {
+        // A kernel without packet filter has nothing to end.
+        Err(Errno::PROTONOSUPPORT) => return Ok(()),
+        socket => socket.doing(Code::Internal, doing)?,
+    };
+    let lock = lock().doing(Code::Internal, doing)?;
+    if !in_use()? {
+        remove(&mut socket, network).doing(Code::Internal, doing)?;
+    }
+    // First the lock: closing the socket takes long if something was removed.
+    drop(lock);
+    Ok(())
+}
+
+fn remove(socket: &mut Socket, network: &str) -> io::Result<()> {
+    let found = match tables(socket, &table_prefix(network)) {
+        // The kernel has a packet filter but no tables.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(()),
+        found => found?,
+    };
+    if found.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = Transaction::new();
+    for table in &found {
+        transaction.delete_table(table);
+    }
+    transaction.commit(socket)
+}
+
+/// Keeps others of this host's network namespace out until it is dropped.
+fn lock() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let namespace = fs::openat(CWD, "/proc/self/ns/net", flags, Mode::empty())?;
+    while let Err(errno) = fs::flock(&namespace, FlockOperation::LockExclusive) {
+        if errno != Errno::INTR {
+            return Err(errno);
         }
     }
-    Err(Errno::AGAIN)
+    Ok(namespace)
+}
+
+/// What the names of a network's tables start with. No network's name holds a slash.
+fn table_prefix(network: &str) -> String {
+    if network.len() <= MAX_NETWORK {
+        format!("{PREFIX}/{network}/")
+    } else {
+        format!("{PREFIX}/{:016x}/", hash(&[network]))
+    }
 }
 
 /// The table of a subnet. Its name can be typed: the nft command knows no colon in a name.
-fn table(subnet: &IpNet) -> Table {
-    let network = subnet.network();
-    let addr = network.addr().to_string().replace(':', "_");
+fn table(network: &str, subnet: &IpNet) -> Table {
+    let subnet = subnet.network();
+    let addr = subnet.addr().to_string().replace(':', "_");
     Table {
-        family: if network.addr().is_ipv4() {
+        family: if subnet.addr().is_ipv4() {
             NFPROTO_IPV4
         } else {
             NFPROTO_IPV6
         },
-        name: format!("{PREFIX}{addr}-{}", network.prefix()),
+        name: format!("{}{addr}/{}", table_prefix(network), subnet.prefix()),
     }
-}
-
-/// Names an attachment: its network in the first half, container and interface in the second.
-fn key(network: &str, attachment: &Attachment) -> Key {
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&hash(&[network]).to_be_bytes());
-    let rest = hash(&[&attachment.container, &attachment.interface]);
-    key[8..].copy_from_slice(&rest.to_be_bytes());
-    key
-}
-
-/// FNV-1a with a zero after each part. It must never change: a DEL may come from a later version.
-pub fn hash(parts: &[&str]) -> u64 {
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]
@@ -174,24 +132,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_can_be_typed() {
-        let name = |text: &str| table(&text.parse().unwrap()).name;
-        assert_eq!(name("10.88.3.4/16"), "carpel-masq-10.88.0.0-16");
-        assert_eq!(name("fd00:88::5/64"), "carpel-masq-fd00_88__-64");
-    }
-
-    #[test]
-    fn keys_do_not_change_with_versions() {
-        let attachment = Attachment {
-            container: "abc".into(),
-            interface: "eth0".into(),
-        };
-        assert_eq!(hash(&[]), 0xcbf2_9ce4_8422_2325);
-        assert_ne!(hash(&["ab", "c"]), hash(&["a", "bc"]));
-        let hex: String = key("net", &attachment)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        assert_eq!(hex, "e53f18baa0319ec8b8fe68676b661760");
+    fn names_can_be_typed_and_fit() {
+        let name = |network: &str, text: &str| table(network, &text.parse().unwrap()).name;
+        assert_eq!(name("net", "10.88.3.4/16"), "carpel-masq/net/10.88.0.0/16");
+        assert_eq!(name("a.b", "fd00:88::5/64"), "carpel-masq/a.b/fd00_88__/64");
+        let long = name(&"n".repeat(250), "fd00:1:2:3:4:5:6:7/128");
+        assert_eq!(long, "carpel-masq/5e20e5db3ee74e17/fd00_1_2_3_4_5_6_7/128");
     }
 }

@@ -41,18 +41,6 @@ impl Attributes {
     }
 }
 
-/// The form in which the nft command keeps comments of elements: tag, length, text with NUL.
-pub fn comment(text: &str) -> Vec<u8> {
-    /// What the nft command accepts, NUL included.
-    const MAX: usize = 128;
-    let kept = text.floor_char_boundary(MAX - 1);
-    let length = u8::try_from(kept + 1).expect("a comment is at most 128 bytes");
-    let mut bytes = vec![0, length];
-    bytes.extend(text[..kept].bytes());
-    bytes.push(0);
-    bytes
-}
-
 const REGISTER: u32 = 1;
 const NETWORK_HEADER: u32 = 1;
 const EQUAL: u32 = 0;
@@ -154,12 +142,5 @@ mod tests {
             .into_bytes();
         let little = [12, 0, 3, 0x80, 7, 0, 1, 0, b'a', b'b', 0, 0];
         assert_eq!(bytes, little);
-    }
-
-    #[test]
-    fn comments_are_cut_at_a_letter() {
-        assert_eq!(comment("a"), [0, 2, b'a', 0]);
-        let long = comment(&"ä".repeat(100));
-        assert_eq!((long.len(), long[1]), (2 + 127, 127));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage},
@@ -105,9 +105,7 @@ impl Socket {
     pub fn addresses(&mut self, index: u32, of: AddressFamily) -> io::Result<Vec<Address>> {
         let mut message = AddressMessage::default();
         message.header.family = of;
-        let mut payload = vec![0; message.buffer_len()];
-        message.emit(&mut payload);
-        let found = self.dump(RTM_GETADDR, &payload)?;
+        let found = self.dump(RTM_GETADDR, &message)?;
         let parsed = found.iter().filter_map(Address::parse);
         Ok(parsed.filter(|address| address.index == index).collect())
     }

@@ -12,8 +12,8 @@ pub mod route;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NlaBuffer,
-    NlasIterator,
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NlaBuffer, NlasIterator,
 };
 use rustix::{
     io::{self, Errno},
@@ -24,11 +24,16 @@ const HEADER: usize = 16;
 /// Large enough for any single answer: the kernel fills at most 32 KiB per read of a dump.
 const RECEIVE: usize = 64 * 1024;
 
+/// How often a list that changed meanwhile is asked for again.
+const DUMPS: usize = 100;
+
 /// An answer that is not an acknowledgement.
 #[derive(Debug)]
 pub struct Answer {
     pub kind: u16,
     pub payload: Vec<u8>,
+    /// It is part of a list that is of no one moment.
+    interrupted: bool,
 }
 
 /// Requests that go to the kernel in one piece.
@@ -52,9 +57,7 @@ impl Batch {
 
     /// Appends a routing request.
     pub fn emit(&mut self, kind: u16, flags: u16, message: &impl Emitable) {
-        let mut payload = vec![0; message.buffer_len()];
-        message.emit(&mut payload);
-        self.push(kind, flags, &payload);
+        self.push(kind, flags, &emitted(message));
     }
 
     pub fn is_empty(&self) -> bool {
@@ -186,10 +189,26 @@ impl Socket {
         self.send(batch).map_err(|refused| refused.errno)
     }
 
-    /// Asks for all objects of a kind.
+    /// Asks for all objects of a kind, as [`Socket::dump_bytes`] does.
+    pub fn dump(&mut self, kind: u16, message: &impl Emitable) -> io::Result<Vec<Answer>> {
+        self.dump_bytes(kind, &emitted(message))
+    }
+
+    /// Asks for all objects of a kind, as they are at one moment.
     ///
-    /// Errors: `INTR` if they changed while they were listed.
-    pub fn dump(&mut self, kind: u16, payload: &[u8]) -> io::Result<Vec<Answer>> {
+    /// Errors: `INTR` if they never stop changing while they are listed.
+    pub fn dump_bytes(&mut self, kind: u16, payload: &[u8]) -> io::Result<Vec<Answer>> {
+        for _ in 0..DUMPS {
+            let mut answers = self.dump_once(kind, payload)?;
+            if !answers.iter().any(|answer| answer.interrupted) {
+                answers.retain(|answer| answer.kind != NLMSG_DONE);
+                return Ok(answers);
+            }
+        }
+        Err(Errno::INTR)
+    }
+
+    fn dump_once(&mut self, kind: u16, payload: &[u8]) -> io::Result<Vec<Answer>> {
         let mut batch = Batch::default();
         batch.append(kind, NLM_F_DUMP, payload);
         self.sequence = self.sequence.wrapping_add(1);
@@ -205,8 +224,13 @@ impl Socket {
                 match failure(&answer) {
                     Some(Some(errno)) => return Err(errno),
                     Some(None) => return Ok(answers),
-                    None if answer.kind == NLMSG_DONE => return Ok(answers),
-                    None => answers.push(answer),
+                    None => {
+                        let last = answer.kind == NLMSG_DONE;
+                        answers.push(answer);
+                        if last {
+                            return Ok(answers);
+                        }
+                    }
                 }
             }
         }
@@ -218,35 +242,44 @@ impl Socket {
         let mut rest = self.buffer.get(..length).ok_or(Errno::MSGSIZE)?;
         let mut messages = Vec::new();
         while let Some((header, _)) = rest.split_first_chunk::<HEADER>() {
-            let [l0, l1, l2, l3, k0, k1, _, _, s0, s1, s2, s3, ..] = *header;
+            let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
             let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
             let payload = rest.get(HEADER..length).ok_or(Errno::PROTO)?.to_vec();
             let kind = u16::from_ne_bytes([k0, k1]);
-            messages.push((
-                u32::from_ne_bytes([s0, s1, s2, s3]),
-                Answer { kind, payload },
-            ));
+            let interrupted = u16::from_ne_bytes([f0, f1]) & NLM_F_DUMP_INTR != 0;
+            let answer = Answer {
+                kind,
+                payload,
+                interrupted,
+            };
+            messages.push((u32::from_ne_bytes([s0, s1, s2, s3]), answer));
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(messages)
     }
 }
 
+fn emitted(message: &impl Emitable) -> Vec<u8> {
+    let mut bytes = vec![0; message.buffer_len()];
+    message.emit(&mut bytes);
+    bytes
+}
+
 /// For an acknowledgement `Some(None)`, for a refusal its error, for anything else nothing.
 fn failure(answer: &Answer) -> Option<Option<Errno>> {
-    if answer.kind != NLMSG_ERROR {
-        return None;
-    }
     let code = answer
         .payload
         .first_chunk()
-        .map_or(i32::MIN, |bytes| i32::from_ne_bytes(*bytes));
-    Some(match code {
-        0 => None,
-        // The kernel counts errors below zero; what is no error number breaks the protocol.
-        -4095..=-1 => Some(Errno::from_raw_os_error(-code)),
-        _ => Some(Errno::PROTO),
-    })
+        .map(|bytes| i32::from_ne_bytes(*bytes));
+    match (answer.kind, code) {
+        (NLMSG_ERROR, Some(0)) => Some(None),
+        // The kernel counts errors below zero. The end of a list may carry one, too.
+        (NLMSG_ERROR | NLMSG_DONE, Some(code @ -4095..=-1)) => {
+            Some(Some(Errno::from_raw_os_error(-code)))
+        }
+        (NLMSG_ERROR, _) => Some(Some(Errno::PROTO)),
+        _ => None,
+    }
 }
 
 /// The attributes in a payload after a fixed header, up to the first malformed one.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{Emitable, NLM_F_CREATE};
+use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::{
     AddressFamily,
     route::{
@@ -102,10 +102,8 @@ impl Socket {
     pub fn routes(&mut self, of: AddressFamily) -> io::Result<Vec<Found>> {
         let mut message = RouteMessage::default();
         message.header.address_family = of;
-        let mut payload = vec![0; message.buffer_len()];
-        message.emit(&mut payload);
         Ok(self
-            .dump(RTM_GETROUTE, &payload)?
+            .dump(RTM_GETROUTE, &message)?
             .iter()
             .filter_map(Found::parse)
             .collect())

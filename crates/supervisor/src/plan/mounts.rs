@@ -106,13 +106,15 @@ impl Process<'_, '_> {
 
     fn attach(&mut self, mount: FdIndex, target: &CStr, links: Links) -> Result<()> {
         let mount = self.take(mount)?;
-        let missing = if sys::status(mount.borrow())?.is_directory() {
-            Missing::Directory(0o755)
-        } else {
-            Missing::File
-        };
+        let directory = sys::status(mount.borrow())?.is_directory();
+        let missing = if directory { Missing::Directory(0o755) } else { Missing::File };
         let target = paths::open_or_make(self.root()?, target, links, missing)?;
-        sys::attach(mount.borrow(), target.borrow())
+        // The kernel says EINVAL to both, which tells nobody anything.
+        match (directory, sys::status(target.borrow())?.is_directory()) {
+            (true, false) => Err(Errno(errno::ENOTDIR)),
+            (false, true) => Err(Errno(errno::EISDIR)),
+            _ => sys::attach(mount.borrow(), target.borrow()),
+        }
     }
 
     fn make_directory(&mut self, path: &CStr, mode: u32) -> Result<()> {

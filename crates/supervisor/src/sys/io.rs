@@ -199,6 +199,12 @@ impl Epoll {
         .map(|fd| Self(Fd::from_kernel(fd)))
     }
 
+    /// The set itself, which is readable while something in it is ready.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.borrow()
+    }
+
     pub fn add(&self, fd: BorrowedFd<'_>, events: u32, token: u64) -> Result<()> {
         self.control(nr::EPOLL_CTL_ADD, fd, events, token)
     }

@@ -8,7 +8,11 @@ use linux_raw_sys::general as nr;
 use super::{BorrowedFd, Errno, Result, call, errno};
 use carpel_wire::NulList;
 
+/// No page is smaller on our architectures. On larger ones less is given back.
+const PAGE: usize = 4096;
+
 /// A value in static memory that is handed out once, to its only user.
+#[repr(C)]
 pub struct Once<T> {
     taken: AtomicBool,
     value: UnsafeCell<T>,
@@ -34,9 +38,36 @@ impl<T> Once<T> {
     }
 }
 
+/// New memory for the life of the process: zeros, and only as many pages as are used.
+pub fn map_zeroed(length: usize) -> Result<&'static mut [u8]> {
+    let protection = (nr::PROT_READ | nr::PROT_WRITE) as usize;
+    let flags = (nr::MAP_PRIVATE | nr::MAP_ANONYMOUS) as usize;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let address = unsafe { call(nr::__NR_mmap, [0, length, protection, flags, usize::MAX, 0]) }?;
+    // SAFETY: changes no contents. Without it one byte could cost a huge page.
+    let _ = unsafe {
+        call(nr::__NR_madvise, [address, length, nr::MADV_NOHUGEPAGE as usize, 0, 0, 0])
+    };
+    // SAFETY: the mapping is readable, writable, of that length, and nobody else's.
+    Ok(unsafe { core::slice::from_raw_parts_mut(address as *mut u8, length) })
+}
+
+/// Gives the part of the stack back to the kernel that deeper calls have used.
+#[inline(never)]
+pub fn release_stack() {
+    const MOST: usize = 256 * 1024;
+    let here = 0_u8;
+    // A page below this frame, so that neither the frame nor what lies under it is touched.
+    let end = (&raw const here as usize) / PAGE * PAGE - PAGE;
+    // SAFETY: no frame lies there, and a new one expects no contents. Where the stack has never been
+    // the call does nothing.
+    let _ = unsafe {
+        call(nr::__NR_madvise, [end - MOST, MOST, nr::MADV_DONTNEED as usize, 0, 0, 0])
+    };
+}
+
 /// Gives the whole pages within `buffer` back to the kernel. They read as zeros again.
 pub fn release(buffer: &mut [u8]) {
-    const PAGE: usize = 4096;
     let start = buffer.as_ptr() as usize;
     let first = start.next_multiple_of(PAGE);
     let last = (start + buffer.len()) / PAGE * PAGE;
