@@ -13,14 +13,7 @@ pub struct Clock {
 impl Clock {
     #[must_use]
     pub const fn new() -> Self {
-<<<<<<< HEAD
-        Self {
-            second: 0,
-            text: *b"1970-01-01T00:00:00.000000000Z",
-        }
-=======
         Self { second: 0, text: [0; LENGTH] }
->>>>>>> main
     }
 
     /// `nanoseconds` since the epoch as `2026-11-22T18:41:03.123456789Z`. Years stay within 0 to 9999.
@@ -75,11 +68,7 @@ fn civil_from_days(days: i64) -> (i64, u64, u64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * of_year + 2) / 153;
     let day = of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     (year, month.cast_unsigned(), day.cast_unsigned())
 }
@@ -95,14 +84,8 @@ mod tests {
     #[test]
     fn known_times() {
         assert_eq!(text(0), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(
-            text(1_795_372_863_123_456_789),
-            "2026-11-22T18:41:03.123456789Z"
-        );
-        assert_eq!(
-            text(951_782_400_000_000_001),
-            "2000-02-29T00:00:00.000000001Z"
-        );
+        assert_eq!(text(1_795_372_863_123_456_789), "2026-11-22T18:41:03.123456789Z");
+        assert_eq!(text(951_782_400_000_000_001), "2000-02-29T00:00:00.000000001Z");
         assert_eq!(text(-1), "1969-12-31T23:59:59.999999999Z");
         assert_eq!(text(i64::MAX), "2262-04-11T23:47:16.854775807Z");
         assert_eq!(text(i64::MIN), "1677-09-21T00:12:43.145224192Z");

@@ -147,10 +147,7 @@ mod tests {
                 Some(text) => (text, Tag::Full),
                 None => (line, Tag::Partial),
             };
-            let mut pieces: Vec<_> = text
-                .chunks(MAX_LINE)
-                .map(|piece| (Tag::Partial, piece.to_vec()))
-                .collect();
+            let mut pieces: Vec<_> = text.chunks(MAX_LINE).map(|piece| (Tag::Partial, piece.to_vec())).collect();
             if pieces.is_empty() {
                 pieces.push((last, Vec::new()));
             }
@@ -163,33 +160,19 @@ mod tests {
     #[test]
     fn lines_survive_reads_that_end_within_them() {
         let lines = frame(&[b"one\ntw", b"", b"o\n", b"\nthree"]);
-        let expected: [(Tag, &[u8]); 4] = [
-            (Tag::Full, b"one"),
-            (Tag::Full, b"two"),
-            (Tag::Full, b""),
-            (Tag::Partial, b"three"),
-        ];
+        let expected: [(Tag, &[u8]); 4] =
+            [(Tag::Full, b"one"), (Tag::Full, b"two"), (Tag::Full, b""), (Tag::Partial, b"three")];
         assert_eq!(lines, expected.map(|(tag, text)| (tag, text.to_vec())));
     }
 
     #[test]
     fn a_line_is_split_only_if_it_is_longer_than_the_limit() {
-        for length in [
-            MAX_LINE - 1,
-            MAX_LINE,
-            MAX_LINE + 1,
-            2 * MAX_LINE,
-            2 * MAX_LINE + 1,
-        ] {
+        for length in [MAX_LINE - 1, MAX_LINE, MAX_LINE + 1, 2 * MAX_LINE, 2 * MAX_LINE + 1] {
             let mut output = vec![b'x'; length];
             output.push(b'\n');
             assert_eq!(frame(&[&output]), model(&output), "{length}");
             output.pop();
-            assert_eq!(
-                frame(&[&output]),
-                model(&output),
-                "{length} without newline"
-            );
+            assert_eq!(frame(&[&output]), model(&output), "{length} without newline");
         }
     }
 

@@ -5,11 +5,11 @@ use core::ffi::CStr;
 
 use carpel_wire::{ExitRecord, Reply, decode};
 
-use crate::frame::StreamName;
 use crate::number::Decimal;
 use crate::outbox::Item;
 use crate::serve::Supervisor;
 use crate::sys::{self, BorrowedFd, Errno, Resolve, errno};
+use crate::frame::StreamName;
 use crate::table::{Exit, Key, Phase, Process};
 
 /// The most that a terminal holds for its reader, in bytes.
@@ -59,31 +59,16 @@ impl Supervisor {
         let unsaid = !self.memory.outbox.is_empty();
         process.exited_pidfd = process.pidfd.take().filter(|_| unsaid);
         process.stdin = None;
-        let exit = Exit {
-            wait_status,
-            finished_at: sys::now(),
-        };
+        let exit = Exit { wait_status, finished_at: sys::now() };
         match process.phase {
-            Phase::Failing {
-                seq: Some(seq),
-                reply,
-            } => {
-                let reply = if reply == DIED {
-                    Reply::Died { wait_status }
-                } else {
-                    reply
-                };
+            Phase::Failing { seq: Some(seq), reply } => {
+                let reply = if reply == DIED { Reply::Died { wait_status } } else { reply };
                 self.remove(key);
                 self.reply(seq, reply);
             }
             // The daemon that asked for an exec is gone, and its exec with it.
             Phase::Failing { .. } if !process.init => self.remove(key),
-            _ => {
-                process.phase = Phase::Draining {
-                    exit,
-                    left: outstanding(process),
-                }
-            }
+            _ => process.phase = Phase::Draining { exit, left: outstanding(process) },
         }
     }
 
@@ -96,10 +81,7 @@ impl Supervisor {
         for stream in [StreamName::Stdout, StreamName::Stderr] {
             buffers.finish(key.index(), process, stream);
         }
-        process.phase = Phase::Exited {
-            exit,
-            recorded: !process.init,
-        };
+        process.phase = Phase::Exited { exit, recorded: !process.init };
         self.record_exits();
         self.tell(Item::Exited { key });
     }
@@ -110,11 +92,7 @@ impl Supervisor {
             return;
         };
         self.memory.table.for_each_mut(|_, process| {
-            let Phase::Exited {
-                exit,
-                recorded: recorded @ false,
-            } = &mut process.phase
-            else {
+            let Phase::Exited { exit, recorded: recorded @ false } = &mut process.phase else {
                 return;
             };
             let record = ExitRecord {
@@ -185,10 +163,7 @@ mod tests {
     #[test]
     fn this_process_has_execed() {
         let procfs = crate::plan::open_procfs().unwrap();
-        assert_eq!(
-            read_flags(procfs.borrow(), sys::own_pid()).unwrap() & 0x40,
-            0
-        );
+        assert_eq!(read_flags(procfs.borrow(), sys::own_pid()).unwrap() & 0x40, 0);
         assert!(has_execed(procfs.borrow(), sys::own_pid()));
     }
 }

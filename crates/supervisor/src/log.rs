@@ -24,9 +24,7 @@ impl Sink for Fd {
 
     fn take_back(&self, count: usize) -> Result<()> {
         let size = crate::sys::status(self.borrow())?.size;
-        let length = size
-            .checked_sub(count as u64)
-            .ok_or(Errno(crate::sys::errno::EINVAL))?;
+        let length = size.checked_sub(count as u64).ok_or(Errno(crate::sys::errno::EINVAL))?;
         crate::sys::truncate(self.borrow(), length)
     }
 }
@@ -43,11 +41,7 @@ pub struct Log<S> {
 impl<S: Sink> Log<S> {
     /// A log into `sink`; without one everything is thrown away, and that is no loss to be counted.
     pub const fn new(sink: Option<S>) -> Self {
-        Self {
-            sink,
-            torn: false,
-            dropped_lines: 0,
-        }
+        Self { sink, torn: false, dropped_lines: 0 }
     }
 
     /// Writes to another file from now on.
@@ -105,12 +99,7 @@ pub struct Batch<'a, S: Sink> {
 
 impl<'a, S: Sink> Batch<'a, S> {
     pub fn new(log: &'a mut Log<S>, buffer: &'a mut [u8; BUFFER], prefix: [u8; PREFIX]) -> Self {
-        Self {
-            log,
-            buffer,
-            used: 0,
-            prefix,
-        }
+        Self { log, buffer, used: 0, prefix }
     }
 
     fn flush(&mut self) {
@@ -234,13 +223,8 @@ mod tests {
         let mut log = Log::new(Some(&disk));
         let mut output = vec![b'x'; 20 * MAX_LINE];
         output.push(b'\n');
-        let (mut held, mut line, mut buffer) =
-            (Held::new(), Box::new([0; MAX_LINE]), Box::new([0; BUFFER]));
-        held.feed(
-            &mut line,
-            &output,
-            &mut Batch::new(&mut log, &mut buffer, [b'-'; PREFIX]),
-        );
+        let (mut held, mut line, mut buffer) = (Held::new(), Box::new([0; MAX_LINE]), Box::new([0; BUFFER]));
+        held.feed(&mut line, &output, &mut Batch::new(&mut log, &mut buffer, [b'-'; PREFIX]));
         assert_eq!(disk.bytes.borrow().len(), 20 * (PREFIX + MAX_LINE + 1));
         assert_eq!(log.dropped_lines(), 0);
     }

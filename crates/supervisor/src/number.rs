@@ -11,10 +11,7 @@ pub struct Decimal {
 impl Decimal {
     #[must_use]
     pub fn new(number: i64) -> Self {
-        let mut decimal = Self {
-            text: [b'0'; 20],
-            start: 20,
-        };
+        let mut decimal = Self { text: [b'0'; 20], start: 20 };
         let mut rest = number.unsigned_abs();
         while rest > 0 || decimal.start == 20 {
             decimal.push((rest % 10) as u8 + b'0');
@@ -43,16 +40,7 @@ mod tests {
 
     #[test]
     fn numbers_are_written_as_usual() {
-        for number in [
-            0,
-            7,
-            -1,
-            -998,
-            1000,
-            i64::from(u32::MAX),
-            i64::MAX,
-            i64::MIN,
-        ] {
+        for number in [0, 7, -1, -998, 1000, i64::from(u32::MAX), i64::MAX, i64::MIN] {
             assert_eq!(Decimal::new(number).bytes(), number.to_string().as_bytes());
         }
     }

@@ -10,25 +10,12 @@ use crate::table::{Key, MAX_PROCESSES};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Item {
-    Reply {
-        seq: u32,
-        reply: Reply,
-    },
-    Ready {
-        seq: u32,
-    },
-    Started {
-        seq: u32,
-        key: Key,
-    },
-    Exited {
-        key: Key,
-    },
+    Reply { seq: u32, reply: Reply },
+    Ready { seq: u32 },
+    Started { seq: u32, key: Key },
+    Exited { key: Key },
     /// The table from index `next` on, then that this was all.
-    List {
-        seq: u32,
-        next: usize,
-    },
+    List { seq: u32, next: usize },
 }
 
 const CAPACITY: usize = 2 * MAX_PROCESSES + 2;
@@ -42,15 +29,7 @@ pub struct Outbox {
 impl Outbox {
     #[must_use]
     pub const fn new() -> Self {
-<<<<<<< HEAD
-        Self {
-            items: [None; CAPACITY],
-            first: 0,
-            count: 0,
-        }
-=======
         Self { items: [const { Slot::Empty }; CAPACITY], first: 0, count: 0 }
->>>>>>> main
     }
 
     #[must_use]

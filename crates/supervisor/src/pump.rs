@@ -86,15 +86,8 @@ impl Buffers {
             return;
         }
         let prefix = prefix(self.clock.format(sys::now()), stream);
-<<<<<<< HEAD
-        let mut batch = Batch::new(&mut process.log, &mut self.batch, prefix);
-        process.streams[which]
-            .held
-            .finish(&self.held[index][which], &mut batch);
-=======
         let mut batch = Batch::new(&mut process.log, self.batch, prefix);
         process.streams[which].held.finish(&self.held[2 * index + which], &mut batch);
->>>>>>> main
     }
 
     /// Gives back the memory that is not needed while nothing comes.

@@ -34,13 +34,8 @@ impl Supervisor {
     }
 
     fn signal(&self, id: &ObjectId, signal: i32, scope: SignalScope) -> Reply {
-        let process = self
-            .memory
-            .table
-            .find(id)
-            .and_then(|key| self.memory.table.get(key));
-        let Some((process, pidfd)) =
-            process.and_then(|process| Some((process, process.pidfd.as_ref()?)))
+        let process = self.memory.table.find(id).and_then(|key| self.memory.table.get(key));
+        let Some((process, pidfd)) = process.and_then(|process| Some((process, process.pidfd.as_ref()?)))
         else {
             return Reply::NotFound;
         };
@@ -51,10 +46,7 @@ impl Supervisor {
         match sent {
             Ok(()) => Reply::Done,
             Err(Errno(errno::ESRCH)) => Reply::NotFound,
-            Err(error) => Reply::CallFailed {
-                call: Call::Kill,
-                errno: error.number(),
-            },
+            Err(error) => Reply::CallFailed { call: Call::Kill, errno: error.number() },
         }
     }
 
@@ -86,12 +78,7 @@ impl Supervisor {
     /// Ends the supervisor, after the answer.
     fn shut_down(&mut self, seq: u32) -> Result<(), Reply> {
         let runs = |phase: &Phase| !matches!(phase, Phase::Exited { .. });
-        if self
-            .memory
-            .table
-            .iter()
-            .any(|(_, process)| runs(&process.phase))
-        {
+        if self.memory.table.iter().any(|(_, process)| runs(&process.phase)) {
             return Err(Reply::Busy);
         }
         if let Some(pod) = &mut self.pod {

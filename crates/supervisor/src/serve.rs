@@ -125,19 +125,11 @@ impl Supervisor {
     }
 
     fn watch(&self) -> Result<()> {
-<<<<<<< HEAD
-        self.epoll
-            .add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
-        self.epoll
-            .add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
-=======
         self.epoll.add(self.listener.borrow(), READABLE, Token::Listener.to_bits())?;
         self.epoll.add(self.signals.borrow(), READABLE, Token::Signals.to_bits())?;
         self.epoll.add(self.streams.descriptor(), READABLE, Token::Streams.to_bits())?;
->>>>>>> main
         if let Some(connection) = &self.connection {
-            self.epoll
-                .add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
+            self.epoll.add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
         }
         Ok(())
     }
@@ -189,16 +181,7 @@ impl Supervisor {
 
     fn release_buffers(&mut self) {
         self.used = false;
-<<<<<<< HEAD
-        let Memory {
-            table,
-            buffers,
-            message,
-            ..
-        } = &mut *self.memory;
-=======
         let buffers = &mut self.buffers;
->>>>>>> main
         buffers.release_shared();
         self.memory.table.for_each_mut(|index, process| buffers.release_held(index, process));
         sys::release_stack();
@@ -210,20 +193,13 @@ impl Supervisor {
         while let Ok(connection) = sys::accept(self.listener.borrow()) {
             self.disconnect();
             let token = Token::Connection.to_bits();
-            if self
-                .epoll
-                .add(connection.borrow(), READABLE, token)
-                .is_err()
-            {
+            if self.epoll.add(connection.borrow(), READABLE, token).is_err() {
                 continue;
             }
             self.connection = Some(connection);
             self.record_exits();
-            let hello = Event::Hello {
-                version: VERSION,
-                pid: sys::own_pid(),
-                ready: self.pod.is_some(),
-            };
+            let hello =
+                Event::Hello { version: VERSION, pid: sys::own_pid(), ready: self.pod.is_some() };
             if self.send(&hello, None).is_err() {
                 self.disconnect();
             }
@@ -321,14 +297,8 @@ impl Supervisor {
     /// Waits for requests, or, while there is something to say, until it can be said.
     fn await_connection(&self) {
         if let Some(connection) = &self.connection {
-            let events = if self.memory.outbox.is_empty() {
-                READABLE
-            } else {
-                WRITABLE
-            };
-            let _ = self
-                .epoll
-                .change(connection.borrow(), events, Token::Connection.to_bits());
+            let events = if self.memory.outbox.is_empty() { READABLE } else { WRITABLE };
+            let _ = self.epoll.change(connection.borrow(), events, Token::Connection.to_bits());
         }
     }
 
@@ -342,25 +312,14 @@ impl Supervisor {
                 let Some(pod) = &self.pod else {
                     return Ok(());
                 };
-<<<<<<< HEAD
-                let reply = Reply::Ready {
-                    pid: sys::own_pid(),
-                    reaper_pid: pod.reaper_pid(),
-                };
-                self.send(&Event::Reply { seq, reply }, Some(pod.pidfd.borrow()))
-=======
                 let reply = Reply::Ready { pid: sys::own_pid(), reaper_pid: pod.reaper_pid() };
                 self.send(&Event::Reply { seq: *seq, reply }, Some(pod.pidfd.borrow()))
->>>>>>> main
             }
             Item::Started { seq, key } => {
                 let Some(process) = self.memory.table.get(*key) else {
                     return Ok(());
                 };
-                let reply = Reply::Started {
-                    pid: process.pid,
-                    started_at: process.started_at,
-                };
+                let reply = Reply::Started { pid: process.pid, started_at: process.started_at };
                 let pidfd = process.pidfd.as_ref().or(process.exited_pidfd.as_ref());
                 self.send(&Event::Reply { seq: *seq, reply }, pidfd.map(Fd::borrow))
             }
@@ -374,17 +333,7 @@ impl Supervisor {
                     self.send(&entry, process.pidfd.as_ref().map(Fd::borrow))?;
                     *next = key.index() + 1;
                 }
-<<<<<<< HEAD
-                self.send(
-                    &Event::Reply {
-                        seq,
-                        reply: Reply::Done,
-                    },
-                    None,
-                )
-=======
                 self.send(&Event::Reply { seq: *seq, reply: Reply::Done }, None)
->>>>>>> main
             }
         }
     }
@@ -405,22 +354,10 @@ impl Supervisor {
     /// What follows once an item has been said, or nobody is there to hear it.
     fn said(&mut self, item: Item) {
         match item {
-<<<<<<< HEAD
-            Item::Exited { key }
-                if self
-                    .memory
-                    .table
-                    .get(key)
-                    .is_some_and(|process| !process.init) =>
-            {
-                self.remove(key);
-            }
-=======
             Item::Exited { key } => match self.memory.table.get_mut(key) {
                 Some(process) if process.init => process.exited_pidfd = None,
                 _ => self.remove(key),
             },
->>>>>>> main
             Item::Started { key, .. } => {
                 if let Some(process) = self.memory.table.get_mut(key) {
                     process.exited_pidfd = None;
@@ -495,10 +432,7 @@ impl Supervisor {
             let Phase::Draining { exit, mut left } = process.phase else {
                 continue;
             };
-            for (left, stream) in left
-                .iter_mut()
-                .zip([StreamName::Stdout, StreamName::Stderr])
-            {
+            for (left, stream) in left.iter_mut().zip([StreamName::Stdout, StreamName::Stderr]) {
                 if *left > 0 {
                     *left = match self.pump(key, stream, *left) {
                         Pumped::Some(count) => left.saturating_sub(count),

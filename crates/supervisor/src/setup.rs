@@ -44,10 +44,7 @@ impl Pod {
 }
 
 fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
-    move |error| Reply::CallFailed {
-        call,
-        errno: error.number(),
-    }
+    move |error| Reply::CallFailed { call, errno: error.number() }
 }
 
 impl Supervisor {
@@ -68,8 +65,7 @@ impl Supervisor {
             Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
             None => None,
         };
-        if !known || !own_mounts || fds.get(setup.plan).is_none() || fds.get(setup.exits).is_none()
-        {
+        if !known || !own_mounts || fds.get(setup.plan).is_none() || fds.get(setup.exits).is_none() {
             return Err(Reply::Malformed);
         }
         let (flags, unshare_cgroup) = cgroup_namespace(setup.clone_flags, cgroup.is_some());
@@ -99,12 +95,7 @@ impl Supervisor {
         let memfd = fds.take(setup.plan).ok_or(Reply::Malformed)?;
         let exits = fds.take(setup.exits).ok_or(Reply::Malformed)?;
         let steps = Mapping::new(memfd.borrow(), MAX_PLAN).map_err(call_failed(Call::MapPlan))?;
-        let resources = Resources {
-            fds,
-            target: None,
-            procfs: None,
-            unshare_cgroup,
-        };
+        let resources = Resources { fds, target: None, procfs: None, unshare_cgroup };
         plan::carry_out(steps.bytes(), Purpose::Setup, resources).map_err(step_failed)?;
         let pidfd = sys::open_pidfd(sys::own_pid()).map_err(call_failed(Call::Clone))?;
         let reaper = if setup.shared_pid_namespace {
@@ -113,12 +104,7 @@ impl Supervisor {
             None
         };
         let procfs = plan::open_procfs().ok();
-        self.pod = Some(Pod {
-            exits,
-            pidfd,
-            procfs,
-            reaper,
-        });
+        self.pod = Some(Pod { exits, pidfd, procfs, reaper });
         Ok(())
     }
 
@@ -133,10 +119,7 @@ impl Supervisor {
 }
 
 pub(crate) fn step_failed(failure: Failure) -> Reply {
-    Reply::StepFailed {
-        step: failure.step,
-        errno: failure.errno.number(),
-    }
+    Reply::StepFailed { step: failure.step, errno: failure.errno.number() }
 }
 
 /// A cgroup namespace is rooted where its maker is at that moment: right at the clone into a cgroup,
@@ -145,10 +128,7 @@ pub(crate) fn cgroup_namespace(flags: u64, into_cgroup: bool) -> (u64, bool) {
     if into_cgroup {
         (flags, false)
     } else {
-        (
-            flags & !sys::CLONE_NEWCGROUP,
-            flags & sys::CLONE_NEWCGROUP != 0,
-        )
+        (flags & !sys::CLONE_NEWCGROUP, flags & sys::CLONE_NEWCGROUP != 0)
     }
 }
 
@@ -176,8 +156,7 @@ fn live_as_reaper(supervisor: &Fd, report: &Fd) -> Result<()> {
     sys::ignore_children();
     let empty = FsContext::open(c"tmpfs")?;
     empty.set(c"nr_inodes", c"1")?;
-    let empty =
-        empty.mount(sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC)?;
+    let empty = empty.mount(sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC)?;
     sys::attach(empty.borrow(), sys::open_root()?.borrow())?;
     sys::change_directory(empty.borrow())?;
     sys::pivot_to_working_directory()?;

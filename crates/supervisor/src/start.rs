@@ -2,12 +2,12 @@
 
 use carpel_wire::{Call, MAX_FDS, MAX_PLAN, Output, PidNamespace, Reply, Start};
 
-use crate::frame::StreamName;
 use crate::log::Log;
 use crate::plan::{self, Purpose, Resources};
 use crate::serve::{Supervisor, Token};
 use crate::setup::{cgroup_namespace, step_failed};
 use crate::sys::{self, BorrowedFd, Cloned, Errno, Fd, FdList, Mapping, READABLE, errno};
+use crate::frame::StreamName;
 use crate::table::{Phase, Process, Stream};
 
 /// Exit status of a process that could not be started: as containerd gives it.
@@ -27,11 +27,9 @@ impl Kept {
         let mut take = |index| fds.take(index).ok_or(Reply::Malformed);
         let (streams, log) = match start.output {
             Output::None => ([None, None], None),
-            Output::Pipes {
-                stdout,
-                stderr,
-                log,
-            } => ([Some(take(stdout)?), Some(take(stderr)?)], log),
+            Output::Pipes { stdout, stderr, log } => {
+                ([Some(take(stdout)?), Some(take(stderr)?)], log)
+            }
             Output::Terminal { master, log } => ([Some(take(master)?), None], log),
         };
         let log = log.map(&mut take).transpose()?;
@@ -39,19 +37,12 @@ impl Kept {
         for stream in streams.iter().flatten() {
             sys::set_nonblocking(stream.borrow()).map_err(|_| Reply::Malformed)?;
         }
-        Ok(Self {
-            streams,
-            log,
-            stdin,
-        })
+        Ok(Self { streams, log, stdin })
     }
 }
 
 fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
-    move |error| Reply::CallFailed {
-        call,
-        errno: error.number(),
-    }
+    move |error| Reply::CallFailed { call, errno: error.number() }
 }
 
 impl Supervisor {
@@ -72,28 +63,14 @@ impl Supervisor {
         sys::set_nonblocking(report.borrow()).map_err(call_failed(Call::Pipe))?;
 
         let names = [StreamName::Stdout, StreamName::Stderr];
-<<<<<<< HEAD
-        let watched = names
-            .iter()
-            .zip(&kept.streams)
-            .try_for_each(|(name, stream)| match stream {
-                Some(fd) => {
-                    self.epoll
-                        .add(fd.borrow(), READABLE, Token::Stream(key, *name).to_bits())
-                }
-                None => Ok(()),
-            });
-=======
         let watched = names.iter().zip(&kept.streams).try_for_each(|(name, stream)| match stream {
             Some(fd) => {
                 self.streams.add(fd.borrow(), READABLE, Token::Stream(key, *name).to_bits())
             }
             None => Ok(()),
         });
->>>>>>> main
         let watched = watched.and_then(|()| {
-            self.epoll
-                .add(report.borrow(), READABLE, Token::Report(key).to_bits())
+            self.epoll.add(report.borrow(), READABLE, Token::Report(key).to_bits())
         });
         let cloned = match watched {
             Ok(()) => self.clone_into(start, &mut fds, reporter),
@@ -112,10 +89,7 @@ impl Supervisor {
             pidfd: Some(pidfd),
             exited_pidfd: None,
             started_at: sys::now(),
-            phase: Phase::Starting {
-                seq: Some(seq),
-                report,
-            },
+            phase: Phase::Starting { seq: Some(seq), report },
             streams: kept.streams.map(Stream::new),
             log: Log::new(kept.log),
             stdin: kept.stdin,
@@ -127,21 +101,13 @@ impl Supervisor {
     fn pidfd_of(&self, id: &carpel_wire::ObjectId) -> Answer<BorrowedFd<'_>> {
         let key = self.memory.table.find(id).ok_or(Reply::NotFound)?;
         let process = self.memory.table.get(key).ok_or(Reply::NotFound)?;
-        process
-            .pidfd
-            .as_ref()
-            .map(Fd::borrow)
-            .ok_or(Reply::NotFound)
+        process.pidfd.as_ref().map(Fd::borrow).ok_or(Reply::NotFound)
     }
 
     /// Clones into the namespaces and the cgroup of `start`. The child does not return.
     fn clone_into(&mut self, start: &Start, fds: &mut FdList, report: Fd) -> Answer<(u32, Fd)> {
         let pod = self.pod.as_ref().ok_or(Reply::Malformed)?;
-        let target = start
-            .target
-            .as_ref()
-            .map(|id| self.pidfd_of(id))
-            .transpose()?;
+        let target = start.target.as_ref().map(|id| self.pidfd_of(id)).transpose()?;
         let cgroup = match start.cgroup {
             Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
             None => None,
@@ -153,7 +119,9 @@ impl Supervisor {
                 None
             }
             PidNamespace::Host => None,
-            PidNamespace::Pod => Some(pod.reaper.as_ref().ok_or(Reply::NotFound)?.pidfd.borrow()),
+            PidNamespace::Pod => {
+                Some(pod.reaper.as_ref().ok_or(Reply::NotFound)?.pidfd.borrow())
+            }
             PidNamespace::Of(id) => Some(self.pidfd_of(id)?),
         };
         if let Some(pidfd) = entered {
@@ -166,14 +134,7 @@ impl Supervisor {
         if let Ok(Cloned::Child) = cloned {
             let target = target.map(|pidfd| sys::duplicate(pidfd));
             let procfs = self.pod.as_mut().and_then(|pod| pod.procfs.take());
-            run(
-                start,
-                fds,
-                target.and_then(Result::ok),
-                procfs,
-                &report,
-                unshare_cgroup,
-            );
+            run(start, fds, target.and_then(Result::ok), procfs, &report, unshare_cgroup);
         }
         if entered.is_some() {
             // Its own namespace is always there to go back to.
@@ -212,15 +173,8 @@ fn run(
     let reply = match memfd.and_then(|memfd| Mapping::new(memfd.borrow(), MAX_PLAN)) {
         Ok(steps) => {
             let target = target.as_ref().map(Fd::borrow);
-            let resources = Resources {
-                fds,
-                target,
-                procfs,
-                unshare_cgroup,
-            };
-            plan::carry_out(steps.bytes(), Purpose::Process, resources)
-                .err()
-                .map(step_failed)
+            let resources = Resources { fds, target, procfs, unshare_cgroup };
+            plan::carry_out(steps.bytes(), Purpose::Process, resources).err().map(step_failed)
         }
         Err(error) => Some(call_failed(Call::MapPlan)(error)),
     };

@@ -21,21 +21,12 @@ pub const MAX_PROCESSES: usize = 256;
 #[derive(Debug)]
 pub enum Phase {
     /// It carries out its Plan. The pipe ends when it execs, or brings the reply if it fails.
-    Starting {
-        seq: Option<u32>,
-        report: Fd,
-    },
+    Starting { seq: Option<u32>, report: Fd },
     /// It has not exec'd and ends. What is answered once it is reaped.
-    Failing {
-        seq: Option<u32>,
-        reply: Reply,
-    },
+    Failing { seq: Option<u32>, reply: Reply },
     Running,
     /// It is reaped; what it wrote is read. At most so many bytes of each stream are still its own.
-    Draining {
-        exit: Exit,
-        left: [usize; 2],
-    },
+    Draining { exit: Exit, left: [usize; 2] },
     Exited {
         exit: Exit,
         /// Whether the exits file has it (an exec's is never written).
@@ -61,11 +52,7 @@ pub struct Stream {
 impl Stream {
     #[must_use]
     pub const fn new(fd: Option<Fd>) -> Self {
-        Self {
-            fd,
-            held: Held::new(),
-            touched: false,
-        }
+        Self { fd, held: Held::new(), touched: false }
     }
 }
 
@@ -135,10 +122,7 @@ impl Key {
 
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
-        Self {
-            index: bits as u16,
-            generation: (bits >> 16) as u32,
-        }
+        Self { index: bits as u16, generation: (bits >> 16) as u32 }
     }
 }
 
@@ -159,41 +143,16 @@ pub struct Table {
 impl Table {
     #[must_use]
     pub const fn new() -> Self {
-<<<<<<< HEAD
-        Self {
-            slots: [const {
-                Slot {
-                    generation: 0,
-                    process: None,
-                }
-            }; MAX_PROCESSES],
-            end: 0,
-        }
-=======
         Self { rows: [const { Row { generation: 0, process: Slot::Empty } }; MAX_PROCESSES], end: 0 }
->>>>>>> main
     }
 
     /// The key that [`Table::insert`] would give to the next process, if there is room.
     #[must_use]
     pub fn next_key(&self) -> Option<Key> {
-<<<<<<< HEAD
-        let used = self.slots.get(..self.end)?;
-        let index = used
-            .iter()
-            .position(|slot| slot.process.is_none())
-            .unwrap_or(self.end);
-        let generation = self.slots.get(index)?.generation.wrapping_add(1);
-        Some(Key {
-            index: index as u16,
-            generation,
-        })
-=======
         let used = self.rows.get(..self.end)?;
         let index = used.iter().position(|row| row.process.get().is_none()).unwrap_or(self.end);
         let generation = self.rows.get(index)?.generation.wrapping_add(1);
         Some(Key { index: index as u16, generation })
->>>>>>> main
     }
 
     /// Puts a process where `key` says, which [`Table::next_key`] has just given.
@@ -219,19 +178,6 @@ impl Table {
 
     #[must_use]
     pub fn get(&self, key: Key) -> Option<&Process> {
-<<<<<<< HEAD
-        let slot = self.slots.get(key.index())?;
-        slot.process
-            .as_ref()
-            .filter(|_| slot.generation == key.generation)
-    }
-
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut Process> {
-        let slot = self.slots.get_mut(key.index())?;
-        slot.process
-            .as_mut()
-            .filter(|_| slot.generation == key.generation)
-=======
         let row = self.rows.get(key.index())?;
         row.process.get().filter(|_| row.generation == key.generation)
     }
@@ -239,26 +185,15 @@ impl Table {
     pub fn get_mut(&mut self, key: Key) -> Option<&mut Process> {
         let row = self.rows.get_mut(key.index())?;
         row.process.get_mut().filter(|_| row.generation == key.generation)
->>>>>>> main
     }
 
     /// The first process at `index` or behind it.
     #[must_use]
     pub fn at_or_after(&self, index: usize) -> Option<(Key, &Process)> {
-<<<<<<< HEAD
-        let slots = self.slots.get(index..self.end)?;
-        (index..).zip(slots).find_map(|(index, slot)| {
-            let key = Key {
-                index: index as u16,
-                generation: slot.generation,
-            };
-            Some((key, slot.process.as_ref()?))
-=======
         let rows = self.rows.get(index..self.end)?;
         (index..).zip(rows).find_map(|(index, row)| {
             let key = Key { index: index as u16, generation: row.generation };
             Some((key, row.process.get()?))
->>>>>>> main
         })
     }
 
@@ -282,17 +217,14 @@ impl Table {
 
     #[must_use]
     pub fn find(&self, id: &ObjectId) -> Option<Key> {
-        self.iter()
-            .find(|(_, process)| process.id == *id)
-            .map(|(key, _)| key)
+        self.iter().find(|(_, process)| process.id == *id).map(|(key, _)| key)
     }
 
     /// The process of this pid that is not reaped yet.
     #[must_use]
     pub fn find_pid(&self, pid: u32) -> Option<Key> {
         let mut all = self.iter();
-        all.find(|(_, process)| process.pid == pid && process.pidfd.is_some())
-            .map(|(key, _)| key)
+        all.find(|(_, process)| process.pid == pid && process.pidfd.is_some()).map(|(key, _)| key)
     }
 }
 

@@ -54,26 +54,16 @@ struct Outline<'p> {
 const MALFORMED: Errno = Errno(errno::EBADMSG);
 
 fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, Failure> {
-    let mut outline = Outline {
-        joined: 0,
-        exec: None,
-    };
+    let mut outline = Outline { joined: 0, exec: None };
     let mut count = 0;
     for step in Steps(plan) {
-        let malformed = Failure {
-            step: count,
-            errno: MALFORMED,
-        };
+        let malformed = Failure { step: count, errno: MALFORMED };
         if outline.exec.is_some() {
             return Err(malformed);
         }
         match step.map_err(|_| malformed)? {
             Step::JoinTasks { .. } => outline.joined = count + 1,
-            Step::Exec {
-                candidates,
-                arguments,
-                environment,
-            } => {
+            Step::Exec { candidates, arguments, environment } => {
                 outline.exec = Some((candidates, arguments, environment));
             }
             _ => {}
@@ -81,10 +71,7 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
         count += 1;
     }
     if outline.exec.is_some() != (purpose == Purpose::Process) {
-        return Err(Failure {
-            step: count.saturating_sub(1),
-            errno: MALFORMED,
-        });
+        return Err(Failure { step: count.saturating_sub(1), errno: MALFORMED });
     }
     Ok(outline)
 }
@@ -150,20 +137,13 @@ impl<'p> Process<'_, 'p> {
         if !candidates.is_terminated() {
             return Err(MALFORMED);
         }
-        self.arrays = Some((
-            PointerArray::new(arguments)?,
-            PointerArray::new(environment)?,
-        ));
+        self.arrays = Some((PointerArray::new(arguments)?, PointerArray::new(environment)?));
         sys::close_on_exec_from(3)
     }
 
     fn fd(&self, index: FdIndex) -> Result<BorrowedFd<'_>> {
         let fd = match slot(index) {
-            Some(slot) => self
-                .slots
-                .get(slot)
-                .and_then(Option::as_ref)
-                .map(Fd::borrow),
+            Some(slot) => self.slots.get(slot).and_then(Option::as_ref).map(Fd::borrow),
             None if index == FdIndex::TARGET => self.resources.target,
             None => self.resources.fds.get(index),
         };
@@ -201,17 +181,9 @@ impl<'p> Process<'_, 'p> {
             Step::Hostname { name } => sys::set_hostname(name),
             Step::Sysctl { path, value } => self.write_sysctl(string(path)?, value),
             Step::OomScoreAdj { value } => self.write_oom_score_adj(value),
-            Step::Rlimit {
-                resource,
-                soft,
-                hard,
-            } => sys::set_limit(resource, soft, hard),
+            Step::Rlimit { resource, soft, hard } => sys::set_limit(resource, soft, hard),
             Step::SetSid => sys::lead_session(),
-            Step::Stdio {
-                stdin,
-                stdout,
-                stderr,
-            } => {
+            Step::Stdio { stdin, stdout, stderr } => {
                 sys::duplicate_onto(self.fd(stdin)?, BorrowedFd::STDIN)?;
                 sys::duplicate_onto(self.fd(stdout)?, BorrowedFd::STDOUT)?;
                 sys::duplicate_onto(self.fd(stderr)?, BorrowedFd::STDERR)
@@ -237,11 +209,9 @@ impl<'p> Process<'_, 'p> {
             Step::KeepCaps => sys::keep_capabilities(),
             Step::Groups { gids } => sys::set_groups(gids),
             Step::Ids { uid, gid } => sys::set_ids(uid, gid),
-            Step::Capabilities {
-                effective,
-                permitted,
-                inheritable,
-            } => sys::set_capabilities(effective, permitted, inheritable),
+            Step::Capabilities { effective, permitted, inheritable } => {
+                sys::set_capabilities(effective, permitted, inheritable)
+            }
             Step::Ambient { raise } => sys::set_ambient(raise),
             Step::AppArmor { profile } => self.write_apparmor_profile(profile),
             Step::NoNewPrivs => sys::set_no_new_privileges(),
@@ -315,11 +285,7 @@ mod tests {
 
     fn exec() -> Step<'static> {
         let list = NulList::new(b"/x\0").unwrap();
-        Step::Exec {
-            candidates: list,
-            arguments: list,
-            environment: NulList::default(),
-        }
+        Step::Exec { candidates: list, arguments: list, environment: NulList::default() }
     }
 
     fn refused(plan: &[u8], purpose: Purpose) -> Option<u32> {

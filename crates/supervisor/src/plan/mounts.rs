@@ -19,66 +19,36 @@ const PTS_MAJOR: u32 = 136;
 impl Process<'_, '_> {
     pub(super) fn mount_step(&mut self, step: &Step<'_>) -> Result<()> {
         match *step {
-            Step::MakeSlave => sys::set_attributes(self.root()?, 0, 0, sys::SLAVE, true),
-            Step::NewFs {
-                fstype,
-                options,
-                attrs,
-                slot,
-            } => {
+            Step::MakeSlave => {
+                sys::set_attributes(self.root()?, 0, 0, sys::SLAVE, true)
+            }
+            Step::NewFs { fstype, options, attrs, slot } => {
                 let mount = new_file_system(string(fstype)?, options, attrs)?;
                 self.fill(slot, mount)
             }
-            Step::OpenTree {
-                path,
-                recursive,
-                attrs,
-                slot,
-            } => {
+            Step::OpenTree { path, recursive, attrs, slot } => {
                 let from = paths::open(self.root()?, string(path)?, Links::Follow)?;
                 let mount = clone_with(from.borrow(), recursive, attrs)?;
                 self.fill(slot, mount)
             }
             Step::PivotRoot { root } => self.pivot_root(root),
-            Step::Attach {
-                mount,
-                target,
-                no_symlinks,
-            } => {
-                let links = if no_symlinks {
-                    Links::Refuse
-                } else {
-                    Links::Follow
-                };
+            Step::Attach { mount, target, no_symlinks } => {
+                let links = if no_symlinks { Links::Refuse } else { Links::Follow };
                 self.attach(mount, string(target)?, links)
             }
-            Step::SetAttr {
-                path,
-                set,
-                clear,
-                recursive,
-            } => {
+            Step::SetAttr { path, set, clear, recursive } => {
                 let mount = paths::open(self.root()?, string(path)?, Links::Follow)?;
                 sys::set_attributes(mount.borrow(), set, clear, 0, recursive)
             }
-            Step::Propagation {
-                path,
-                propagation,
-                recursive,
-            } => {
+            Step::Propagation { path, propagation, recursive } => {
                 let mount = paths::open(self.root()?, string(path)?, Links::Follow)?;
                 sys::set_attributes(mount.borrow(), 0, 0, propagation, recursive)
             }
             Step::Mkdir { path, mode } => self.make_directory(string(path)?, mode),
             Step::Symlink { target, path } => self.make_symlink(string(target)?, string(path)?),
-            Step::Mknod {
-                path,
-                mode,
-                major,
-                minor,
-                uid,
-                gid,
-            } => self.make_node(string(path)?, mode, (major, minor), (uid, gid)),
+            Step::Mknod { path, mode, major, minor, uid, gid } => {
+                self.make_node(string(path)?, mode, (major, minor), (uid, gid))
+            }
             Step::Mask { path } => self.mask(string(path)?),
             Step::ReadOnly { path } => self.make_read_only(string(path)?),
             Step::Console { number } => self.bind_console(number),
@@ -145,12 +115,8 @@ impl Process<'_, '_> {
         device: (u32, u32),
         (uid, gid): (u32, u32),
     ) -> Result<()> {
-        paths::in_parent(
-            self.root()?,
-            path,
-            |parent, name| match paths::with_exact_mode(|| {
-                sys::make_node(parent, name, mode, device)
-            }) {
+        paths::in_parent(self.root()?, path, |parent, name| {
+            match paths::with_exact_mode(|| sys::make_node(parent, name, mode, device)) {
                 Err(Errno(errno::EEXIST)) => {
                     let found = sys::status_at(parent, name)?;
                     if (found.kind(), found.device) == (mode & sys::S_IFMT, device) {
@@ -161,8 +127,8 @@ impl Process<'_, '_> {
                 }
                 Ok(()) if (uid, gid) != (0, 0) => sys::change_owner(parent, name, uid, gid),
                 other => other,
-            },
-        )
+            }
+        })
     }
 
     fn mask(&mut self, path: &CStr) -> Result<()> {

@@ -78,10 +78,7 @@ pub fn in_parent<T>(
     make: impl FnOnce(BorrowedFd<'_>, &CStr) -> Result<T>,
 ) -> Result<T> {
     let path = path.to_bytes();
-    let end = path
-        .iter()
-        .rposition(|byte| *byte == b'/')
-        .map_or(0, |slash| slash + 1);
+    let end = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
     let (parent, name) = path.split_at(end);
     if matches!(name, b"" | b"." | b"..") {
         return Err(Errno(errno::EINVAL));
@@ -109,10 +106,7 @@ struct Place {
 impl Place {
     /// Where `path` leads, as far as it exists; what is missing is taken as it is written.
     fn find(root: BorrowedFd<'_>, path: &[u8], links: Links) -> Result<Self> {
-        let mut place = Self {
-            path: [0; LONGEST],
-            length: 0,
-        };
+        let mut place = Self { path: [0; LONGEST], length: 0 };
         let mut rest = Rest::new(path)?;
         let mut exists = true;
         let mut followed = 0;
@@ -185,10 +179,7 @@ impl Place {
     fn make_parents(&self, root: BorrowedFd<'_>) -> Result<(Option<Fd>, &CStr)> {
         let mut parent: Option<Fd> = None;
         let mut start = 0;
-        while let Some(length) = self.path[start..self.length]
-            .iter()
-            .position(|byte| *byte == b'/')
-        {
+        while let Some(length) = self.path[start..self.length].iter().position(|byte| *byte == b'/') {
             let mut name = [0; 256];
             let place = name.get_mut(..length).ok_or(Errno(errno::ENAMETOOLONG))?;
             place.copy_from_slice(&self.path[start..start + length]);
@@ -212,7 +203,9 @@ fn enter_or_make(parent: BorrowedFd<'_>, name: &CStr) -> Result<Fd> {
         other => return other,
     }
     match with_exact_mode(|| sys::make_directory(parent, name, 0o755)) {
-        Ok(()) | Err(Errno(errno::EEXIST)) => sys::open_in(parent, name, flags, Resolve::BENEATH),
+        Ok(()) | Err(Errno(errno::EEXIST)) => {
+            sys::open_in(parent, name, flags, Resolve::BENEATH)
+        }
         Err(error) => Err(error),
     }
 }
@@ -230,20 +223,14 @@ struct Rest {
 
 impl Rest {
     fn new(path: &[u8]) -> Result<Self> {
-        let mut rest = Self {
-            text: [0; LONGEST],
-            start: LONGEST,
-        };
+        let mut rest = Self { text: [0; LONGEST], start: LONGEST };
         rest.prepend(path)?;
         Ok(rest)
     }
 
     fn prepend(&mut self, path: &[u8]) -> Result<()> {
         let needed = path.len() + 1;
-        let start = self
-            .start
-            .checked_sub(needed)
-            .ok_or(Errno(errno::ENAMETOOLONG))?;
+        let start = self.start.checked_sub(needed).ok_or(Errno(errno::ENAMETOOLONG))?;
         self.text[start..self.start - 1].copy_from_slice(path);
         self.text[self.start - 1] = b'/';
         self.start = start;
@@ -251,10 +238,7 @@ impl Rest {
     }
 
     fn next_name(&mut self) -> Option<&[u8]> {
-        let slashes = self.text[self.start..]
-            .iter()
-            .take_while(|byte| **byte == b'/')
-            .count();
+        let slashes = self.text[self.start..].iter().take_while(|byte| **byte == b'/').count();
         let first = self.start + slashes;
         let rest = &self.text[first..];
         let length = rest.iter().position(|byte| *byte == b'/')?;
@@ -274,13 +258,7 @@ mod tests {
     fn root(path: &Path) -> Fd {
         let path = CString::new(path.to_str().unwrap()).unwrap();
         let flags = sys::O_PATH | sys::O_DIRECTORY;
-        sys::open_in(
-            sys::open_root().unwrap().borrow(),
-            &path,
-            flags,
-            Resolve::IN_ROOT,
-        )
-        .unwrap()
+        sys::open_in(sys::open_root().unwrap().borrow(), &path, flags, Resolve::IN_ROOT).unwrap()
     }
 
     fn make(directory: &Path, path: &str, links: Links, missing: Missing) -> Result<()> {
@@ -292,22 +270,10 @@ mod tests {
     fn missing_targets_are_made_with_their_parents() {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path();
-        make(
-            at,
-            "/a/./b//../c/d",
-            Links::Refuse,
-            Missing::Directory(0o1777),
-        )
-        .unwrap();
+        make(at, "/a/./b//../c/d", Links::Refuse, Missing::Directory(0o1777)).unwrap();
         make(at, "e/f", Links::Follow, Missing::File).unwrap();
-        assert_eq!(
-            at.join("a/c/d").metadata().unwrap().permissions().mode() & 0o7777,
-            0o1777
-        );
-        assert_eq!(
-            at.join("a/c").metadata().unwrap().permissions().mode() & 0o7777,
-            0o755
-        );
+        assert_eq!(at.join("a/c/d").metadata().unwrap().permissions().mode() & 0o7777, 0o1777);
+        assert_eq!(at.join("a/c").metadata().unwrap().permissions().mode() & 0o7777, 0o755);
         assert!(!at.join("a/b").exists());
         assert!(at.join("e/f").is_file());
         make(at, "/", Links::Refuse, Missing::Directory(0o755)).unwrap();
@@ -340,10 +306,7 @@ mod tests {
         symlink("nowhere", at.join("dev")).unwrap();
         for path in ["/proc", "/dev", "/dev/shm"] {
             let error = make(at, path, Links::Refuse, Missing::Directory(0o755)).unwrap_err();
-            assert!(
-                matches!(error.0, errno::ELOOP | errno::ENOTDIR),
-                "{path}: {error:?}"
-            );
+            assert!(matches!(error.0, errno::ELOOP | errno::ENOTDIR), "{path}: {error:?}");
         }
         symlink("round", at.join("round")).unwrap();
         let round = make(at, "/round/x", Links::Follow, Missing::File);
@@ -376,10 +339,7 @@ mod tests {
             sys::make_symlink(c"target", parent, name)
         })
         .unwrap();
-        assert_eq!(
-            std::fs::read_link(at.join("a/b")).unwrap(),
-            Path::new("target")
-        );
+        assert_eq!(std::fs::read_link(at.join("a/b")).unwrap(), Path::new("target"));
         for path in [c"/", c"/a/..", c"/a/", c""] {
             let made = in_parent(directory.borrow(), path, |_, _| Ok(()));
             assert_eq!(made, Err(Errno(errno::EINVAL)));
@@ -389,17 +349,8 @@ mod tests {
     #[test]
     fn paths_are_bounded() {
         let folder = tempfile::tempdir().unwrap();
-        for path in [
-            "/x".repeat(3000),
-            "y".repeat(256),
-            format!("{}/z", "y".repeat(256)),
-        ] {
-            let made = make(
-                folder.path(),
-                &path,
-                Links::Follow,
-                Missing::Directory(0o755),
-            );
+        for path in ["/x".repeat(3000), "y".repeat(256), format!("{}/z", "y".repeat(256))] {
+            let made = make(folder.path(), &path, Links::Follow, Missing::Directory(0o755));
             assert_eq!(made, Err(Errno(errno::ENAMETOOLONG)));
         }
     }

@@ -16,11 +16,13 @@ impl Resolve {
     /// The same, and any symbolic link is ELOOP.
     pub const IN_ROOT_NO_LINKS: Resolve = Resolve(Self::IN_ROOT.0 | nr::RESOLVE_NO_SYMLINKS as u64);
     /// One component, or a path without links or "..", that stays on the file system of the directory.
-    pub const BENEATH: Resolve =
-        Resolve((nr::RESOLVE_BENEATH | nr::RESOLVE_NO_MAGICLINKS | nr::RESOLVE_NO_SYMLINKS) as u64);
+    pub const BENEATH: Resolve = Resolve(
+        (nr::RESOLVE_BENEATH | nr::RESOLVE_NO_MAGICLINKS | nr::RESOLVE_NO_SYMLINKS) as u64,
+    );
     /// As [`Resolve::BENEATH`], with links such as a procfs's `self`, but onto no other mount.
-    pub const PROCFS: Resolve =
-        Resolve((nr::RESOLVE_BENEATH | nr::RESOLVE_NO_MAGICLINKS | nr::RESOLVE_NO_XDEV) as u64);
+    pub const PROCFS: Resolve = Resolve(
+        (nr::RESOLVE_BENEATH | nr::RESOLVE_NO_MAGICLINKS | nr::RESOLVE_NO_XDEV) as u64,
+    );
 }
 
 pub const O_PATH: u32 = nr::O_PATH;
@@ -66,14 +68,7 @@ pub fn open_root() -> Result<Fd> {
     unsafe {
         call(
             nr::__NR_openat,
-            [
-                BorrowedFd::CWD.arg(),
-                c"/".as_ptr() as usize,
-                flags as usize,
-                0,
-                0,
-                0,
-            ],
+            [BorrowedFd::CWD.arg(), c"/".as_ptr() as usize, flags as usize, 0, 0, 0],
         )
     }
     .map(Fd::from_kernel)

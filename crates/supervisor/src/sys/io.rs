@@ -10,14 +10,7 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
     unsafe {
         call(
             nr::__NR_read,
-            [
-                fd.arg(),
-                buffer.as_mut_ptr() as usize,
-                buffer.len(),
-                0,
-                0,
-                0,
-            ],
+            [fd.arg(), buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0],
         )
     }
 }
@@ -52,10 +45,7 @@ pub fn pipe() -> Result<(Fd, Fd)> {
             [(&raw mut ends) as usize, nr::O_CLOEXEC as usize, 0, 0, 0, 0],
         )?;
     }
-    Ok((
-        Fd::from_kernel(ends[0] as usize),
-        Fd::from_kernel(ends[1] as usize),
-    ))
+    Ok((Fd::from_kernel(ends[0] as usize), Fd::from_kernel(ends[1] as usize)))
 }
 
 /// A copy of a descriptor at 3 or above, close-on-exec.
@@ -96,14 +86,7 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     unsafe {
         call(
             nr::__NR_close_range,
-            [
-                first as usize,
-                u32::MAX as usize,
-                CLOSE_RANGE_CLOEXEC,
-                0,
-                0,
-                0,
-            ],
+            [first as usize, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0],
         )
     }
     .map(drop)
@@ -125,12 +108,7 @@ pub fn close_all_but(keep: &mut [BorrowedFd<'_>]) {
 
 fn close_range(first: u32, last: u32) {
     // SAFETY: reads no memory; the caller gives the numbers up.
-    let _ = unsafe {
-        call(
-            nr::__NR_close_range,
-            [first as usize, last as usize, 0, 0, 0, 0],
-        )
-    };
+    let _ = unsafe { call(nr::__NR_close_range, [first as usize, last as usize, 0, 0, 0, 0]) };
 }
 
 /// Cuts a file to `length` bytes.
@@ -142,27 +120,15 @@ pub fn truncate(fd: BorrowedFd<'_>, length: u64) -> Result<()> {
 /// Nanoseconds since the epoch.
 #[must_use]
 pub fn now() -> i64 {
-    let mut time = nr::__kernel_timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = nr::__kernel_timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one timespec; it cannot fail for this clock.
     let _ = unsafe {
         call(
             nr::__NR_clock_gettime,
-            [
-                nr::CLOCK_REALTIME as usize,
-                (&raw mut time) as usize,
-                0,
-                0,
-                0,
-                0,
-            ],
+            [nr::CLOCK_REALTIME as usize, (&raw mut time) as usize, 0, 0, 0, 0],
         )
     };
-    time.tv_sec
-        .saturating_mul(1_000_000_000)
-        .saturating_add(time.tv_nsec)
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
 }
 
 /// What epoll reports of one descriptor.
@@ -175,10 +141,7 @@ pub struct Ready {
 }
 
 impl Ready {
-    pub const NONE: Ready = Ready {
-        events: 0,
-        token: 0,
-    };
+    pub const NONE: Ready = Ready { events: 0, token: 0 };
 }
 
 pub const READABLE: u32 = nr::EPOLLIN;
@@ -190,13 +153,8 @@ pub struct Epoll(Fd);
 impl Epoll {
     pub fn new() -> Result<Self> {
         // SAFETY: reads no memory.
-        unsafe {
-            call(
-                nr::__NR_epoll_create1,
-                [nr::EPOLL_CLOEXEC as usize, 0, 0, 0, 0, 0],
-            )
-        }
-        .map(|fd| Self(Fd::from_kernel(fd)))
+        unsafe { call(nr::__NR_epoll_create1, [nr::EPOLL_CLOEXEC as usize, 0, 0, 0, 0, 0]) }
+            .map(|fd| Self(Fd::from_kernel(fd)))
     }
 
     /// The set itself, which is readable while something in it is ready.
@@ -258,11 +216,7 @@ impl Epoll {
 
 /// Waits until `fd` is readable, at most `timeout` milliseconds. Whether it is.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: u32) -> bool {
-    let mut poll = nr::pollfd {
-        fd: fd.0,
-        events: nr::POLLIN as i16,
-        revents: 0,
-    };
+    let mut poll = nr::pollfd { fd: fd.0, events: nr::POLLIN as i16, revents: 0 };
     let time = nr::__kernel_timespec {
         tv_sec: i64::from(timeout / 1000),
         tv_nsec: i64::from(timeout % 1000) * 1_000_000,
@@ -271,14 +225,7 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: u32) -> bool {
     let found = unsafe {
         call(
             nr::__NR_ppoll,
-            [
-                (&raw mut poll) as usize,
-                1,
-                (&raw const time) as usize,
-                0,
-                8,
-                0,
-            ],
+            [(&raw mut poll) as usize, 1, (&raw const time) as usize, 0, 8, 0],
         )
     };
     found == Ok(1)

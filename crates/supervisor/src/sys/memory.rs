@@ -23,10 +23,7 @@ unsafe impl<T: Send> Sync for Once<T> {}
 
 impl<T> Once<T> {
     pub const fn new(value: T) -> Self {
-        Self {
-            taken: AtomicBool::new(false),
-            value: UnsafeCell::new(value),
-        }
+        Self { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
     pub fn take(&'static self) -> Option<&'static mut T> {
@@ -155,14 +152,7 @@ impl<'a> PointerArray<'a> {
         let address = unsafe {
             call(
                 nr::__NR_mmap,
-                [
-                    0,
-                    length,
-                    protection as usize,
-                    flags as usize,
-                    usize::MAX,
-                    0,
-                ],
+                [0, length, protection as usize, flags as usize, usize::MAX, 0],
             )?
         };
         // SAFETY: the mapping is page-aligned, zeroed, writable and holds `count + 1` pointers.
@@ -170,10 +160,7 @@ impl<'a> PointerArray<'a> {
         for (pointer, string) in pointers.iter_mut().zip(list.iter()) {
             *pointer = string.as_ptr() as usize;
         }
-        Ok(Self {
-            address,
-            strings: core::marker::PhantomData,
-        })
+        Ok(Self { address, strings: core::marker::PhantomData })
     }
 
     pub(super) fn arg(&self) -> usize {

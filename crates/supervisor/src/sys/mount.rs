@@ -20,14 +20,7 @@ impl FsContext {
         unsafe {
             call(
                 nr::__NR_fsopen,
-                [
-                    fstype.as_ptr() as usize,
-                    nr::FSOPEN_CLOEXEC as usize,
-                    0,
-                    0,
-                    0,
-                    0,
-                ],
+                [fstype.as_ptr() as usize, nr::FSOPEN_CLOEXEC as usize, 0, 0, 0, 0],
             )
         }
         .map(|fd| Self(Fd::from_kernel(fd)))
@@ -36,11 +29,7 @@ impl FsContext {
     /// Sets an option; an empty value is a flag.
     pub fn set(&self, key: &CStr, value: &CStr) -> Result<()> {
         if value.is_empty() {
-            self.configure(
-                nr::fsconfig_command::FSCONFIG_SET_FLAG,
-                key.as_ptr() as usize,
-                0,
-            )
+            self.configure(nr::fsconfig_command::FSCONFIG_SET_FLAG, key.as_ptr() as usize, 0)
         } else {
             let (key, value) = (key.as_ptr() as usize, value.as_ptr() as usize);
             self.configure(nr::fsconfig_command::FSCONFIG_SET_STRING, key, value)
@@ -153,10 +142,7 @@ pub fn pivot_to_working_directory() -> Result<()> {
     // SAFETY: the kernel reads terminated paths.
     unsafe {
         call(nr::__NR_pivot_root, [here, here, 0, 0, 0, 0])?;
-        call(
-            nr::__NR_umount2,
-            [here, nr::MNT_DETACH as usize, 0, 0, 0, 0],
-        )?;
+        call(nr::__NR_umount2, [here, nr::MNT_DETACH as usize, 0, 0, 0, 0])?;
         call(nr::__NR_chdir, [c"/".as_ptr() as usize, 0, 0, 0, 0, 0])?;
     }
     Ok(())

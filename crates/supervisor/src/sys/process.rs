@@ -31,11 +31,7 @@ pub enum Cloned {
 pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     let mut pidfd = 0_u32;
     let parent = flags & CLONE_PARENT != 0;
-    let into = if cgroup.is_some() {
-        nr::CLONE_INTO_CGROUP
-    } else {
-        0
-    };
+    let into = if cgroup.is_some() { nr::CLONE_INTO_CGROUP } else { 0 };
     let arguments = nr::clone_args {
         flags: flags | into | u64::from(nr::CLONE_PIDFD),
         pidfd: (&raw mut pidfd) as u64,
@@ -67,10 +63,7 @@ pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     if pid == 0 {
         return Ok(Cloned::Child);
     }
-    Ok(Cloned::Parent {
-        pid: pid as u32,
-        pidfd: Fd::from_kernel(pidfd as usize),
-    })
+    Ok(Cloned::Parent { pid: pid as u32, pidfd: Fd::from_kernel(pidfd as usize) })
 }
 
 #[must_use]
@@ -141,22 +134,13 @@ pub fn wait(child: Child, reap: bool) -> Option<Ended> {
         DUMPED => status & 0x7f | 0x80,
         _ => status & 0x7f,
     };
-    Some(Ended {
-        pid: pid.cast_unsigned(),
-        wait_status,
-    })
+    Some(Ended { pid: pid.cast_unsigned(), wait_status })
 }
 
 pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     let number = signal as isize as usize;
     // SAFETY: no `siginfo_t` is given.
-    unsafe {
-        call(
-            nr::__NR_pidfd_send_signal,
-            [pidfd.arg(), number, 0, 0, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { call(nr::__NR_pidfd_send_signal, [pidfd.arg(), number, 0, 0, 0, 0]) }.map(drop)
 }
 
 /// Signals the process group that `pid` leads.
@@ -184,14 +168,7 @@ pub fn reset_signals(block: bool) {
     let _ = unsafe {
         call(
             nr::__NR_rt_sigprocmask,
-            [
-                nr::SIG_SETMASK as usize,
-                (&raw const mask) as usize,
-                0,
-                8,
-                0,
-                0,
-            ],
+            [nr::SIG_SETMASK as usize, (&raw const mask) as usize, 0, 8, 0, 0],
         )
     };
 }
@@ -203,14 +180,7 @@ pub fn ignore_children() {
     let _ = unsafe {
         call(
             nr::__NR_rt_sigaction,
-            [
-                nr::SIGCHLD as usize,
-                (&raw const ignore) as usize,
-                0,
-                8,
-                0,
-                0,
-            ],
+            [nr::SIGCHLD as usize, (&raw const ignore) as usize, 0, 8, 0, 0],
         )
     };
 }
@@ -223,14 +193,7 @@ pub fn child_signals() -> Result<Fd> {
     unsafe {
         call(
             nr::__NR_signalfd4,
-            [
-                usize::MAX,
-                (&raw const mask) as usize,
-                8,
-                flags as usize,
-                0,
-                0,
-            ],
+            [usize::MAX, (&raw const mask) as usize, 8, flags as usize, 0, 0],
         )
     }
     .map(Fd::from_kernel)
@@ -239,24 +202,13 @@ pub fn child_signals() -> Result<Fd> {
 /// setns(2).
 pub fn enter_namespace(fd: BorrowedFd<'_>, flags: u64) -> Result<()> {
     // SAFETY: reads no memory.
-    unsafe {
-        call(
-            nr::__NR_setns,
-            [fd.arg(), flags as u32 as usize, 0, 0, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { call(nr::__NR_setns, [fd.arg(), flags as u32 as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
 pub fn unshare(flags: u64) -> Result<()> {
     // SAFETY: reads no memory; memory and descriptors are never unshared by it.
-    unsafe {
-        call(
-            nr::__NR_unshare,
-            [(flags & CLONE_NAMESPACES) as usize, 0, 0, 0, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { call(nr::__NR_unshare, [(flags & CLONE_NAMESPACES) as usize, 0, 0, 0, 0, 0]) }
+        .map(drop)
 }
 
 pub fn set_hostname(name: &[u8]) -> Result<()> {
@@ -271,10 +223,7 @@ pub fn set_hostname(name: &[u8]) -> Result<()> {
 }
 
 pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
-    let limit = nr::rlimit64 {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
+    let limit = nr::rlimit64 { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the kernel reads one `rlimit64` and is given no place for the old one.
     unsafe {
         call(
@@ -406,23 +355,13 @@ pub fn load_filter(program: &[u8], flags: u64) -> Result<()> {
     if !program.len().is_multiple_of(8) {
         return Err(Errno(errno::EINVAL));
     }
-    let program = Program {
-        length,
-        filter: program.as_ptr() as usize,
-    };
+    let program = Program { length, filter: program.as_ptr() as usize };
     const SET_MODE_FILTER: usize = 1;
     // SAFETY: the kernel reads `length` instructions, aligned or not.
     unsafe {
         call(
             nr::__NR_seccomp,
-            [
-                SET_MODE_FILTER,
-                flags as usize,
-                (&raw const program) as usize,
-                0,
-                0,
-                0,
-            ],
+            [SET_MODE_FILTER, flags as usize, (&raw const program) as usize, 0, 0, 0],
         )
     }
     .map(drop)

@@ -30,10 +30,7 @@ pub struct FdList {
 
 impl Default for FdList {
     fn default() -> Self {
-        Self {
-            fds: [const { None }; MAX_FDS],
-            count: 0,
-        }
+        Self { fds: [const { None }; MAX_FDS], count: 0 }
     }
 }
 
@@ -111,8 +108,7 @@ fn collect(mut control: &[u8], fds: &mut FdList) -> bool {
     const HEADER: usize = size_of::<net::cmsghdr>();
     let mut fit = true;
     while let Some((head, _)) = control.split_first_chunk::<HEADER>() {
-        let word =
-            |at: usize| i32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let word = |at: usize| i32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let mut length = [0; 8];
         length.copy_from_slice(&head[..8]);
         let length = usize::from_ne_bytes(length);
@@ -180,13 +176,8 @@ fn header(part: &mut nr::iovec, control: &mut [u8]) -> net::msghdr {
 pub fn accept(listener: BorrowedFd<'_>) -> Result<Fd> {
     let flags = nr::O_CLOEXEC | nr::O_NONBLOCK;
     // SAFETY: no address is asked for, so the kernel writes none.
-    unsafe {
-        call(
-            nr::__NR_accept4,
-            [listener.arg(), 0, 0, flags as usize, 0, 0],
-        )
-    }
-    .map(Fd::from_kernel)
+    unsafe { call(nr::__NR_accept4, [listener.arg(), 0, 0, flags as usize, 0, 0]) }
+        .map(Fd::from_kernel)
 }
 
 /// Moves the listening socket from fd 0 to where no child can get it, and puts `/dev/null`, which is
@@ -238,13 +229,9 @@ pub fn loopback_up() -> Result<()> {
     const IFF_UP: u16 = 1;
     let flags = SOCK_DGRAM | nr::O_CLOEXEC as usize;
     // SAFETY: reads no memory.
-    let socket =
-        unsafe { call(nr::__NR_socket, [AF_INET, flags, 0, 0, 0, 0]) }.map(Fd::from_kernel)?;
-    let mut request = InterfaceFlags {
-        name: [0; 16],
-        flags: 0,
-        rest: [0; 22],
-    };
+    let socket = unsafe { call(nr::__NR_socket, [AF_INET, flags, 0, 0, 0, 0]) }
+        .map(Fd::from_kernel)?;
+    let mut request = InterfaceFlags { name: [0; 16], flags: 0, rest: [0; 22] };
     request.name[..2].copy_from_slice(b"lo");
     interface_ioctl(&socket, ioctl::SIOCGIFFLAGS, &mut request)?;
     request.flags |= IFF_UP;
@@ -256,14 +243,7 @@ fn interface_ioctl(socket: &Fd, command: u32, request: &mut InterfaceFlags) -> R
     unsafe {
         call(
             nr::__NR_ioctl,
-            [
-                socket.borrow().arg(),
-                command as usize,
-                (&raw mut *request) as usize,
-                0,
-                0,
-                0,
-            ],
+            [socket.borrow().arg(), command as usize, (&raw mut *request) as usize, 0, 0, 0],
         )
     }
     .map(drop)
