@@ -293,6 +293,11 @@ impl TestNode {
         }
     }
 
+    /// Whose plugins the daemon uses from its next start on.
+    pub fn set_plugins(&mut self, plugins: Plugins) {
+        self.options.plugins = plugins;
+    }
+
     /// Kills the daemon as a crash would. Pods go on.
     pub fn kill_daemon(&mut self) {
         if let Some(mut child) = self.daemon.take() {
@@ -305,6 +310,20 @@ impl TestNode {
     pub async fn crash(&mut self) {
         self.kill_daemon();
         self.start_daemon(None).await;
+    }
+
+    /// What a reboot does: every process dies, mounts and volatile state are gone, the disk stays.
+    pub fn reboot(&mut self) {
+        self.kill_everything();
+        for mount in host::mounts_below(self.dir.path()).iter().rev() {
+            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
+        }
+        for dir in ["state", "netns", "run"] {
+            let dir = self.dir.path().join(dir);
+            let _ = std::fs::remove_dir_all(&dir);
+            std::fs::create_dir(&dir).expect("a folder");
+        }
+        self.net = HostNet::new();
     }
 
     /// Waits until the daemon has ended by itself, as it does at a failpoint.
@@ -825,10 +844,9 @@ impl TestNode {
         self.finished = true;
     }
 
-    /// Kills and deletes whatever there is.
-    fn wreck(&mut self) {
+    /// Kills the daemon, then everything that it made.
+    fn kill_everything(&mut self) {
         let marked = self.place().marked();
-        let parent = self.cgroup_parent.clone();
         // A daemon that is killed first cannot make anything new.
         self.kill_daemon();
         for pid in marked {
@@ -836,20 +854,25 @@ impl TestNode {
         }
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
-            let pids = host::cgroup_pids(&parent);
+            let pids = host::cgroup_pids(&self.cgroup_parent);
             if pids.is_empty() {
                 break;
             }
             pids.into_iter().for_each(host::kill_9);
             std::thread::sleep(Duration::from_millis(5));
         }
-        for mount in host::mounts_below(self.dir.path()).iter().rev() {
-            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
-        }
-        for dir in host::cgroup_dirs(&parent) {
+        for dir in host::cgroup_dirs(&self.cgroup_parent) {
             for dir in host::tree(&dir) {
                 let _ = std::fs::remove_dir(dir);
             }
+        }
+    }
+
+    /// Kills and deletes whatever there is.
+    fn wreck(&mut self) {
+        self.kill_everything();
+        for mount in host::mounts_below(self.dir.path()).iter().rev() {
+            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
         }
     }
 }

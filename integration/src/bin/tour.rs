@@ -439,7 +439,7 @@ struct Span {
     duration_us: u64,
 }
 
-fn spans(info: &std::collections::HashMap<String, String>) -> anyhow::Result<Vec<Span>> {
+fn spans(info: &std::collections::BTreeMap<String, String>) -> anyhow::Result<Vec<Span>> {
     let text = info
         .get("timeline")
         .context("a verbose status has no timeline")?;
