@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use carpel_api::carpel::images_client::ImagesClient;
 use carpel_api::carpel::import_response::Step;
-use carpel_api::carpel::{ImportRequest, ImportedImage, LayerProgress};
+use carpel_api::carpel::{ImportRequest, ImportedImage, LayerProgress, LayerState};
 use clap::{Args, Subcommand};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -80,7 +80,8 @@ async fn send(
     let mut images = Vec::new();
     while let Some(response) = steps.message().await.map_err(told)? {
         match response.step {
-            Some(Step::Layer(layer)) => progress.show(&layer),
+            Some(Step::Received(read)) => progress.show(&format!("received {}", bytes(read))),
+            Some(Step::Layer(layer)) => progress.layer(&layer),
             Some(Step::Image(image)) => images.push(image),
             // Something that a newer daemon tells of.
             None => {}
@@ -164,27 +165,28 @@ fn told(status: tonic::Status) -> anyhow::Error {
     }
 }
 
-/// One line on a terminal that says how far the layer in hand is.
+/// One line on a terminal that says how far the import is.
 #[derive(Default)]
 struct Progress {
     shown: bool,
 }
 
 impl Progress {
-    fn show(&mut self, layer: &LayerProgress) {
+    fn layer(&mut self, layer: &LayerProgress) {
+        let state = match layer.state() {
+            LayerState::Unpacking => "is being unpacked",
+            LayerState::Unpacked => "is unpacked",
+            LayerState::Shared => "is there already",
+        };
+        self.show(&format!("layer {} {state}", short(&layer.digest)));
+    }
+
+    fn show(&mut self, line: &str) {
         let mut out = std::io::stderr();
         if !out.is_terminal() {
             return;
         }
-        let percent = (layer.done.min(layer.total) * 100)
-            .checked_div(layer.total)
-            .unwrap_or(100);
-        let _ = write!(
-            out,
-            "\r\x1b[Klayer {}  {percent:>3} % of {}",
-            short(&layer.digest),
-            bytes(layer.total)
-        );
+        let _ = write!(out, "\r\x1b[K{line}");
         let _ = out.flush();
         self.shown = true;
     }

@@ -8,7 +8,8 @@ use super::{Container, Record, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::{Image, LayerId};
+use crate::image::Image;
+use crate::store::layers::LayerId;
 use crate::node::Node;
 use crate::sandbox::{self, Sandbox, files};
 use crate::spec::config::{ContainerConfig, PidScope};
@@ -199,7 +200,7 @@ impl Node {
         let (upper, work) = (dir.join("upper"), dir.join("work"));
         crate::node::make_root_dir(&upper).map_err(Error::at(at("make the writable layer")))?;
         crate::node::make_dir(&work).map_err(Error::at(at("make the writable layer")))?;
-        let layers = self.images.dirs_of(layers);
+        let layers = self.images.layer_dirs(layers);
         let overlay = Overlay {
             layers,
             upper,

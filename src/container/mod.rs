@@ -28,7 +28,8 @@ use serde::{Deserialize, Serialize};
 pub use exec::ExecOutput;
 
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::{ImageId, LayerId};
+use crate::image::ImageId;
+use crate::store::layers::LayerId;
 use crate::spec::config::ContainerConfig;
 use crate::spec::oci::Source;
 use crate::spec::plan::Compiled;

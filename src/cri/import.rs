@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use carpel_api::carpel::images_server::Images;
 use carpel_api::carpel::import_response::Step;
-use carpel_api::carpel::{ImportRequest, ImportResponse, ImportedImage, LayerProgress};
+use carpel_api::carpel::{ImportRequest, ImportResponse, ImportedImage, LayerProgress, LayerState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -64,16 +64,17 @@ impl Read for Archive {
 pub struct Progress(mpsc::Sender<Result<ImportResponse, Status>>);
 
 impl Progress {
-    /// `done` of the `total` compressed bytes of the layer `digest` were read.
-    pub fn layer(&self, digest: &str, done: u64, total: u64) {
-        let layer = LayerProgress {
-            digest: digest.to_owned(),
-            done,
-            total,
-        };
-        let _ = self.0.try_send(Ok(ImportResponse {
-            step: Some(Step::Layer(layer)),
-        }));
+    /// `bytes` of the archive have been read.
+    pub fn received(&self, bytes: u64) {
+        self.tell(Step::Received(bytes));
+    }
+
+    pub fn layer(&self, digest: String, state: LayerState) {
+        self.tell(Step::Layer(LayerProgress { digest, state: state.into() }));
+    }
+
+    fn tell(&self, step: Step) {
+        let _ = self.0.try_send(Ok(ImportResponse { step: Some(step) }));
     }
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use carpel_api::carpel::LayerState;
+
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, Domain, ExecOutput, ImageUsage,
     ImageView, Lookup, NetworkNotReady, SandboxDetail, SandboxInfo, SandboxView,
@@ -11,7 +13,7 @@ use super::import::{Archive, Progress};
 use crate::container::{Container, Exited, State};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::node::{self, Node};
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
@@ -137,7 +139,14 @@ impl Domain for Served {
     }
 
     async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {
-        let report = move |step: crate::image::Progress<'_>| progress.layer(step.layer, step.done, step.total);
+        let report = move |step: image::Progress| match step {
+            image::Progress::Received { bytes } => progress.received(bytes),
+            image::Progress::Shared { layer } => progress.layer(layer.to_string(), LayerState::Shared),
+            image::Progress::Unpacking { layer } => progress.layer(layer.to_string(), LayerState::Unpacking),
+            image::Progress::Unpacked { layer } => progress.layer(layer.to_string(), LayerState::Unpacked),
+            // The answer itself says so.
+            image::Progress::Recorded { .. } => {}
+        };
         let images = self.node.import_images(archive, report).await?;
         Ok(images.iter().map(|image| image_view(image)).collect())
     }
@@ -210,6 +219,6 @@ fn image_view(image: &Image) -> ImageView {
         digests: image.digests.clone(),
         size: image.size,
         user: config.and_then(|config| config.user().clone()).unwrap_or_default(),
-        pinned: false,
+        pinned: image.pinned,
     }
 }

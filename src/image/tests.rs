@@ -198,7 +198,7 @@ impl Ground {
     }
 
     fn file(&self, image: &Image, path: &str) -> Vec<u8> {
-        let folders = self.store.layer_dirs(image);
+        let folders = self.store.layer_dirs(&image.layers);
         let found = folders
             .iter()
             .rev()
@@ -240,7 +240,7 @@ fn every_form_of_archive_gives_the_same_image() {
                 assert!(image.size > 5000);
                 let config = image.config.config().as_ref().unwrap();
                 assert_eq!(config.env().as_deref(), Some(&["A=b".to_owned()][..]));
-                assert_eq!(ground.store.layer_dirs(&image).len(), 2);
+                assert_eq!(ground.store.layer_dirs(&image.layers).len(), 2);
                 assert_eq!(ground.file(&image, "hello"), b"hello");
                 assert_eq!(ground.file(&image, "bin/sh"), [1; 5000]);
                 assert_eq!(ground.counts(), [2, 1, 0, 0]);
@@ -816,10 +816,10 @@ fn damaged_records_are_kept_apart() {
     std::fs::write(path(&made[0]), bytes).unwrap();
     // A record in another one's place, and an image whose layer is gone.
     std::fs::copy(path(&made[3]), path(&made[1])).unwrap();
-    let layer = ground.store.layer_dirs(&ground.store.resolve("c").unwrap())[0].clone();
+    let layer = ground.store.layer_dirs(&ground.store.resolve("c").unwrap().layers)[0].clone();
     std::fs::remove_dir_all(layer.parent().unwrap()).unwrap();
     // A layer's own record is made anew: a container may run on the layer.
-    let layer = ground.store.layer_dirs(&ground.store.resolve("d").unwrap())[0].clone();
+    let layer = ground.store.layer_dirs(&ground.store.resolve("d").unwrap().layers)[0].clone();
     std::fs::write(layer.parent().unwrap().join("record"), "").unwrap();
     ground.reopen();
     assert_eq!(ground.counts(), [3, 1, 0, 4]);
@@ -934,11 +934,11 @@ fn a_layer_that_hides_all_below_leaves_them_out() {
     for _ in 0..2 {
         let image = ground.store.resolve("a").unwrap();
         assert_eq!(
-            (image.layers.len(), ground.store.layer_dirs(&image).len()),
+            (image.layers.len(), ground.store.layer_dirs(&image.layers).len()),
             (3, 2)
         );
         // Also when the record of the layer has to be made anew.
-        let hiding = &ground.store.layer_dirs(&image)[0];
+        let hiding = &ground.store.layer_dirs(&image.layers)[0];
         std::fs::write(hiding.parent().unwrap().join("record"), "").unwrap();
         ground.reopen();
     }
@@ -1001,7 +1001,7 @@ fn a_killed_import_leaves_an_image_whole_or_not_at_all() {
         assert_eq!(std::fs::read_dir(root.join("quarantine")).unwrap().count(), 0);
         if let Some(image) = store.resolve("app:1") {
             whole += 1;
-            for (folder, name) in store.layer_dirs(&image).iter().zip(["a", "b", "c"]) {
+            for (folder, name) in store.layer_dirs(&image.layers).iter().zip(["a", "b", "c"]) {
                 for n in 0..100 {
                     let bytes = std::fs::read(folder.join(name).join(n.to_string())).unwrap();
                     assert_eq!(bytes, [n; 5000]);

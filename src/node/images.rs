@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Node;
 use crate::error::Error;
-use crate::image::{Image, Progress};
+use crate::image::{self, Image, Names, Progress};
 
 impl Node {
     /// Imports every image of an archive.
@@ -15,14 +15,14 @@ impl Node {
     pub async fn import_images(
         self: &Arc<Self>,
         archive: impl Read + Send + 'static,
-        report: impl Fn(Progress<'_>) + Send + Sync + 'static,
+        report: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Vec<Arc<Image>>, Error> {
         let node = Arc::clone(self);
         // A thread of its own: a panic in the unpacking of a hostile layer costs this import.
-        tokio::task::spawn_blocking(move || node.images.import(archive, &report))
+        tokio::task::spawn_blocking(move || node.images.import(archive, &Names::FromArchive, &report))
             .await
             .map_err(Error::at("import"))?
-            .map_err(Error::at("import"))
+            .map_err(of_image)
     }
 
     /// Removes an image, or one of its names. Layers that containers use stay until these are gone.
@@ -32,7 +32,7 @@ impl Node {
     pub async fn remove_image(self: &Arc<Self>, name: &str) -> Result<(), Error> {
         let (node, name) = (Arc::clone(self), name.to_owned());
         let remove = move || {
-            node.images.remove(&name).map_err(Error::at(format!("remove image {name}")))?;
+            node.images.remove(&name).map_err(of_image)?;
             node.collect_layers();
             Ok(())
         };
@@ -41,7 +41,20 @@ impl Node {
 
     /// Deletes the layers that neither an image nor a container uses.
     pub(crate) fn collect_layers(&self) {
-        let used = self.containers().iter().flat_map(|container| container.layers.clone()).collect();
-        self.images.collect(&used);
+        let of_containers =
+            || self.containers().iter().flat_map(|container| container.layers.clone()).collect();
+        let collected = self.images.collect(of_containers);
+        tracing::debug!(?collected, "unused layers");
+    }
+}
+
+fn of_image(error: image::Error) -> Error {
+    let text = crate::error::chain(&error);
+    if error.is_no_space() {
+        Error::ResourceExhausted(text)
+    } else if error.is_invalid() {
+        Error::InvalidArgument(text)
+    } else {
+        Error::Internal(text)
     }
 }

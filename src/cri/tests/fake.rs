@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use carpel_api::carpel::LayerState;
 use carpel_api::carpel::images_client::ImagesClient;
 use carpel_api::cri;
 use carpel_api::cri::image_service_client::ImageServiceClient;
@@ -265,7 +266,8 @@ impl Domain for Fake {
             "panic" => panic!("boom"),
             _ => {}
         }
-        progress.layer("sha256:1", 5, 10);
+        progress.received(7);
+        progress.layer("sha256:1".to_owned(), LayerState::Unpacked);
         Ok(vec![ImageView {
             id: text,
             ..image("sha256:1", "")
