@@ -139,7 +139,11 @@ async fn a_log_that_was_deleted_is_made_again_and_one_of_an_exited_container_is_
     node.wait_log(&pod, "a", |log| log.stdout() == "again\n")
         .await;
     node.try_stop(&id, 5).await.unwrap();
-    refused(reopen(&node, &id).await, Code::FailedPrecondition, "exited");
+    refused(
+        reopen(&node, &id).await,
+        Code::FailedPrecondition,
+        "running",
+    );
     refused(reopen(&node, &"a".repeat(64)).await, Code::NotFound, "");
     node.finish().await;
 }

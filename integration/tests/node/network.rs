@@ -96,7 +96,12 @@ async fn containers_talk_over_localhost() {
 #[tokio::test]
 async fn the_two_host_locals_share_their_folder() {
     // A node that changes from Debian's plugins to carpel's, or back, gives no address twice.
-    let mut node = TestNode::builder().plugins(Plugins::Debian).start().await;
+    let ipam = tempfile::tempdir().unwrap();
+    let mut chain = bridge(ipam.path(), &[]);
+    // The two bridges keep their rules in different places, and neither knows the other's.
+    chain["plugins"][0]["ipMasq"] = json!(false);
+    let builder = TestNode::builder().plugins(Plugins::Debian);
+    let mut node = builder.conflist(chain).start().await;
     let a = node.run_pod(&node.pod("a")).await;
     let first = node.pod_ip(&a).await;
     node.kill_daemon();
