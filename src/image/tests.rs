@@ -313,7 +313,11 @@ fn an_abbreviation_must_fit_one_image_only() {
     let layer = Tar::new().folder("./").finish();
     let mut made = std::collections::HashMap::new();
     let alike = (0..).find_map(|number| {
-        let new = Made::new(std::slice::from_ref(&layer), Pack::Plain, json!({"Cmd": [number.to_string()]}));
+        let new = Made::new(
+            std::slice::from_ref(&layer),
+            Pack::Plain,
+            json!({"Cmd": [number.to_string()]}),
+        );
         let old = made.insert(new.id().hex()[..4].to_owned(), new.clone())?;
         Some([old, new])
     });
@@ -816,10 +820,16 @@ fn damaged_records_are_kept_apart() {
     std::fs::write(path(&made[0]), bytes).unwrap();
     // A record in another one's place, and an image whose layer is gone.
     std::fs::copy(path(&made[3]), path(&made[1])).unwrap();
-    let layer = ground.store.layer_dirs(&ground.store.resolve("c").unwrap().layers)[0].clone();
+    let layer = ground
+        .store
+        .layer_dirs(&ground.store.resolve("c").unwrap().layers)[0]
+        .clone();
     std::fs::remove_dir_all(layer.parent().unwrap()).unwrap();
     // A layer's own record is made anew: a container may run on the layer.
-    let layer = ground.store.layer_dirs(&ground.store.resolve("d").unwrap().layers)[0].clone();
+    let layer = ground
+        .store
+        .layer_dirs(&ground.store.resolve("d").unwrap().layers)[0]
+        .clone();
     std::fs::write(layer.parent().unwrap().join("record"), "").unwrap();
     ground.reopen();
     assert_eq!(ground.counts(), [3, 1, 0, 4]);
@@ -934,7 +944,10 @@ fn a_layer_that_hides_all_below_leaves_them_out() {
     for _ in 0..2 {
         let image = ground.store.resolve("a").unwrap();
         assert_eq!(
-            (image.layers.len(), ground.store.layer_dirs(&image.layers).len()),
+            (
+                image.layers.len(),
+                ground.store.layer_dirs(&image.layers).len()
+            ),
             (3, 2)
         );
         // Also when the record of the layer has to be made anew.
@@ -998,7 +1011,10 @@ fn a_killed_import_leaves_an_image_whole_or_not_at_all() {
         assert!(!child.wait().unwrap().success());
         let store = ImageStore::open(&root).unwrap();
         assert_eq!(std::fs::read_dir(root.join("tmp")).unwrap().count(), 0);
-        assert_eq!(std::fs::read_dir(root.join("quarantine")).unwrap().count(), 0);
+        assert_eq!(
+            std::fs::read_dir(root.join("quarantine")).unwrap().count(),
+            0
+        );
         if let Some(image) = store.resolve("app:1") {
             whole += 1;
             for (folder, name) in store.layer_dirs(&image.layers).iter().zip(["a", "b", "c"]) {
