@@ -12,6 +12,7 @@ pub mod failpoint;
 pub mod ids;
 pub mod image;
 pub mod network;
+pub mod node;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;

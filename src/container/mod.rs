@@ -1,1 +1,197 @@
-//! (to be written)
+//! A container: a root file system, a cgroup and a process of a pod.
+//!
+//! ```text
+//!  Create ──▶ Created ──Start──▶ Running ──exit──▶ Exited ──Remove──▶ Removing ──▶ ∅
+//!                │                                   ▲
+//!                └── Start fails (StartError, 128) ──┘
+//! ```
+//!
+//! What must always hold: the root file system of a container is made once; after the daemon's death it
+//! is made again only if the supervisor says that the container was never started. An exit is on disk
+//! before the supervisor forgets it.
+
+mod create;
+mod devices;
+mod exec;
+mod exit;
+mod log;
+pub(crate) mod processes;
+mod start;
+mod stop;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+pub use exec::ExecOutput;
+
+use crate::ids::{ContainerId, SandboxId};
+use crate::image::ImageId;
+use crate::spec::config::ContainerConfig;
+use crate::spec::oci::Source;
+use crate::spec::plan::Compiled;
+use crate::spec::user::User;
+use crate::store::layers::LayerId;
+use crate::timeline::Timeline;
+
+/// A container in memory.
+pub struct Container {
+    pub id: ContainerId,
+    pub sandbox: SandboxId,
+    pub config: Arc<ContainerConfig>,
+    /// The request's configuration, byte for byte.
+    pub request: Vec<u8>,
+    pub image_id: ImageId,
+    /// The digest reference of the image, or its id if it has none.
+    pub image_ref: String,
+    pub layers: Vec<LayerId>,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    pub user: User,
+    /// Absolute; `None`: output is thrown away.
+    pub log_path: Option<PathBuf>,
+    pub cgroup: String,
+    /// What its Plans are compiled from.
+    pub source: Source,
+    pub stop_signal: i32,
+    pub timeline: Timeline,
+    pub(crate) compiled: Arc<Compiled>,
+    /// Whoever changes this container has its turn; an exit waits for none.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// Turns true at the exit.
+    pub(crate) exited: tokio::sync::watch::Sender<bool>,
+}
+
+/// Where a container is in its life.
+#[derive(Debug)]
+pub enum State {
+    /// The root file system as made at creation, until it is handed to the supervisor.
+    Created {
+        rootfs: Option<OwnedFd>,
+    },
+    Running(Running),
+    Exited(Exited),
+    Removing(Option<Exited>),
+}
+
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub pid: u32,
+    /// Nanoseconds since the epoch.
+    pub started_at: i64,
+    pub pidfd: Arc<OwnedFd>,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exited {
+    /// Nanoseconds since the epoch; 0 if it never ran.
+    pub started_at: i64,
+    pub finished_at: i64,
+    /// 128 + signal for one that was killed.
+    pub exit_code: i32,
+    /// "Completed", "Error", "OOMKilled", "StartError", "Unknown".
+    pub reason: String,
+    pub message: String,
+}
+
+/// What is written down of a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub id: ContainerId,
+    pub sandbox: SandboxId,
+    #[serde(with = "crate::node::base64")]
+    pub request: Vec<u8>,
+    pub image_id: ImageId,
+    pub image_ref: String,
+    pub layers: Vec<LayerId>,
+    pub created_at: i64,
+    pub user: User,
+    pub log_path: Option<PathBuf>,
+    pub cgroup: String,
+    pub stop_signal: i32,
+    pub source: Source,
+    pub exited: Option<Exited>,
+    pub removing: bool,
+}
+
+impl Container {
+    pub(crate) fn new(
+        record: Record,
+        config: ContainerConfig,
+        compiled: Compiled,
+        state: State,
+    ) -> Self {
+        let exited = matches!(state, State::Exited(_) | State::Removing(_));
+        Self {
+            id: record.id,
+            sandbox: record.sandbox,
+            config: Arc::new(config),
+            request: record.request,
+            image_id: record.image_id,
+            image_ref: record.image_ref,
+            layers: record.layers,
+            created_at: record.created_at,
+            user: record.user,
+            log_path: record.log_path,
+            cgroup: record.cgroup,
+            source: record.source,
+            stop_signal: record.stop_signal,
+            timeline: Timeline::default(),
+            compiled: Arc::new(compiled),
+            turn: tokio::sync::Mutex::default(),
+            state: Mutex::new(state),
+            exited: tokio::sync::watch::Sender::new(exited),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the present state.
+    pub fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.lock())
+    }
+
+    pub(crate) fn set_exited(&self, exited: Exited) {
+        *self.lock() = State::Exited(exited);
+        self.exited.send_replace(true);
+    }
+
+    /// The process, if it runs.
+    #[must_use]
+    pub fn running(&self) -> Option<Running> {
+        match &*self.lock() {
+            State::Running(running) => Some(running.clone()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        let (exited, removing) = match &*self.lock() {
+            State::Exited(exited) => (Some(exited.clone()), false),
+            State::Removing(exited) => (exited.clone(), true),
+            _ => (None, false),
+        };
+        Record {
+            id: self.id,
+            sandbox: self.sandbox,
+            request: self.request.clone(),
+            image_id: self.image_id.clone(),
+            image_ref: self.image_ref.clone(),
+            layers: self.layers.clone(),
+            created_at: self.created_at,
+            user: self.user.clone(),
+            log_path: self.log_path.clone(),
+            cgroup: self.cgroup.clone(),
+            stop_signal: self.stop_signal,
+            source: self.source.clone(),
+            exited,
+            removing,
+        }
+    }
+}

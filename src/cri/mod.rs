@@ -1,1 +1,97 @@
-//! (to be written)
+//! The CRI as carpel serves it: requests are checked, handed to the domain, and its answers turned back
+//! into the interface's types. gRPC codes are chosen here and nowhere else.
+//!
+//! ```text
+//! request ─▶ validate ─▶ checked configuration ─▶ Domain (the node) ─▶ views ─▶ convert ─▶ answer
+//!               └─ refused: INVALID_ARGUMENT or UNIMPLEMENTED, by field
+//! ```
+//!
+//! What must always hold: nothing of a request reaches the domain unchecked, and no request can end the
+//! daemon.
+
+mod containers;
+mod convert;
+mod domain;
+mod images;
+mod import;
+mod node;
+mod node_calls;
+mod platform;
+mod runtime;
+mod sandboxes;
+mod signal;
+mod status;
+pub mod validate;
+mod verbose;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use carpel_api::carpel::images_server::ImagesServer;
+use carpel_api::cri;
+use carpel_api::cri::image_service_server::ImageServiceServer;
+use carpel_api::cri::runtime_service_server::RuntimeServiceServer;
+use prost::Message;
+use tonic::service::Routes;
+
+pub use domain::Domain;
+pub use node::Served;
+
+use crate::error::Error;
+use crate::spec::config::{ContainerConfig, SandboxConfig};
+use validate::Platform;
+
+/// The longest message that a client may send, and that clients accept.
+const MAX_MESSAGE: usize = 16 << 20;
+/// The longest message of an import: a chunk and its frame.
+const MAX_CHUNK: usize = 2 << 20;
+
+/// Both services of the CRI and carpel's own, over one domain.
+pub fn routes<D: Domain>(domain: Arc<D>) -> Routes {
+    let runtime = runtime::Runtime {
+        domain: Arc::clone(&domain),
+        platform: platform::probe(),
+    };
+    let runtime = RuntimeServiceServer::new(runtime)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let images = ImageServiceServer::new(images::Images(Arc::clone(&domain)))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let import =
+        ImagesServer::new(import::ImageImport(domain)).max_decoding_message_size(MAX_CHUNK);
+    Routes::new(runtime).add_service(images).add_service(import)
+}
+
+/// What was accepted once is accepted again from a record, whatever the kernel has now.
+const RECORDED: Platform = Platform {
+    apparmor: false,
+    selinux: false,
+    recursive_read_only: true,
+};
+
+/// The checked configuration of a recorded sandbox.
+///
+/// # Errors
+/// If the record is of a version of carpel that accepted what this one does not.
+pub fn decode_sandbox(request: &[u8], runtime_handler: &str) -> Result<SandboxConfig, Error> {
+    let config = cri::PodSandboxConfig::decode(request)
+        .map_err(Error::at("recorded request of a sandbox"))?;
+    let request = cri::RunPodSandboxRequest {
+        config: Some(config),
+        runtime_handler: runtime_handler.to_owned(),
+    };
+    Ok(validate::run_pod_sandbox(request, RECORDED)?)
+}
+
+/// The checked configuration of a recorded container.
+///
+/// # Errors
+/// If the record is of a version of carpel that accepted what this one does not.
+pub fn decode_container(request: &[u8]) -> Result<ContainerConfig, Error> {
+    let config = cri::ContainerConfig::decode(request)
+        .map_err(Error::at("recorded request of a container"))?;
+    Ok(validate::container_config(config, RECORDED)?)
+}

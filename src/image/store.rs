@@ -159,10 +159,10 @@ impl ImageStore {
         self.0.layers.usage()
     }
 
-    /// The folders of an image's layers, bottom first: what an overlay is made of.
+    /// The folders of layers, bottom first: what an overlay is made of.
     #[must_use]
-    pub fn layer_dirs(&self, image: &Image) -> Vec<PathBuf> {
-        self.0.layers.paths(&image.layers)
+    pub fn layer_dirs(&self, layers: &[LayerId]) -> Vec<PathBuf> {
+        self.0.layers.paths(layers)
     }
 
     /// Removes the layers that neither an image, nor anyone holding an [`Image`], nor a container uses.

@@ -1,2 +1,229 @@
-//! x
-pub mod work;
+//! The node: everything that a daemon has, and the tables of its sandboxes and containers.
+//!
+//! The tables are all that a list or a status reads. They are filled from the records at the start
+//! ([`recover`]), and changed by `sandbox/` and `container/`, which write the records first.
+
+mod files;
+mod images;
+pub mod orphans;
+mod paths;
+mod recover;
+mod tables;
+mod work;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use carpel_wire::{FdIndex, ObjectId};
+use serde::Serialize;
+
+pub(crate) use files::{base64, make_dir, make_root_dir, remove_entries_but, remove_tree};
+pub use paths::Paths;
+pub use recover::Decode;
+use tables::Table;
+use work::Work;
+
+use crate::cgroup::Cgroups;
+use crate::container::Container;
+use crate::error::Error;
+use crate::ids::{ContainerId, SandboxId};
+use crate::image::ImageStore;
+use crate::network::Network;
+use crate::sandbox::Sandbox;
+use crate::spec::config::{ContainerName, PodName};
+use crate::spec::host::HostFacts;
+use crate::store::record::{self, Durability};
+use crate::store::rootfs::Builder;
+use crate::store::syncer::Syncer;
+use crate::supervisor::Binary;
+
+/// What the node's own code needs of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Cgroup for sandboxes whose request names no parent.
+    pub cgroup_parent: String,
+    /// Most processes in a container whose request sets no limit.
+    pub pids_limit: Option<u64>,
+}
+
+/// The parts that a node is put together from.
+pub struct Parts {
+    pub paths: Paths,
+    pub settings: Settings,
+    pub host: HostFacts,
+    pub binary: Binary,
+    pub cgroups: Cgroups,
+    pub builder: Builder,
+    pub images: ImageStore,
+    pub network: Network,
+    pub syncer: Syncer,
+}
+
+/// A node that serves.
+pub struct Node {
+    pub paths: Paths,
+    pub settings: Settings,
+    pub host: HostFacts,
+    pub images: ImageStore,
+    pub network: Network,
+    pub cgroups: Cgroups,
+    pub(crate) binary: Binary,
+    pub(crate) builder: Builder,
+    pub(crate) runs: Work<PodName, SandboxId>,
+    pub(crate) creates: Work<(SandboxId, ContainerName), ContainerId>,
+    pub(crate) operations: Work<(Op, ObjectId), ()>,
+    syncer: Syncer,
+    sandboxes: Table<SandboxId, Sandbox>,
+    containers: Table<ContainerId, Container>,
+}
+
+/// Kinds of work on an object that a repeated request joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Op {
+    Start,
+    RemoveContainer,
+    StopSandbox,
+    RemoveSandbox,
+}
+
+/// Why an id from outside names nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Lookup {
+    #[error("not found")]
+    NotFound,
+    #[error("names more than one: give more of the id")]
+    Ambiguous,
+}
+
+impl Node {
+    fn new(parts: Parts) -> Self {
+        Self {
+            paths: parts.paths,
+            settings: parts.settings,
+            host: parts.host,
+            images: parts.images,
+            network: parts.network,
+            cgroups: parts.cgroups,
+            binary: parts.binary,
+            builder: parts.builder,
+            runs: Work::default(),
+            creates: Work::default(),
+            operations: Work::default(),
+            syncer: parts.syncer,
+            sandboxes: Table::default(),
+            containers: Table::default(),
+        }
+    }
+
+    #[must_use]
+    pub fn sandbox(&self, id: &SandboxId) -> Option<Arc<Sandbox>> {
+        self.sandboxes.get(id)
+    }
+
+    /// Every sandbox that is listed.
+    #[must_use]
+    pub fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        self.sandboxes.all(|sandbox| sandbox.is_listed())
+    }
+
+    /// The sandbox that a full id or a unique prefix of one names.
+    ///
+    /// # Errors
+    /// [`Lookup`].
+    pub fn find_sandbox(&self, id: &str) -> Result<SandboxId, Lookup> {
+        self.sandboxes.find(id)
+    }
+
+    pub(crate) fn sandbox_named(&self, name: &PodName) -> Option<Arc<Sandbox>> {
+        self.sandboxes
+            .all(|sandbox| sandbox.config.name == *name)
+            .pop()
+    }
+
+    pub(crate) fn insert_sandbox(&self, sandbox: &Arc<Sandbox>) {
+        self.sandboxes.insert(sandbox.id, sandbox);
+    }
+
+    pub(crate) fn forget_sandbox(&self, sandbox: &Sandbox) {
+        self.sandboxes.remove(&sandbox.id);
+    }
+
+    #[must_use]
+    pub fn container(&self, id: &ContainerId) -> Option<Arc<Container>> {
+        self.containers.get(id)
+    }
+
+    /// The container, or the error that says it is unknown.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn require_container(&self, id: &ContainerId) -> Result<Arc<Container>, Error> {
+        self.container(id).ok_or_else(|| Error::NotFound {
+            kind: "container",
+            id: id.to_string(),
+        })
+    }
+
+    #[must_use]
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        self.containers.all(|_| true)
+    }
+
+    #[must_use]
+    pub fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
+        self.containers
+            .all(|container| container.sandbox == *sandbox)
+    }
+
+    /// The container that a full id or a unique prefix of one names.
+    ///
+    /// # Errors
+    /// [`Lookup`].
+    pub fn find_container(&self, id: &str) -> Result<ContainerId, Lookup> {
+        self.containers.find(id)
+    }
+
+    pub(crate) fn insert_container(&self, container: &Arc<Container>) {
+        self.containers.insert(container.id, container);
+    }
+
+    pub(crate) fn forget_container(&self, container: &Container) {
+        self.containers.remove(&container.id);
+    }
+
+    /// "<parent>/<name>".
+    pub(crate) fn cgroup_path(&self, parent: Option<&str>, name: &str) -> String {
+        let parent = parent.unwrap_or(&self.settings.cgroup_parent);
+        format!("{}/{name}", parent.trim_end_matches('/'))
+    }
+
+    /// Writes a record; it is synced with others within a second.
+    pub(crate) fn write_record<T: Serialize>(&self, path: &Path, value: &T) -> Result<(), Error> {
+        record::write(path, value, Durability::Soon(&self.syncer))
+            .map_err(Error::at(format!("write {}", path.display())))
+    }
+}
+
+/// Nanoseconds since the epoch.
+#[must_use]
+pub fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The index of the next descriptor of a message. The Plan's compiler keeps it below 250.
+pub(crate) fn index(count: usize) -> FdIndex {
+    FdIndex(u16::try_from(count).unwrap_or(u16::MAX))
+}
+
+/// Collects the exit status of a process that is ending, if it is our child, without waiting for it here.
+pub(crate) fn reap(pid: u32) {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    tokio::task::spawn_blocking(move || waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+}

@@ -1,1 +1,195 @@
-//! (to be written)
+//! A pod sandbox: the supervisor, namespaces, cgroup and network that a pod's containers share.
+//!
+//! ```text
+//!  RunPodSandbox ──▶ Making ──▶ Ready ──StopPodSandbox──▶ Stopping ──▶ Stopped ──Remove──▶ Removing ──▶ ∅
+//!                      │          │ supervisor lost ──▶ Stopping             ▲
+//!                      └─ failure or daemon's death: undone, ∅               └── daemon's death: goes on
+//! ```
+//!
+//! What must always hold: before anything of a pod exists in the world its record exists on disk, and
+//! the record goes last; so whatever a crash leaves has an owner that the next start finds.
+
+mod dismantle;
+pub(crate) mod files;
+mod run;
+mod stop;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::SandboxId;
+use crate::network::Attachment;
+use crate::spec::config::{SandboxConfig, Scope};
+use crate::supervisor::Supervisor;
+use crate::timeline::Timeline;
+
+/// A sandbox in memory.
+pub struct Sandbox {
+    pub id: SandboxId,
+    pub config: Arc<SandboxConfig>,
+    /// The request's configuration, byte for byte.
+    pub request: Vec<u8>,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    pub timeline: Timeline,
+    /// Cgroup path of the sandbox itself; its containers' are beside it.
+    pub cgroup: String,
+    /// The pin of the pod's network namespace; `None` with the host's network.
+    pub netns: Option<PathBuf>,
+    /// Whoever changes this sandbox has its turn.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// Where a sandbox is in its life.
+#[derive(Clone)]
+pub enum State {
+    Making,
+    Ready(Live),
+    /// No longer ready, but some of it may still be there: stopping it goes on from here.
+    Stopping {
+        supervisor: Option<Supervisor>,
+        attachment: Option<Attachment>,
+    },
+    Stopped {
+        attachment: Option<Attachment>,
+    },
+    Removing,
+}
+
+impl State {
+    /// What a ready sandbox becomes when it stops or loses its supervisor.
+    pub(crate) fn stopping(live: &Live) -> Self {
+        Self::Stopping {
+            supervisor: Some(live.supervisor.clone()),
+            attachment: live.attachment.clone(),
+        }
+    }
+}
+
+/// What a ready sandbox has.
+#[derive(Clone)]
+pub struct Live {
+    pub supervisor: Supervisor,
+    /// `None` with the host's network.
+    pub attachment: Option<Attachment>,
+}
+
+/// What is written down of a sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub id: SandboxId,
+    #[serde(with = "crate::node::base64")]
+    pub request: Vec<u8>,
+    pub runtime_handler: String,
+    pub created_at: i64,
+    pub cgroup: String,
+    pub phase: Phase,
+    pub attachment: Option<Attachment>,
+}
+
+/// How far a sandbox had come. Whether it lives is not written down: its supervisor says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Phase {
+    Making,
+    Ready,
+    Stopped,
+    Removing,
+}
+
+impl Sandbox {
+    pub(crate) fn new(
+        record: &Record,
+        config: SandboxConfig,
+        netns: PathBuf,
+        state: State,
+    ) -> Self {
+        Self {
+            id: record.id,
+            netns: (config.network == Scope::Pod).then_some(netns),
+            config: Arc::new(config),
+            request: record.request.clone(),
+            created_at: record.created_at,
+            cgroup: record.cgroup.clone(),
+            timeline: Timeline::default(),
+            turn: tokio::sync::Mutex::default(),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// The present state.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.lock().clone()
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        *self.lock() = state;
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the sandbox has, if it is ready and its supervisor lives.
+    #[must_use]
+    pub fn live(&self) -> Option<Live> {
+        match &*self.lock() {
+            State::Ready(live) if live.supervisor.is_alive() => Some(live.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether it is listed: a sandbox that is being made has no answer yet and may still be undone.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        !matches!(*self.lock(), State::Making)
+    }
+
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.live().is_some()
+    }
+
+    /// The pod's addresses, the primary one first. They stay known after a stop.
+    #[must_use]
+    pub fn ips(&self) -> Vec<IpAddr> {
+        match &*self.lock() {
+            State::Ready(Live { attachment, .. })
+            | State::Stopping { attachment, .. }
+            | State::Stopped { attachment } => attachment
+                .as_ref()
+                .map(|attachment| attachment.ips.clone())
+                .unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(crate) fn record(&self, phase: Phase) -> Record {
+        let attachment = match &*self.lock() {
+            State::Ready(Live { attachment, .. })
+            | State::Stopping { attachment, .. }
+            | State::Stopped { attachment } => attachment.clone(),
+            State::Making | State::Removing => None,
+        };
+        Record {
+            id: self.id,
+            request: self.request.clone(),
+            runtime_handler: self.config.runtime_handler.clone(),
+            created_at: self.created_at,
+            cgroup: self.cgroup.clone(),
+            phase,
+            attachment,
+        }
+    }
+
+    /// "namespace/name", for messages.
+    #[must_use]
+    pub fn pod(&self) -> String {
+        format!("{}/{}", self.config.name.namespace, self.config.name.name)
+    }
+}

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::ContainerId;
 
 /// The name of a sandbox: unique on the node. A repeated RunPodSandbox of the same name is the same sandbox.
@@ -80,7 +82,7 @@ pub enum Scope {
 }
 
 /// Whose PID namespace a container uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidScope {
     Pod,
     Container,

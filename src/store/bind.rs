@@ -21,7 +21,7 @@ use crate::spec::config::Propagation;
 use crate::sys::{MountAttr, mount_setattr};
 
 /// A path of the host that a container sees: a folder with all that is mounted below it, or a file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindMount {
     /// On the host; links in it are followed.
     pub source: PathBuf,

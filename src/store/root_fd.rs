@@ -77,6 +77,12 @@ impl From<OwnedFd> for RootFd {
     }
 }
 
+impl From<RootFd> for OwnedFd {
+    fn from(root: RootFd) -> Self {
+        root.0
+    }
+}
+
 impl AsFd for RootFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -33,9 +33,9 @@ use std::sync::{Arc, mpsc};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
-    mount_change, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount, mount_change, move_mount, open_tree, unmount,
 };
 use tokio::sync::oneshot;
 
@@ -230,12 +230,14 @@ struct Room {
 impl Room {
     /// Leaves the host's mount namespace for an almost empty one.
     fn enter(method: Option<Method>) -> io::Result<Self> {
-        let proc = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-        use rustix::mount::MountPropagationFlags as Propagation;
-        mount_change("/", Propagation::PRIVATE | Propagation::REC)?;
+        mount_change(
+            "/",
+            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        )?;
         // Recursive, because a nested machine's /proc may have mounts on it that are locked together.
-        let proc = open_tree(CWD, "/proc", proc | OpenTreeFlags::AT_RECURSIVE)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let proc = open_tree(CWD, "/proc", flags | OpenTreeFlags::AT_RECURSIVE)?;
         let root = small_tmpfs()?;
         move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         rustix::process::fchdir(&root)?;

@@ -15,6 +15,7 @@ use carpel_wire::{
 use tokio::sync::oneshot;
 
 use super::socket::Connection;
+use crate::failpoint;
 
 /// The longest wait for a supervisor's reply. It never blocks, so this is only passed when the machine
 /// stands still.
@@ -96,7 +97,8 @@ pub struct Supervisor(Arc<Shared>);
 
 struct Shared {
     connection: Connection,
-    pid: u32,
+    /// Changes once, when the supervisor clones itself to be the pod's.
+    pid: AtomicU32,
     ready: bool,
     next: AtomicU32,
     waiting: Mutex<Waiting>,
@@ -139,7 +141,7 @@ impl Supervisor {
         };
         let shared = Arc::new(Shared {
             connection,
-            pid,
+            pid: AtomicU32::new(pid),
             ready,
             next: AtomicU32::new(1),
             waiting: Mutex::default(),
@@ -149,10 +151,10 @@ impl Supervisor {
         Ok(Self(shared))
     }
 
-    /// Pid of the process that said hello.
+    /// Pid of the supervisor.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.0.pid.load(Ordering::Relaxed)
     }
 
     /// Whether the pod had been set up when this connection was made.
@@ -183,8 +185,12 @@ impl Supervisor {
         body: RequestBody,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        self.send(body, fds).await?.wait(self).await
+    }
+
+    async fn send(&self, body: RequestBody, fds: &[BorrowedFd<'_>]) -> Result<Pending, Error> {
         let seq = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
+        let (sender, reply) = oneshot::channel();
         {
             let mut waiting = self.0.lock();
             if waiting.closed {
@@ -204,14 +210,7 @@ impl Supervisor {
                 _ => Error::Io(error),
             });
         }
-        match tokio::time::timeout(REPLY_TIMEOUT, receiver).await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(Error::Gone),
-            Err(_) => {
-                self.0.lock().replies.remove(&seq);
-                Err(Error::Silent)
-            }
-        }
+        Ok(Pending { seq, reply })
     }
 
     /// Starts a process; its exit will come through the answer.
@@ -221,7 +220,13 @@ impl Supervisor {
     pub async fn start(&self, start: Start, fds: &[BorrowedFd<'_>]) -> Result<Started, Error> {
         let id = start.id;
         let exit = self.expect_exit(id);
-        let reply = self.request(RequestBody::Start(start), fds).await;
+        let reply = match self.send(RequestBody::Start(start), fds).await {
+            Ok(pending) => {
+                failpoint::hit("start:sent");
+                pending.wait(self).await
+            }
+            Err(error) => Err(error),
+        };
         match reply {
             Ok((Reply::Started { pid, started_at }, mut fds)) if fds.len() == 1 => Ok(Started {
                 pid,
@@ -295,6 +300,25 @@ impl Supervisor {
     }
 }
 
+/// A request that has been sent.
+struct Pending {
+    seq: u32,
+    reply: oneshot::Receiver<(Reply, Vec<OwnedFd>)>,
+}
+
+impl Pending {
+    async fn wait(self, supervisor: &Supervisor) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        match tokio::time::timeout(REPLY_TIMEOUT, self.reply).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(Error::Gone),
+            Err(_) => {
+                supervisor.0.lock().replies.remove(&self.seq);
+                Err(Error::Silent)
+            }
+        }
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -305,6 +329,9 @@ impl Shared {
         match event {
             Event::Hello { .. } => {}
             Event::Reply { seq, reply } => {
+                if let Reply::Ready { pid, .. } = reply {
+                    self.pid.store(pid, Ordering::Relaxed);
+                }
                 if let Some(waiter) = waiting.replies.remove(&seq) {
                     let _ = waiter.send((reply, fds));
                 }
@@ -337,12 +364,12 @@ async fn read_events(shared: Arc<Shared>) {
             Ok(Some((length, fds))) => match carpel_wire::decode(&buffer[..length]) {
                 Ok(event) => shared.deliver(event, fds),
                 Err(error) => {
-                    tracing::warn!(supervisor.pid = shared.pid, %error, "message ignored")
+                    tracing::warn!(supervisor.pid = shared.pid.load(Ordering::Relaxed), %error, "message ignored")
                 }
             },
             Ok(None) => break,
             Err(error) => {
-                tracing::debug!(supervisor.pid = shared.pid, %error, "connection lost");
+                tracing::debug!(supervisor.pid = shared.pid.load(Ordering::Relaxed), %error, "connection lost");
                 break;
             }
         }

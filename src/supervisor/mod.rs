@@ -14,5 +14,5 @@ mod client;
 mod socket;
 mod spawn;
 
-pub use client::{Error, Exit, Lost, Started, Supervisor};
+pub use client::{Error, Exit, ExitWait, Lost, Started, Supervisor};
 pub use spawn::Binary;

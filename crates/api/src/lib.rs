@@ -14,3 +14,34 @@ pub mod cri {
 pub mod carpel {
     tonic::include_proto!("carpel.v1");
 }
+
+impl std::fmt::Debug for cri::AuthConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthConfig")
+            .field("server_address", &self.server_address)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cri::{AuthConfig, PullImageRequest};
+
+    #[test]
+    fn a_printed_request_holds_no_secret() {
+        let request = PullImageRequest {
+            auth: Some(AuthConfig {
+                username: "SECRET".into(),
+                password: "SECRET".into(),
+                auth: "SECRET".into(),
+                server_address: "registry".into(),
+                identity_token: "SECRET".into(),
+                registry_token: "SECRET".into(),
+            }),
+            ..PullImageRequest::default()
+        };
+        let printed = format!("{request:?}");
+        assert!(printed.contains("registry"), "{printed}");
+        assert!(!printed.contains("SECRET"), "{printed}");
+    }
+}

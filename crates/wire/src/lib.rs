@@ -13,7 +13,7 @@
 //! The encoding is postcard's. A daemon may meet supervisors of another version after an upgrade:
 //! [`VERSION`] is the first thing that either side sees of the other, in [`Event::Hello`].
 
-#![cfg_attr(not(any(test, feature = "alloc")), no_std)]
+#![cfg_attr(not(test), no_std)]
 
 #[cfg(feature = "alloc")]
 extern crate alloc;

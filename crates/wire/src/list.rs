@@ -1,5 +1,8 @@
 //! Lists of NUL-terminated strings, as `execve(2)` wants its arguments.
 
+#[cfg(feature = "alloc")]
+use alloc::vec::Vec;
+
 use serde::{Deserialize, Serialize};
 
 /// Strings one after the other, each ended by a NUL byte. Each can be handed to the kernel in place.
@@ -38,10 +41,8 @@ impl<'a> NulList<'a> {
 /// # Errors
 /// A string that holds a NUL byte is returned as the error.
 #[cfg(feature = "alloc")]
-pub fn encode_nul_list<S: AsRef<[u8]>>(
-    strings: impl IntoIterator<Item = S>,
-) -> Result<alloc::vec::Vec<u8>, S> {
-    let mut bytes = alloc::vec::Vec::new();
+pub fn encode_nul_list<S: AsRef<[u8]>>(strings: impl IntoIterator<Item = S>) -> Result<Vec<u8>, S> {
+    let mut bytes = Vec::new();
     for string in strings {
         if string.as_ref().contains(&0) {
             return Err(string);

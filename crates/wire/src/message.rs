@@ -56,7 +56,9 @@ pub struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     pub id: ObjectId,
-    /// CLONE_NEW* flags, without CLONE_NEWPID (see `pid_namespace`).
+    /// CLONE_NEW* flags, without CLONE_NEWPID (see `pid_namespace`). CLONE_NEWCGROUP without `cgroup`
+    /// takes effect behind the Plan's last [`crate::Step::JoinTasks`], so that the namespace is rooted in
+    /// the cgroups joined.
     pub clone_flags: u64,
     pub pid_namespace: PidNamespace,
     /// The process whose pidfd [`FdIndex::TARGET`] stands for in the Plan: for an exec its container.
@@ -209,6 +211,12 @@ pub fn encode<'b, T: Serialize>(message: &T, buffer: &'b mut [u8]) -> Result<&'b
     postcard::to_slice(message, buffer)
         .map(|used| &*used)
         .map_err(|_| Malformed)
+}
+
+/// The number of a [`Request`] of which more cannot be read.
+#[must_use]
+pub fn seq_of(bytes: &[u8]) -> Option<u32> {
+    postcard::take_from_bytes(bytes).ok().map(|(seq, _)| seq)
 }
 
 /// Reads a message that fills `bytes` exactly.

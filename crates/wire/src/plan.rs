@@ -7,6 +7,9 @@
 //! Paths are NUL-terminated. After [`Step::PivotRoot`] they are paths of the container: absolute,
 //! resolved with `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)` from a root fd taken then.
 
+#[cfg(feature = "alloc")]
+use alloc::vec::Vec;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Malformed, NulList};
@@ -244,7 +247,7 @@ impl<'a> Iterator for Steps<'a> {
 #[cfg(feature = "alloc")]
 #[derive(Debug, Default, Clone)]
 pub struct PlanWriter {
-    bytes: alloc::vec::Vec<u8>,
+    bytes: Vec<u8>,
     steps: u32,
 }
 

@@ -117,10 +117,16 @@ fn damaged_records_are_kept_apart() {
     std::fs::write(path(&made[0]), bytes).unwrap();
     // A record in another one's place, and an image whose layer is gone.
     std::fs::copy(path(&made[3]), path(&made[1])).unwrap();
-    let layer = ground.store.layer_dirs(&ground.store.resolve("c").unwrap())[0].clone();
+    let layer = ground
+        .store
+        .layer_dirs(&ground.store.resolve("c").unwrap().layers)[0]
+        .clone();
     std::fs::remove_dir_all(layer.parent().unwrap()).unwrap();
     // A layer's own record is made anew: a container may run on the layer.
-    let layer = ground.store.layer_dirs(&ground.store.resolve("d").unwrap())[0].clone();
+    let layer = ground
+        .store
+        .layer_dirs(&ground.store.resolve("d").unwrap().layers)[0]
+        .clone();
     std::fs::write(layer.parent().unwrap().join("record"), "").unwrap();
     ground.reopen();
     assert_eq!(ground.counts(), [3, 1, 0, 4]);
@@ -273,7 +279,7 @@ fn a_killed_import_leaves_an_image_whole_or_not_at_all() {
         );
         if let Some(image) = store.resolve("app:1") {
             whole += 1;
-            for (folder, name) in store.layer_dirs(&image).iter().zip(["a", "b", "c"]) {
+            for (folder, name) in store.layer_dirs(&image.layers).iter().zip(["a", "b", "c"]) {
                 for n in 0..100 {
                     let bytes = std::fs::read(folder.join(name).join(n.to_string())).unwrap();
                     assert_eq!(bytes, [n; 5000]);

@@ -202,7 +202,7 @@ impl Ground {
     }
 
     fn file(&self, image: &Image, path: &str) -> Vec<u8> {
-        let folders = self.store.layer_dirs(image);
+        let folders = self.store.layer_dirs(&image.layers);
         let found = folders
             .iter()
             .rev()

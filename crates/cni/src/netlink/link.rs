@@ -1,0 +1,296 @@
+//! Links: finding, making, changing and removing them.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+use rustix::io::{self, Errno};
+
+use super::{Answer, Batch, Socket, as_text, as_u32, attributes};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+
+const HEADER: usize = 16;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_PROMISCUITY: u16 = 30;
+const IFLA_INFO_KIND: u16 = 1;
+
+/// A hardware address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// A unicast address of the locally administered kind.
+    ///
+    /// An address that is set by hand stays: neither the kernel nor udev replaces it.
+    pub fn random() -> io::Result<Mac> {
+        let mut bytes = [0; 6];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        bytes[0] = bytes[0] & 0xfc | 2;
+        Ok(Mac(bytes))
+    }
+
+    /// Reads `02:00:5e:10:00:01`, also with dashes.
+    pub fn parse(text: &str) -> Option<Mac> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2 && !part.starts_with('+'))?;
+            *byte = u8::from_str_radix(part, 16).ok()?;
+        }
+        parts.next().is_none().then_some(Mac(bytes))
+    }
+}
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// What is known of a link.
+#[derive(Clone, Debug, Default)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub mac: Mac,
+    pub up: bool,
+    /// How often promiscuous mode was asked for.
+    pub promiscuity: u32,
+    /// Index of the bridge it is a port of.
+    pub master: Option<u32>,
+    /// Index of the other end, in the other end's network namespace.
+    pub peer: Option<u32>,
+    /// `veth`, `bridge`, …; empty for hardware.
+    pub kind: String,
+    pub alias: String,
+}
+
+impl Link {
+    fn parse(answer: &Answer) -> Option<Link> {
+        let header = answer.payload.first_chunk::<HEADER>()?;
+        let mut link = Link {
+            index: as_u32(&header[4..]),
+            up: as_u32(&header[8..]) & LinkFlags::Up.bits() != 0,
+            ..Link::default()
+        };
+        for attribute in attributes(&answer.payload, HEADER) {
+            let value = attribute.value();
+            match attribute.kind() {
+                IFLA_ADDRESS => link.mac = Mac(value.try_into().unwrap_or_default()),
+                IFLA_IFNAME => link.name = as_text(value),
+                IFLA_LINK => link.peer = Some(as_u32(value)),
+                IFLA_MASTER => link.master = Some(as_u32(value)),
+                IFLA_IFALIAS => link.alias = as_text(value),
+                IFLA_PROMISCUITY => link.promiscuity = as_u32(value),
+                IFLA_LINKINFO => {
+                    link.kind = attributes(value, 0)
+                        .find(|inner| inner.kind() == IFLA_INFO_KIND)
+                        .map(|inner| as_text(inner.value()))
+                        .unwrap_or_default();
+                }
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message
+}
+
+/// Half of an answer would be numbers that nobody reads here.
+fn without_statistics() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
+fn raised(message: &mut LinkMessage, flags: LinkFlags) {
+    message.header.flags |= flags;
+    message.header.change_mask |= flags;
+}
+
+/// How the host's end of a pair joins its bridge.
+pub struct Port<'a> {
+    pub name: &'a str,
+    pub bridge: u32,
+    pub alias: &'a str,
+    pub hairpin: bool,
+    pub isolated: bool,
+}
+
+/// A pair of links: one end here, the other in the container.
+pub struct Pair<'a> {
+    pub host_name: &'a str,
+    pub host_mac: Mac,
+    pub name: &'a str,
+    pub mac: Mac,
+    /// Of both ends, in bytes.
+    pub mtu: Option<u32>,
+    pub netns: BorrowedFd<'a>,
+}
+
+impl Batch {
+    /// Makes a pair of links, both down.
+    pub fn add_pair(&mut self, pair: &Pair<'_>) {
+        let mtu = pair.mtu.map(LinkAttribute::Mtu);
+        let mut peer = named(pair.name);
+        peer.attributes
+            .push(LinkAttribute::Address(pair.mac.0.to_vec()));
+        peer.attributes
+            .push(LinkAttribute::NetNsFd(pair.netns.as_raw_fd()));
+        peer.attributes.extend(mtu.clone());
+        let mut host = named(pair.host_name);
+        host.attributes
+            .push(LinkAttribute::Address(pair.host_mac.0.to_vec()));
+        host.attributes.extend(mtu);
+        host.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        self.emit(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &host);
+    }
+
+    /// Makes a link a port of a bridge and raises it.
+    pub fn join_bridge(&mut self, port: &Port<'_>) {
+        let mut message = named(port.name);
+        message
+            .attributes
+            .push(LinkAttribute::IfAlias(port.alias.into()));
+        message
+            .attributes
+            .push(LinkAttribute::Controller(port.bridge));
+        raised(&mut message, LinkFlags::Up);
+        self.emit(RTM_SETLINK, 0, &message);
+        if port.hairpin || port.isolated {
+            // Only a link that is a port already takes a port's settings.
+            let mut message = named(port.name);
+            message.attributes.push(LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                    InfoBridgePort::HairpinMode(port.hairpin),
+                    InfoBridgePort::Isolated(port.isolated),
+                ])),
+            ]));
+            self.emit(RTM_NEWLINK, 0, &message);
+        }
+    }
+}
+
+impl Socket {
+    /// Finds a link by its name.
+    pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let mut message = named(name);
+        message.attributes.push(without_statistics());
+        match self.request(RTM_GETLINK, 0, &message) {
+            Ok(answers) => Ok(answers.iter().find_map(Link::parse)),
+            Err(Errno::NODEV) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// All links.
+    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(without_statistics());
+        Ok(self
+            .dump(RTM_GETLINK, &message)?
+            .iter()
+            .filter_map(Link::parse)
+            .collect())
+    }
+
+    /// Makes a bridge; one that is there already is fine.
+    pub fn add_bridge(&mut self, name: &str, mac: Mac, mtu: Option<u32>) -> io::Result<()> {
+        let mut message = named(name);
+        message
+            .attributes
+            .push(LinkAttribute::Address(mac.0.to_vec()));
+        message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
+                InfoKind::Bridge,
+            )]));
+        match self.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message) {
+            Ok(_) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Raises a link, and makes it promiscuous if asked to.
+    pub fn raise(&mut self, index: u32, promiscuous: bool) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        raised(&mut message, LinkFlags::Up);
+        if promiscuous {
+            raised(&mut message, LinkFlags::Promisc);
+        }
+        self.request(RTM_SETLINK, 0, &message).map(drop)
+    }
+
+    /// Sets a link's hardware address. Setting the one it has makes the kernel announce the link's
+    /// IP addresses to the neighbours, where its sysctls allow.
+    pub fn set_mac(&mut self, index: u32, mac: Mac) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message
+            .attributes
+            .push(LinkAttribute::Address(mac.0.to_vec()));
+        self.request(RTM_SETLINK, 0, &message).map(drop)
+    }
+
+    /// Lowers a link.
+    pub fn lower(&mut self, index: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.change_mask = LinkFlags::Up;
+        self.request(RTM_SETLINK, 0, &message).map(drop)
+    }
+
+    /// Removes a link; false if there was none.
+    pub fn delete_link(&mut self, name: &str) -> io::Result<bool> {
+        match self.request(RTM_DELLINK, 0, &named(name)) {
+            Ok(_) => Ok(true),
+            Err(Errno::NODEV) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_addresses_read_and_write() {
+        let mac = Mac::parse("02:0a:FF:10:00:01").unwrap();
+        assert_eq!(mac.to_string(), "02:0a:ff:10:00:01");
+        for text in [
+            "",
+            "02:0a",
+            "02:0a:ff:10:00:01:02",
+            "2:a:ff:10:0:1",
+            "+2:00:00:00:00:00",
+        ] {
+            assert_eq!(Mac::parse(text), None, "{text}");
+        }
+        assert_eq!(Mac::random().unwrap().0[0] & 3, 2);
+    }
+}

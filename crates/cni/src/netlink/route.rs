@@ -1,0 +1,111 @@
+//! Routes.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_route::{
+    AddressFamily,
+    route::{
+        RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        RouteType,
+    },
+};
+use rustix::io;
+
+use super::{
+    Answer, Batch, Socket,
+    addr::{family, ip},
+    attributes,
+};
+use crate::{ipnet::IpNet, result::Route};
+
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+
+const HEADER: usize = 12;
+const RTA_DST: u16 = 1;
+const RTA_GATEWAY: u16 = 5;
+
+/// A route that the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub dst: IpNet,
+    pub gateway: Option<IpAddr>,
+}
+
+impl Found {
+    fn parse(answer: &Answer) -> Option<Found> {
+        let header = answer.payload.first_chunk::<HEADER>()?;
+        let unspecified = match header[0] {
+            2 => IpAddr::V4([0; 4].into()),
+            10 => IpAddr::V6([0; 16].into()),
+            _ => return None,
+        };
+        let (mut dst, mut gateway) = (unspecified, None);
+        for attribute in attributes(&answer.payload, HEADER) {
+            match attribute.kind() {
+                RTA_DST => dst = ip(attribute.value())?,
+                RTA_GATEWAY => gateway = ip(attribute.value()),
+                _ => {}
+            }
+        }
+        Some(Found {
+            dst: IpNet::new(dst, header[1])?,
+            gateway,
+        })
+    }
+}
+
+impl Batch {
+    /// Adds a route out of the link `index`, through `gateway` if there is one.
+    pub fn add_route(&mut self, index: u32, route: &Route, gateway: Option<IpAddr>) {
+        let dst = route.dst.network();
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family(dst.addr()),
+            destination_prefix_length: dst.prefix(),
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Boot,
+            kind: RouteType::Unicast,
+            scope: match (route.scope, gateway) {
+                (Some(scope), _) => scope.into(),
+                // The kernel takes a route without a gateway only for what is on the link.
+                (None, None) if dst.addr().is_ipv4() => RouteScope::Link,
+                (None, _) => RouteScope::Universe,
+            },
+            ..RouteHeader::default()
+        };
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Destination(dst.addr().into()));
+        attributes.push(RouteAttribute::Oif(index));
+        attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+        if route.priority != 0 {
+            attributes.push(RouteAttribute::Priority(route.priority));
+        }
+        attributes.extend(route.table.map(RouteAttribute::Table));
+        let metrics: Vec<_> = [
+            (route.mtu != 0).then_some(RouteMetric::Mtu(route.mtu)),
+            (route.advmss != 0).then_some(RouteMetric::Advmss(route.advmss)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !metrics.is_empty() {
+            attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        self.emit(RTM_NEWROUTE, NLM_F_CREATE, &message);
+    }
+}
+
+impl Socket {
+    /// All routes of a family, of every table.
+    pub fn routes(&mut self, of: AddressFamily) -> io::Result<Vec<Found>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = of;
+        Ok(self
+            .dump(RTM_GETROUTE, &message)?
+            .iter()
+            .filter_map(Found::parse)
+            .collect())
+    }
+}

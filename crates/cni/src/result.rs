@@ -1,0 +1,226 @@
+//! The result of an ADD: one model for all versions, written in the form of the version asked for.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    error::{Code, Doing, Error},
+    ipnet::{self, IpNet},
+    version::Version,
+};
+
+/// An interface that a plugin made or used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mac: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The namespace it is in; empty for the host.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sandbox: String,
+    #[serde(
+        default,
+        rename = "socketPath",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub socket_path: String,
+    #[serde(default, rename = "pciID", skip_serializing_if = "String::is_empty")]
+    pub pci_id: String,
+}
+
+/// An address given to an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpConfig {
+    /// Index into the result's interfaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<usize>,
+    pub address: IpNet,
+    #[serde(
+        default,
+        with = "ipnet::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub gateway: Option<IpAddr>,
+}
+
+/// A route that the container gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub dst: IpNet,
+    #[serde(
+        default,
+        with = "ipnet::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub gw: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mtu: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub advmss: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Settings for the container's resolver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_empty"
+    )]
+    pub nameservers: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_empty"
+    )]
+    pub search: Vec<String>,
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_empty"
+    )]
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    pub fn is_empty(&self) -> bool {
+        *self == Dns::default()
+    }
+}
+
+/// Go writes an empty list as `null`.
+pub fn null_is_empty<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(Option::<Vec<T>>::deserialize(from)?.unwrap_or_default())
+}
+
+/// What an ADD gives back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AddResult {
+    #[serde(deserialize_with = "null_is_empty")]
+    pub interfaces: Vec<Interface>,
+    #[serde(deserialize_with = "null_is_empty")]
+    pub ips: Vec<IpConfig>,
+    #[serde(deserialize_with = "null_is_empty")]
+    pub routes: Vec<Route>,
+    pub dns: Dns,
+}
+
+impl AddResult {
+    /// Reads a result of any version spoken here.
+    pub fn from_json(value: Value) -> Result<AddResult, Error> {
+        let version = value.get("cniVersion").and_then(Value::as_str);
+        Version::parse(version)?;
+        serde_json::from_value(value).doing(Code::Decode, || "result".into())
+    }
+
+    /// Writes the result as `version` has it.
+    pub fn to_json(&self, version: Version) -> Value {
+        let mut ips = json!(self.ips);
+        if version.names_families() {
+            for (shown, ip) in ips.as_array_mut().into_iter().flatten().zip(&self.ips) {
+                shown["version"] = json!(if ip.address.addr().is_ipv4() {
+                    "4"
+                } else {
+                    "6"
+                });
+            }
+        }
+        let mut out = json!({ "cniVersion": version.as_str() });
+        for (key, list, empty) in [
+            (
+                "interfaces",
+                json!(self.interfaces),
+                self.interfaces.is_empty(),
+            ),
+            ("ips", ips, self.ips.is_empty()),
+            ("routes", json!(self.routes), self.routes.is_empty()),
+            // Before 1.0 the key was always there.
+            (
+                "dns",
+                json!(self.dns),
+                self.dns.is_empty() && !version.names_families(),
+            ),
+        ] {
+            if !empty {
+                out[key] = list;
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> AddResult {
+        AddResult {
+            interfaces: vec![Interface {
+                name: "eth0".into(),
+                ..Interface::default()
+            }],
+            ips: vec![
+                IpConfig {
+                    interface: Some(0),
+                    address: "10.0.0.2/24".parse().unwrap(),
+                    gateway: ipnet::parse_ip("10.0.0.1"),
+                },
+                IpConfig {
+                    interface: None,
+                    address: "fd00::2/64".parse().unwrap(),
+                    gateway: None,
+                },
+            ],
+            routes: vec![],
+            dns: Dns::default(),
+        }
+    }
+
+    #[test]
+    fn every_version_reads_back() {
+        for version in Version::ALL {
+            let value = sample().to_json(version);
+            assert_eq!(value["cniVersion"], version.as_str());
+            assert_eq!(AddResult::from_json(value).unwrap(), sample());
+        }
+    }
+
+    #[test]
+    fn families_are_named_before_1_0_only() {
+        let old = sample().to_json(Version::V0_4_0);
+        assert_eq!(old["ips"][0]["version"], "4");
+        assert_eq!(old["ips"][1]["version"], "6");
+        assert_eq!(old["dns"], json!({}));
+        let new = sample().to_json(Version::V1_0_0);
+        assert_eq!(new["ips"][0].get("version"), None);
+        assert_eq!(new.get("dns"), None);
+        assert_eq!(new.get("routes"), None);
+    }
+
+    #[test]
+    fn null_lists_are_empty() {
+        let value =
+            json!({"cniVersion": "1.0.0", "ips": null, "routes": null, "dns": {"search": null}});
+        assert_eq!(AddResult::from_json(value).unwrap(), AddResult::default());
+    }
+}

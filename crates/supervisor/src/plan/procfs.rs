@@ -1,0 +1,66 @@
+//! Writes to /proc, through a procfs that nothing else can reach.
+
+use core::ffi::CStr;
+
+use crate::number::Decimal;
+use crate::sys::{self, BorrowedFd, Errno, Fd, FsContext, Resolve, Result, errno};
+
+use super::Process;
+
+/// A procfs of the present namespaces, mounted nowhere.
+///
+/// # Errors
+/// As `fsopen(2)` and what follows it; EPERM in a user namespace that sees no whole procfs.
+pub fn open_procfs() -> Result<Fd> {
+    let attrs = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
+    let mount = FsContext::open(c"proc")?.mount(attrs)?;
+    if sys::file_system(mount.borrow())? == sys::PROCFS_MAGIC {
+        Ok(mount)
+    } else {
+        Err(Errno(errno::EXDEV))
+    }
+}
+
+impl Process<'_, '_> {
+    fn procfs(&mut self) -> Result<BorrowedFd<'_>> {
+        let procfs = match self.resources.procfs.take() {
+            Some(procfs) => procfs,
+            None => open_procfs()?,
+        };
+        Ok(self.resources.procfs.insert(procfs).borrow())
+    }
+
+    fn write_proc(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
+        let file = sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)?;
+        sys::write_whole(file.borrow(), value)
+    }
+
+    pub(super) fn write_sysctl(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
+        let flags = sys::O_PATH | sys::O_DIRECTORY;
+        let sysctls = sys::open_in(self.procfs()?, c"sys", flags, Resolve::PROCFS)?;
+        let file = sys::open_in(sysctls.borrow(), path, sys::O_WRONLY, Resolve::BENEATH)?;
+        sys::write_whole(file.borrow(), value)
+    }
+
+    /// Without CAP_SYS_RESOURCE the kernel refuses to go below the present value, which then stays.
+    pub(super) fn write_oom_score_adj(&mut self, value: i32) -> Result<()> {
+        let text = Decimal::new(i64::from(value));
+        match self.write_proc(c"self/oom_score_adj", text.bytes()) {
+            Err(Errno(errno::EACCES | errno::EPERM)) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(super) fn write_apparmor_profile(&mut self, profile: &[u8]) -> Result<()> {
+        const COMMAND: &[u8] = b"exec ";
+        let mut text = [0; 1024];
+        let length = COMMAND.len() + profile.len();
+        let Some(place) = text.get_mut(..length) else {
+            return Err(Errno(errno::ENAMETOOLONG));
+        };
+        let (command, name) = place.split_at_mut(COMMAND.len());
+        command.copy_from_slice(COMMAND);
+        name.copy_from_slice(profile);
+        self.write_proc(c"self/attr/apparmor/exec", place)
+    }
+}

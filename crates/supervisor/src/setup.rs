@@ -1,0 +1,192 @@
+//! Becoming a pod's supervisor.
+//!
+//! The process that the daemon spawned clones itself into the pod's namespaces and ends; its clone,
+//! a child of the daemon like it, carries out the Plan and goes on with the same socket.
+
+use carpel_wire::{Call, MAX_PLAN, Reply, Setup};
+
+use crate::outbox::Item;
+use crate::plan::{self, Failure, Purpose, Resources};
+use crate::serve::Supervisor;
+use crate::sys::{self, Child, Cloned, Errno, Fd, FdList, FsContext, Mapping, Result, errno};
+
+/// What a supervisor has once it is set up.
+pub struct Pod {
+    /// Where exits are written down.
+    pub exits: Fd,
+    /// The supervisor's own.
+    pub pidfd: Fd,
+    /// A procfs of the supervisor's PID namespace; a child takes it along.
+    pub procfs: Option<Fd>,
+    /// Process 1 of the shared PID namespace.
+    pub reaper: Option<Reaper>,
+}
+
+pub struct Reaper {
+    pub pid: u32,
+    pub pidfd: Fd,
+}
+
+impl Pod {
+    #[must_use]
+    pub fn reaper_pid(&self) -> Option<u32> {
+        self.reaper.as_ref().map(|reaper| reaper.pid)
+    }
+
+    /// Kills the reaper, and with it all that is left in its PID namespace. Waits a second at most.
+    pub fn end_reaper(&mut self) {
+        if let Some(reaper) = self.reaper.take() {
+            let _ = sys::signal_process(reaper.pidfd.borrow(), sys::SIGKILL);
+            sys::wait_readable(reaper.pidfd.borrow(), 1000);
+            while sys::wait(Child::Any, true).is_some() {}
+        }
+    }
+}
+
+fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
+    move |error| Reply::CallFailed {
+        call,
+        errno: error.number(),
+    }
+}
+
+impl Supervisor {
+    /// Does not return where the process is not the pod's supervisor afterwards.
+    pub(crate) fn set_up(
+        &mut self,
+        seq: u32,
+        setup: &Setup,
+        mut fds: FdList,
+    ) -> core::result::Result<(), Reply> {
+        if self.pod.is_some() {
+            self.tell(Item::Ready { seq });
+            return Ok(());
+        }
+        let known = setup.clone_flags & !sys::CLONE_NAMESPACES == 0;
+        let own_mounts = setup.clone_flags & sys::CLONE_NEWNS != 0;
+        let cgroup = match setup.cgroup {
+            Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
+            None => None,
+        };
+        if !known || !own_mounts || fds.get(setup.plan).is_none() || fds.get(setup.exits).is_none()
+        {
+            return Err(Reply::Malformed);
+        }
+        let (flags, unshare_cgroup) = cgroup_namespace(setup.clone_flags, cgroup.is_some());
+        let cloned = sys::clone(flags | sys::CLONE_PARENT, cgroup);
+        match cloned.map_err(call_failed(Call::Clone))? {
+            Cloned::Parent { .. } => sys::exit(0),
+            Cloned::Child => {}
+        }
+        match self.become_pod(setup, &mut fds, unshare_cgroup) {
+            Ok(()) => self.tell(Item::Ready { seq }),
+            Err(reply) => {
+                self.reply(seq, reply);
+                sys::exit(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn become_pod(
+        &mut self,
+        setup: &Setup,
+        fds: &mut FdList,
+        unshare_cgroup: bool,
+    ) -> core::result::Result<(), Reply> {
+        self.renew().map_err(call_failed(Call::Epoll))?;
+        sys::adopt_orphans().map_err(call_failed(Call::Clone))?;
+        let memfd = fds.take(setup.plan).ok_or(Reply::Malformed)?;
+        let exits = fds.take(setup.exits).ok_or(Reply::Malformed)?;
+        let steps = Mapping::new(memfd.borrow(), MAX_PLAN).map_err(call_failed(Call::MapPlan))?;
+        let resources = Resources {
+            fds,
+            target: None,
+            procfs: None,
+            unshare_cgroup,
+        };
+        plan::carry_out(steps.bytes(), Purpose::Setup, resources).map_err(step_failed)?;
+        let pidfd = sys::open_pidfd(sys::own_pid()).map_err(call_failed(Call::Clone))?;
+        let reaper = if setup.shared_pid_namespace {
+            Some(Reaper::spawn(&pidfd).map_err(call_failed(Call::Clone))?)
+        } else {
+            None
+        };
+        let procfs = plan::open_procfs().ok();
+        self.pod = Some(Pod {
+            exits,
+            pidfd,
+            procfs,
+            reaper,
+        });
+        Ok(())
+    }
+
+    /// An unknown child has ended. If it was the reaper, the shared PID namespace is gone.
+    pub(crate) fn reaper_ended(&mut self, pid: u32) {
+        if let Some(pod) = &mut self.pod
+            && pod.reaper_pid() == Some(pid)
+        {
+            pod.reaper = None;
+        }
+    }
+}
+
+pub(crate) fn step_failed(failure: Failure) -> Reply {
+    Reply::StepFailed {
+        step: failure.step,
+        errno: failure.errno.number(),
+    }
+}
+
+/// A cgroup namespace is rooted where its maker is at that moment: right at the clone into a cgroup,
+/// too early where the Plan joins cgroups. The flags for the clone, and whether to unshare it later.
+pub(crate) fn cgroup_namespace(flags: u64, into_cgroup: bool) -> (u64, bool) {
+    if into_cgroup {
+        (flags, false)
+    } else {
+        (
+            flags & !sys::CLONE_NEWCGROUP,
+            flags & sys::CLONE_NEWCGROUP != 0,
+        )
+    }
+}
+
+impl Reaper {
+    /// Clones process 1 of a new PID namespace and waits until it has shut itself in.
+    fn spawn(supervisor: &Fd) -> Result<Self> {
+        let (shut_in, report) = sys::pipe()?;
+        let flags = sys::CLONE_NEWPID | sys::CLONE_NEWNS;
+        let Cloned::Parent { pid, pidfd } = sys::clone(flags, None)? else {
+            let failed = live_as_reaper(supervisor, &report);
+            sys::exit(failed.map_or(1, |()| 0));
+        };
+        drop(report);
+        match sys::read(shut_in.borrow(), &mut [0]) {
+            Ok(1) => Ok(Self { pid, pidfd }),
+            _ => Err(Errno(errno::ECHILD)),
+        }
+    }
+}
+
+/// Process 1 of the shared PID namespace: it has no files, no capabilities and an empty root, so that
+/// a container that may look into it sees nothing. The kernel reaps for it and kills it with the
+/// supervisor.
+fn live_as_reaper(supervisor: &Fd, report: &Fd) -> Result<()> {
+    sys::ignore_children();
+    let empty = FsContext::open(c"tmpfs")?;
+    empty.set(c"nr_inodes", c"1")?;
+    let empty =
+        empty.mount(sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC)?;
+    sys::attach(empty.borrow(), sys::open_root()?.borrow())?;
+    sys::change_directory(empty.borrow())?;
+    sys::pivot_to_working_directory()?;
+    sys::set_capabilities(0, 0, 0)?;
+    sys::die_with_parent()?;
+    if sys::wait_readable(supervisor.borrow(), 0) {
+        return Err(Errno(errno::ESRCH));
+    }
+    sys::write_whole(report.borrow(), b"1")?;
+    sys::close_all_but(&mut []);
+    sys::sleep_forever()
+}

@@ -1,0 +1,271 @@
+//! One pod's life, and many of them.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
+use carpel_api::cri::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest,
+    RunPodSandboxRequest, SecurityProfile, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, security_profile::ProfileType,
+};
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::memory::{self, Weight};
+
+/// Every sample of each step, in the order in which they were taken.
+#[derive(Default)]
+pub struct Samples(pub BTreeMap<&'static str, Vec<Duration>>);
+
+/// A runtime to measure.
+pub struct Peer {
+    pub name: String,
+    client: RuntimeServiceClient<Channel>,
+    image: String,
+    handler: String,
+    processes: Vec<String>,
+    serial: Arc<AtomicU32>,
+}
+
+/// A pod that runs.
+struct Pod {
+    sandbox: String,
+    container: String,
+}
+
+impl Peer {
+    pub async fn connect(
+        name: &str,
+        endpoint: &str,
+        image: &str,
+        handler: &str,
+        processes: Vec<String>,
+    ) -> Result<Self> {
+        let path = endpoint
+            .strip_prefix("unix://")
+            .context("an endpoint begins with unix://")?
+            .to_owned();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move {
+                tokio::net::UnixStream::connect(path)
+                    .await
+                    .map(TokioIo::new)
+            }
+        });
+        // The address is a placeholder: the connector knows the socket.
+        let channel = Endpoint::from_static("http://[::1]")
+            .connect_with_connector(connector)
+            .await?;
+        Ok(Self {
+            name: name.to_owned(),
+            client: RuntimeServiceClient::new(channel),
+            image: image.to_owned(),
+            handler: handler.to_owned(),
+            processes,
+            serial: Arc::new(AtomicU32::new(std::process::id() << 12)),
+        })
+    }
+
+    /// Takes `count` pods through their lives, `parallel` at a time. Returns how long that took.
+    pub async fn series(
+        &self,
+        count: u32,
+        parallel: u32,
+        samples: &mut Samples,
+    ) -> Result<Duration> {
+        let start = Instant::now();
+        let left = Arc::new(AtomicU32::new(count));
+        let mut workers = tokio::task::JoinSet::new();
+        for _ in 0..parallel {
+            let (peer, left) = (self.clone(), Arc::clone(&left));
+            workers.spawn(async move {
+                let mut samples = Samples::default();
+                while left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                    .is_ok()
+                {
+                    let pod = peer.start(&mut samples).await?;
+                    peer.exec(&pod, &mut samples).await?;
+                    peer.end(&pod, &mut samples).await?;
+                }
+                anyhow::Ok(samples)
+            });
+        }
+        while let Some(done) = workers.join_next().await {
+            for (step, mut times) in done??.0 {
+                samples.0.entry(step).or_default().append(&mut times);
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Holds `count` idle pods and weighs what the runtime takes for them.
+    pub async fn hold(&self, count: u32) -> Result<Weight> {
+        let before = memory::read(&self.processes)?;
+        let mut unused = Samples::default();
+        let mut pods = Vec::new();
+        for _ in 0..count {
+            pods.push(self.start(&mut unused).await?);
+        }
+        // Allocators and page caches settle.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let held = memory::read(&self.processes);
+        for pod in &pods {
+            self.end(pod, &mut unused).await?;
+        }
+        Ok(held?.since(&before, count))
+    }
+
+    async fn start(&self, samples: &mut Samples) -> Result<Pod> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let begin = Instant::now();
+        let config = sandbox_config(serial);
+        let run = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: self.handler.clone(),
+        };
+        let mut client = self.client.clone();
+        let answer = timed(samples, "RunPodSandbox", client.run_pod_sandbox(run)).await?;
+        let sandbox = answer.into_inner().pod_sandbox_id;
+        let create = CreateContainerRequest {
+            pod_sandbox_id: sandbox.clone(),
+            config: Some(container_config(&self.image)),
+            sandbox_config: Some(config),
+        };
+        let answer = timed(samples, "CreateContainer", client.create_container(create)).await?;
+        let container = answer.into_inner().container_id;
+        let start = StartContainerRequest {
+            container_id: container.clone(),
+        };
+        timed(samples, "StartContainer", client.start_container(start)).await?;
+        samples.note("pod ready", begin.elapsed());
+        Ok(Pod { sandbox, container })
+    }
+
+    async fn exec(&self, pod: &Pod, samples: &mut Samples) -> Result<()> {
+        let exec = ExecSyncRequest {
+            container_id: pod.container.clone(),
+            cmd: vec!["/bin/busybox".into(), "true".into()],
+            timeout: 30,
+        };
+        let mut client = self.client.clone();
+        let answer = timed(samples, "ExecSync", client.exec_sync(exec))
+            .await?
+            .into_inner();
+        anyhow::ensure!(
+            answer.exit_code == 0,
+            "ExecSync: exit code {}",
+            answer.exit_code
+        );
+        Ok(())
+    }
+
+    async fn end(&self, pod: &Pod, samples: &mut Samples) -> Result<()> {
+        let mut client = self.client.clone();
+        let begin = Instant::now();
+        let stop = StopContainerRequest {
+            container_id: pod.container.clone(),
+            timeout: 0,
+        };
+        timed(samples, "StopContainer", client.stop_container(stop)).await?;
+        let stop = StopPodSandboxRequest {
+            pod_sandbox_id: pod.sandbox.clone(),
+        };
+        timed(samples, "StopPodSandbox", client.stop_pod_sandbox(stop)).await?;
+        let remove = RemovePodSandboxRequest {
+            pod_sandbox_id: pod.sandbox.clone(),
+        };
+        timed(
+            samples,
+            "RemovePodSandbox",
+            client.remove_pod_sandbox(remove),
+        )
+        .await?;
+        samples.note("stop and remove", begin.elapsed());
+        Ok(())
+    }
+}
+
+impl Clone for Peer {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            client: self.client.clone(),
+            image: self.image.clone(),
+            handler: self.handler.clone(),
+            processes: self.processes.clone(),
+            serial: Arc::clone(&self.serial),
+        }
+    }
+}
+
+impl Samples {
+    fn note(&mut self, step: &'static str, time: Duration) {
+        self.0.entry(step).or_default().push(time);
+    }
+}
+
+async fn timed<T>(
+    samples: &mut Samples,
+    step: &'static str,
+    call: impl Future<Output = Result<T, tonic::Status>>,
+) -> Result<T> {
+    let begin = Instant::now();
+    let answer = call
+        .await
+        .map_err(|status| anyhow::anyhow!("{step}: {}: {}", status.code(), status.message()))?;
+    samples.note(step, begin.elapsed());
+    Ok(answer)
+}
+
+fn sandbox_config(serial: u32) -> PodSandboxConfig {
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: format!("bench-{serial}"),
+            uid: format!("bench-uid-{serial}"),
+            namespace: "bench".to_owned(),
+            attempt: 0,
+        }),
+        hostname: format!("bench-{serial}"),
+        linux: Some(LinuxPodSandboxConfig::default()),
+        ..PodSandboxConfig::default()
+    }
+}
+
+fn container_config(image: &str) -> ContainerConfig {
+    let runtime_default = SecurityProfile {
+        profile_type: ProfileType::RuntimeDefault.into(),
+        ..SecurityProfile::default()
+    };
+    ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: "main".to_owned(),
+            attempt: 0,
+        }),
+        image: Some(ImageSpec {
+            image: image.to_owned(),
+            ..ImageSpec::default()
+        }),
+        command: vec!["/bin/busybox".into(), "sleep".into(), "100000".into()],
+        linux: Some(LinuxContainerConfig {
+            resources: Some(LinuxContainerResources {
+                cpu_shares: 102,
+                memory_limit_in_bytes: 64 << 20,
+                ..LinuxContainerResources::default()
+            }),
+            security_context: Some(LinuxContainerSecurityContext {
+                seccomp: Some(runtime_default),
+                ..LinuxContainerSecurityContext::default()
+            }),
+        }),
+        ..ContainerConfig::default()
+    }
+}

@@ -1,0 +1,71 @@
+//! The gRPC client: one lazy connection to a unix socket, made anew when the daemon was restarted.
+
+use std::path::Path;
+
+use carpel_api::carpel::images_client::ImagesClient;
+use carpel_api::carpel::import_response::Step;
+use carpel_api::carpel::{ImportRequest, ImportedImage};
+use carpel_api::cri::image_service_client::ImageServiceClient;
+use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::Status;
+use tonic::transport::Channel;
+
+/// The longest answer that is taken, in bytes: two ExecSync streams of 16 MiB and some room.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// A CRI endpoint: any runtime's.
+#[derive(Debug, Clone)]
+pub struct Cri {
+    channel: Channel,
+}
+
+impl Cri {
+    /// A client of the socket at `path`. Connects with the first call. Must be called in a runtime.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        let path = path.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let channel = tonic::transport::Endpoint::from_static("http://localhost")
+            .connect_with_connector_lazy(connector);
+        Self { channel }
+    }
+
+    #[must_use]
+    pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    #[must_use]
+    pub fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Imports an archive through carpel's own service.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn import(&self, archive: Vec<u8>) -> Result<Vec<ImportedImage>, Status> {
+        let chunks: Vec<_> = archive
+            .chunks(256 << 10)
+            .map(|chunk| ImportRequest {
+                chunk: chunk.to_vec(),
+            })
+            .collect();
+        let mut steps = ImagesClient::new(self.channel.clone())
+            .import(tokio_stream::iter(chunks))
+            .await?
+            .into_inner();
+        let mut images = Vec::new();
+        while let Some(response) = steps.message().await? {
+            if let Some(Step::Image(image)) = response.step {
+                images.push(image);
+            }
+        }
+        Ok(images)
+    }
+}

@@ -1,0 +1,266 @@
+//! The host as a test sees it: a network namespace of its own, processes, mounts, cgroups.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A network namespace that stands for the host's: the daemon runs in it, so that bridges, addresses
+/// and rules of one test are out of every other's way. It goes when its last process and this are gone.
+#[derive(Debug)]
+pub struct HostNet(File);
+
+impl HostNet {
+    /// Makes the namespace, with `lo` up.
+    ///
+    /// # Panics
+    /// Without the rights to: the tests need root.
+    #[must_use]
+    pub fn new() -> Self {
+        let namespace = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("the integration tests need root");
+            File::open("/proc/thread-self/ns/net").expect("the new namespace")
+        })
+        .join()
+        .expect("thread");
+        let net = Self(namespace);
+        net.command(&["ip", "link", "set", "lo", "up"]);
+        net
+    }
+
+    /// Runs `f` on a thread in this namespace; what it spawns is in it, too.
+    ///
+    /// # Panics
+    /// As `f` does.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        let outcome = std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&self.0, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+                    f()
+                })
+                .join()
+        });
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Runs a command in this namespace and returns its output.
+    ///
+    /// # Panics
+    /// If it does not succeed.
+    #[must_use = "the output, or ignore it with `let _`"]
+    pub fn output(&self, command: &[&str]) -> String {
+        let output = self
+            .run(|| Command::new(command[0]).args(&command[1..]).output())
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        assert!(
+            output.status.success(),
+            "{command:?}: {} {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs a command in this namespace.
+    ///
+    /// # Panics
+    /// If it does not succeed.
+    pub fn command(&self, command: &[&str]) {
+        let _ = self.output(command);
+    }
+
+    /// Inode number of the namespace: what `readlink /proc/PID/ns/net` shows.
+    ///
+    /// # Panics
+    /// Never: the file is open.
+    #[must_use]
+    pub fn inode(&self) -> u64 {
+        self.0.metadata().expect("open file").ino()
+    }
+}
+
+impl Default for HostNet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Fetches `http://ip:port/path` and returns the body. Tries for a while: a server just started may
+/// not listen yet.
+///
+/// # Errors
+/// The last try's.
+pub fn http_get(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match http_get_once(ip, port, path) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            outcome => return outcome,
+        }
+    }
+}
+
+fn http_get_once(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
+    let timeout = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {ip}\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| io::Error::other(format!("no HTTP answer: {answer:?}")))?;
+    let status = head.lines().next().unwrap_or_default();
+    if !status.contains(" 200 ") {
+        return Err(io::Error::other(status.to_owned()));
+    }
+    Ok(body.to_owned())
+}
+
+/// The root folders of all cgroup hierarchies, v1 and v2.
+///
+/// # Panics
+/// Without a procfs.
+#[must_use]
+pub fn cgroup_mounts() -> Vec<PathBuf> {
+    mountinfo("self")
+        .lines()
+        .filter_map(|line| {
+            let (mount, file_system) = line.split_once(" - ")?;
+            file_system
+                .starts_with("cgroup")
+                .then(|| PathBuf::from(mount.split(' ').nth(4).expect("a mount point")))
+        })
+        .collect()
+}
+
+/// The folders of `cgroup` ("/a/b") in the hierarchies that have it.
+#[must_use]
+pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {
+    cgroup_mounts()
+        .into_iter()
+        .map(|mount| mount.join(cgroup.trim_start_matches('/')))
+        .filter(|dir| dir.is_dir())
+        .collect()
+}
+
+/// All folders at and below `dir`, deepest first.
+#[must_use]
+pub fn tree(dir: &Path) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    if let Ok(entries) = std::fs::read_dir(dir) {
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                dirs.extend(tree(&entry.path()));
+            }
+        }
+    }
+    dirs.push(dir.to_owned());
+    dirs
+}
+
+/// Pids in `cgroup` and below it, in any hierarchy.
+#[must_use]
+pub fn cgroup_pids(cgroup: &str) -> Vec<i32> {
+    let mut pids: Vec<i32> = cgroup_dirs(cgroup)
+        .iter()
+        .flat_map(|dir| tree(dir))
+        .filter_map(|dir| std::fs::read_to_string(dir.join("cgroup.procs")).ok())
+        .flat_map(|text| {
+            text.lines()
+                .filter_map(|line| line.parse().ok())
+                .collect::<Vec<i32>>()
+        })
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// `/proc/PID/mountinfo`; empty for a process that has gone.
+#[must_use]
+pub fn mountinfo(pid: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default()
+}
+
+/// Mount points at and below `dir` in the tests' mount namespace.
+#[must_use]
+pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    mountinfo("self")
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .filter(|mount| mount.starts_with(dir))
+        .collect()
+}
+
+/// A field of `/proc/PID/status`, such as "CapEff"; `None` if the process has gone.
+#[must_use]
+pub fn proc_status(pid: i32, field: &str) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .ok()?
+        .lines()
+        .find_map(|line| {
+            Some(
+                line.strip_prefix(field)?
+                    .strip_prefix(':')?
+                    .trim()
+                    .to_owned(),
+            )
+        })
+}
+
+/// The pids of all processes.
+#[must_use]
+pub fn all_pids() -> Vec<i32> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// Children of `pid`, zombies too.
+#[must_use]
+pub fn children(pid: i32) -> Vec<i32> {
+    all_pids()
+        .into_iter()
+        .filter(|child| proc_status(*child, "PPid") == Some(pid.to_string()))
+        .collect()
+}
+
+/// "pid (name) state", for messages.
+#[must_use]
+pub fn describe(pid: i32) -> String {
+    let name = proc_status(pid, "Name").unwrap_or_else(|| "gone".into());
+    let state = proc_status(pid, "State").unwrap_or_default();
+    format!("process {pid} {name} {state}")
+}
+
+/// Whether a process runs (a zombie does not).
+#[must_use]
+pub fn runs(pid: i32) -> bool {
+    proc_status(pid, "State").is_some_and(|state| !state.starts_with('Z'))
+}
+
+/// When a process began, in clock ticks since boot: with its pid this names it for good.
+#[must_use]
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split(' ').nth(20)?.parse().ok()
+}
+
+/// Sends SIGKILL. A process that has gone is fine.
+pub fn kill_9(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}

@@ -1,0 +1,129 @@
+//! The daemon dies at each named step. It starts again, the same request repeated succeeds, and the
+//! removal leaves nothing.
+
+use std::os::unix::process::ExitStatusExt;
+
+use carpel::failpoint;
+use carpel_integration::request::sleeper;
+use carpel_integration::{Plugins, Pod, TestNode};
+
+/// A pod's whole life. Each step may be cut off by the daemon's death and is then simply repeated, as the
+/// kubelet does.
+async fn live(node: &TestNode) -> Result<(), tonic::Status> {
+    let pod: Pod = node.try_run_pod(&node.pod("one")).await?;
+    let id = node.try_create(&pod, &sleeper("a")).await?;
+    // StartContainer is not repeated by a kubelet that sees the container run.
+    let status = node.try_status(&id).await?;
+    if status.state() == carpel_integration::v1::ContainerState::ContainerCreated {
+        node.try_start(&id).await?;
+    }
+    node.try_stop(&id, 5).await?;
+    node.try_remove(&id).await?;
+    node.try_stop_pod(&pod.id).await?;
+    node.try_remove_pod(&pod.id).await
+}
+
+async fn die_at(name: &'static str, plugins: Plugins) {
+    let mut node = TestNode::builder().plugins(plugins).start().await;
+    assert!(node.terminate_daemon().await.success());
+    node.start_daemon(Some(name)).await;
+    let status = live(&node).await.expect_err("the daemon dies on the way");
+    let exit = node.wait_daemon_end().await;
+    assert_eq!(exit.signal(), Some(9), "{name}: {exit}, {status}");
+
+    node.start_daemon(None).await;
+    // Whatever there is now is whole: the same requests lead to the end.
+    if let Err(status) = live(&node).await {
+        panic!("after dying at {name}: {status}");
+    }
+    assert!(node.pods().await.is_empty(), "{name}");
+    node.finish().await;
+}
+
+/// An error in place of the crash: the request fails with it, undoes what it did, and works when repeated.
+async fn fail_at(name: &'static str) {
+    let mut node = TestNode::start().await;
+    assert!(node.terminate_daemon().await.success());
+    node.start_daemon(Some(&format!("{name}:error"))).await;
+    let status = live(&node).await.expect_err("one request fails");
+    assert!(status.message().contains(name), "{name}: {status}");
+    if let Err(status) = live(&node).await {
+        panic!("after failing at {name}: {status}");
+    }
+    assert!(node.pods().await.is_empty(), "{name}");
+    node.finish().await;
+}
+
+macro_rules! at_each {
+    ($($test:ident $name:literal,)*) => {
+        mod dies {
+            $(#[tokio::test]
+            async fn $test() {
+                super::die_at($name, carpel_integration::Plugins::Carpel).await;
+            })*
+        }
+
+        mod fails {
+            $(#[tokio::test]
+            async fn $test() {
+                super::fail_at($name).await;
+            })*
+        }
+
+        #[test]
+        fn every_failpoint_has_its_tests() {
+            assert_eq!(failpoint::NAMES, [$($name),*]);
+        }
+    };
+}
+
+at_each! {
+    run_recorded "run:recorded",
+    run_supervisor_spawned "run:supervisor-spawned",
+    run_supervisor_ready "run:supervisor-ready",
+    run_netns_pinned "run:netns-pinned",
+    run_network_added "run:network-added",
+    run_ready "run:ready",
+    create_prepared "create:prepared",
+    create_recorded "create:recorded",
+    start_rootfs "start:rootfs",
+    start_sent "start:sent",
+    start_started "start:started",
+    stop_signalled "stop:signalled",
+    stop_exited "stop:exited",
+    stop_sandbox_containers_stopped "stop-sandbox:containers-stopped",
+    stop_sandbox_network_deleted "stop-sandbox:network-deleted",
+    stop_sandbox_supervisor_gone "stop-sandbox:supervisor-gone",
+    stop_sandbox_recorded "stop-sandbox:recorded",
+    remove_begun "remove:begun",
+    remove_files_gone "remove:files-gone",
+    remove_sandbox_begun "remove-sandbox:begun",
+    remove_sandbox_files_gone "remove-sandbox:files-gone",
+}
+
+#[tokio::test]
+async fn a_crash_within_a_chain_of_debians_plugins_leaves_no_address() {
+    for name in [
+        "run:netns-pinned",
+        "run:network-added",
+        "stop-sandbox:network-deleted",
+    ] {
+        die_at(name, Plugins::Debian).await;
+    }
+}
+
+#[tokio::test]
+async fn a_crash_without_a_repeated_request_leaves_what_a_removal_takes() {
+    for name in failpoint::NAMES
+        .iter()
+        .filter(|name| name.starts_with("run:") || name.starts_with("start:"))
+    {
+        let mut node = TestNode::start().await;
+        assert!(node.terminate_daemon().await.success());
+        node.start_daemon(Some(name)).await;
+        let _ = live(&node).await;
+        node.wait_daemon_end().await;
+        // finish starts the daemon, lists, stops and removes what it finds.
+        node.finish().await;
+    }
+}

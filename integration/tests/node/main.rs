@@ -1,0 +1,34 @@
+//! What a user of the socket sees, topic by topic, against the real binaries. Needs root.
+//!
+//! One binary, so that everything is linked once and runs side by side: `cargo test -p
+//! carpel-integration logs::` runs one topic.
+
+mod cgroups;
+mod config;
+mod crash;
+mod devices;
+mod exec;
+mod images;
+mod lifecycle;
+mod logs;
+mod mounts;
+mod namespaces;
+mod network;
+mod process;
+mod recovery;
+mod serve;
+mod wrong_use;
+
+use tonic::{Code, Status};
+
+/// The error of a request that must fail, with its code and a part of its text checked.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>, code: Code, part: &str) {
+    let status = outcome.expect_err("refused");
+    assert_eq!(status.code(), code, "{status}");
+    assert!(
+        status.message().contains(part),
+        "{:?} does not say {part:?}",
+        status.message()
+    );
+}

@@ -1,0 +1,512 @@
+//! These need root, and cgroups of either version: each test makes a parent of its own.
+
+use super::*;
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use rustix::fs::{Mode, OFlags, openat};
+
+/// A parent cgroup that is removed with all in it.
+struct Parent {
+    cgroups: Cgroups,
+    path: String,
+}
+
+impl Parent {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            cgroups: Cgroups::detect().unwrap(),
+            path: format!("/carpel-test-{}-{count}/pods/pod", std::process::id()),
+        }
+    }
+
+    fn child(&self, name: &str) -> String {
+        Cgroups::path(&self.path, name)
+    }
+
+    fn create(&self, name: &str, resources: Option<&Resources>, devices: DevicePolicy) -> Cgroup {
+        self.cgroups
+            .create(&self.child(name), resources, &devices)
+            .unwrap()
+    }
+
+    fn v2(&self) -> bool {
+        self.cgroups.version() == Version::V2
+    }
+
+    /// The directories that a cgroup has, over all hierarchies.
+    fn dirs(&self, path: &str) -> Vec<PathBuf> {
+        let found = detect::parse(&fs::read_to_string("/proc/self/mountinfo").unwrap());
+        let mounts = found
+            .v1
+            .into_iter()
+            .map(|hierarchy| hierarchy.mounted_on)
+            .chain(found.v2);
+        mounts
+            .map(|mount| mount.join(&path[1..]))
+            .filter(|dir| dir.exists())
+            .collect()
+    }
+
+    /// A file of a cgroup, wherever it is.
+    fn read(&self, cgroup: &Cgroup, file: &str) -> String {
+        let files = self
+            .dirs(cgroup.path())
+            .into_iter()
+            .map(|dir| dir.join(file));
+        let text = files
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .next();
+        text.unwrap_or_else(|| panic!("no {file}"))
+            .trim()
+            .to_owned()
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        let top = self.path.split('/').nth(1).unwrap();
+        let top = self.cgroups.open(&format!("/{top}"));
+        let removed = top.kill().and_then(|()| top.remove());
+        if !std::thread::panicking() {
+            removed.unwrap();
+            assert_eq!(self.dirs(top.path()), [] as [PathBuf; 0]);
+        }
+    }
+}
+
+/// A shell that runs `script` in the cgroup.
+fn run(cgroup: &Cgroup, script: &str) -> Child {
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("read go; {script}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let files = match cgroup.join().unwrap() {
+        Join::V1(tasks) => tasks,
+        Join::V2(dir) => {
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            vec![openat(&dir, "cgroup.procs", flags, Mode::empty()).unwrap()]
+        }
+    };
+    for file in files {
+        rustix::io::write(&file, child.id().to_string().as_bytes()).unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    child
+}
+
+fn output(cgroup: &Cgroup, script: &str) -> String {
+    let output = run(cgroup, script).wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn eventually(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < end, "timed out");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+const PLAIN: DevicePolicy = DevicePolicy::AllowAll;
+
+fn limited() -> Resources {
+    Resources {
+        cpu_period: Some(50_000),
+        cpu_quota: Some(25_000),
+        cpu_shares: Some(512),
+        memory_limit: Some(32 << 20),
+        cpuset_cpus: Some("0".to_owned()),
+        pids_limit: Some(50),
+        ..Resources::default()
+    }
+}
+
+#[test]
+fn limits_land_in_the_files() {
+    let parent = Parent::new();
+    let cgroup = parent.create("limited", Some(&limited()), PLAIN);
+    let expected: &[(&str, &str)] = if parent.v2() {
+        &[
+            ("cpu.weight", "59"),
+            ("cpu.max", "25000 50000"),
+            ("memory.max", "33554432"),
+            ("cpuset.cpus", "0"),
+            ("pids.max", "50"),
+        ]
+    } else {
+        &[
+            ("cpu.shares", "512"),
+            ("cpu.cfs_period_us", "50000"),
+            ("cpu.cfs_quota_us", "25000"),
+            ("memory.limit_in_bytes", "33554432"),
+            ("cpuset.cpus", "0"),
+            ("pids.max", "50"),
+        ]
+    };
+    for (file, value) in expected {
+        assert_eq!(parent.read(&cgroup, file), *value, "{file}");
+    }
+    assert_eq!(output(&cgroup, "echo in"), "in\n");
+    // The pids limit holds.
+    let forked = output(
+        &cgroup,
+        "for i in $(seq 60); do sleep 5 & done 2>/dev/null; echo never",
+    );
+    assert_ne!(forked, "never\n");
+    cgroup.kill().unwrap();
+
+    cgroup
+        .update(&Resources {
+            memory_limit: Some(64 << 20),
+            pids_limit: Some(60),
+            ..Resources::default()
+        })
+        .unwrap();
+    assert_eq!(parent.read(&cgroup, "pids.max"), "60");
+    let memory = if parent.v2() {
+        "memory.max"
+    } else {
+        "memory.limit_in_bytes"
+    };
+    assert_eq!(parent.read(&cgroup, memory), "67108864");
+}
+
+#[test]
+fn a_leaf_without_limits_can_be_entered() {
+    let parent = Parent::new();
+    let cgroup = parent.create("sandbox", None, PLAIN);
+    let mut child = run(&cgroup, "sleep 100");
+    assert_eq!(
+        cgroup
+            .pids()
+            .unwrap()
+            .iter()
+            .filter(|pid| **pid == child.id())
+            .count(),
+        1
+    );
+    assert_eq!(cgroup.oom_kills().unwrap(), 0);
+    cgroup.kill().unwrap();
+    child.wait().unwrap();
+    eventually(|| cgroup.pids().unwrap().is_empty());
+}
+
+#[test]
+fn memory_and_swap_limits_change_in_any_order() {
+    let parent = Parent::new();
+    let megabytes = |memory: u64, both: u64| Resources {
+        memory_limit: Some(memory << 20),
+        memory_swap_limit: Some(both << 20),
+        ..Resources::default()
+    };
+    let cgroup = parent.create("swap", Some(&megabytes(32, 32)), PLAIN);
+    for (memory, both) in [(64, 64), (16, 16), (16, 48), (64, 96), (8, 8)] {
+        cgroup.update(&megabytes(memory, both)).unwrap();
+        let (file, value) = if parent.v2() {
+            ("memory.swap.max", (both - memory) << 20)
+        } else {
+            ("memory.memsw.limit_in_bytes", both << 20)
+        };
+        assert_eq!(parent.read(&cgroup, file), value.to_string());
+    }
+}
+
+#[test]
+fn kills_for_memory_are_counted() {
+    let parent = Parent::new();
+    let resources = Resources {
+        memory_limit: Some(16 << 20),
+        memory_swap_limit: Some(16 << 20),
+        ..Resources::default()
+    };
+    let cgroup = parent.create("hungry", Some(&resources), PLAIN);
+    // tail keeps all that has no line end.
+    output(
+        &cgroup,
+        "head -c 100000000 /dev/zero | tail -n 1 >/dev/null",
+    );
+    assert!(cgroup.oom_kills().unwrap() >= 1);
+}
+
+#[test]
+fn device_rules_hold() {
+    let parent = Parent::new();
+    let folder = tempfile::tempdir().unwrap();
+    // 1:11 is kmsg, which may be read at any time.
+    let script = format!(
+        "cd {}; rm -f node; mknod node c 1 11 && echo made; (: <node) 2>/dev/null && echo read;
+        (: >>node) 2>/dev/null && echo written; (: <>/dev/null) && echo null; exit 0",
+        folder.path().display()
+    );
+    let with = |rules| parent.create("devices", None, rules);
+    assert_eq!(output(&with(PLAIN), &script), "made\nread\nwritten\nnull\n");
+    assert_eq!(
+        output(&with(DevicePolicy::Rules(vec![])), &script),
+        "made\nnull\n"
+    );
+    let rule = |minor, access: &str| DeviceRule {
+        kind: DeviceKind::Char,
+        major: Some(1),
+        minor,
+        access: access.parse().unwrap(),
+    };
+    let rules = |minor, access| DevicePolicy::Rules(vec![rule(minor, access)]);
+    assert_eq!(
+        output(&with(rules(Some(11), "r")), &script),
+        "made\nread\nnull\n"
+    );
+    assert_eq!(
+        output(&with(rules(None, "w")), &script),
+        "made\nwritten\nnull\n"
+    );
+    assert_eq!(
+        output(&with(rules(Some(12), "rwm")), &script),
+        "made\nnull\n"
+    );
+    let block = DevicePolicy::Rules(vec![DeviceRule {
+        kind: DeviceKind::Block,
+        ..rule(Some(11), "rwm")
+    }]);
+    assert_eq!(output(&with(block), &script), "made\nnull\n");
+    // Another one with the program that is loaded already.
+    assert_eq!(
+        output(&with(DevicePolicy::Rules(vec![])), &script),
+        "made\nnull\n"
+    );
+}
+
+#[test]
+fn kill_ends_a_fork_storm() {
+    let parent = Parent::new();
+    let resources = Resources {
+        pids_limit: Some(200),
+        ..Resources::default()
+    };
+    let cgroup = parent.create("storm", Some(&resources), PLAIN);
+    let storm =
+        "f() { while :; do sh -c : & sleep 0.001; done; }; for i in $(seq 10); do f & done; wait";
+    let mut child = run(&cgroup, &format!("exec 2>/dev/null; {storm}"));
+    eventually(|| cgroup.pids().unwrap().len() > 12);
+    let start = Instant::now();
+    cgroup.kill().unwrap();
+    println!("killed a fork storm in {:?}", start.elapsed());
+    child.wait().unwrap();
+    eventually(|| cgroup.pids().unwrap().is_empty());
+    cgroup.remove().unwrap();
+    assert_eq!(parent.dirs(cgroup.path()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn remove_takes_nested_cgroups_and_waits_for_the_dying() {
+    let parent = Parent::new();
+    let cgroup = parent.create("nested", None, PLAIN);
+    for dir in parent.dirs(cgroup.path()) {
+        fs::create_dir_all(dir.join("a/b/c")).unwrap();
+        fs::create_dir_all(dir.join("a/d")).unwrap();
+    }
+    // A container's runtime would fill the cpusets of v1 thus.
+    for below in ["a", "a/b", "a/b/c"] {
+        for dir in parent.dirs(&format!("{}/{below}", cgroup.path())) {
+            if dir.join("cpuset.effective_cpus").exists() {
+                fs::write(dir.join("cpuset.cpus"), "0").unwrap();
+                fs::write(dir.join("cpuset.mems"), "0").unwrap();
+            }
+        }
+    }
+    let below = parent.cgroups.open(&format!("{}/a/b/c", cgroup.path()));
+    let mut child = run(&below, "sleep 100 & sleep 100");
+    eventually(|| cgroup.pids().unwrap().len() >= 2);
+    cgroup.kill().unwrap();
+    cgroup.remove().unwrap();
+    assert_eq!(parent.dirs(cgroup.path()), [] as [PathBuf; 0]);
+    child.wait().unwrap();
+    // All of it again, with nothing there.
+    cgroup.remove().unwrap();
+    cgroup.kill().unwrap();
+    assert_eq!(cgroup.pids().unwrap(), [] as [u32; 0]);
+    assert_eq!(cgroup.join().unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn one_that_is_there_is_made_anew_unless_it_lives() {
+    let parent = Parent::new();
+    parent.create("again", Some(&limited()), DevicePolicy::Rules(vec![]));
+    let cgroup = parent.create("again", None, PLAIN);
+    assert_eq!(parent.read(&cgroup, "pids.max"), "max");
+    let mut child = run(&cgroup, "sleep 100");
+    let error = parent
+        .cgroups
+        .create(cgroup.path(), None, &PLAIN)
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Io { source, .. }
+        if source.kind() == io::ErrorKind::ResourceBusy),
+        "{error}"
+    );
+    assert!(cgroup.pids().unwrap().contains(&child.id()));
+    let error = cgroup.remove().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+    cgroup.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn what_cannot_be_set_is_an_error_and_leaves_nothing() {
+    let parent = Parent::new();
+    let unified = |key: &str, value: &str| Resources {
+        unified: [(key.to_owned(), value.to_owned())].into(),
+        ..Resources::default()
+    };
+    for resources in [
+        unified("unknown.max", "1"),
+        unified("cgroup.procs", "1"),
+        unified("pids.max", "many"),
+        unified("pids.unknown", "1"),
+        Resources {
+            cpuset_cpus: Some("4000".to_owned()),
+            ..Resources::default()
+        },
+    ] {
+        let path = parent.child("wrong");
+        let error = parent
+            .cgroups
+            .create(&path, Some(&resources), &PLAIN)
+            .unwrap_err()
+            .to_string();
+        let key = resources
+            .unified
+            .keys()
+            .next()
+            .map_or("cpuset.cpus", String::as_str);
+        assert!(error.contains(key), "{error}");
+        println!("{error}");
+        assert_eq!(parent.dirs(&path), [] as [PathBuf; 0]);
+    }
+    let cgroup = parent.create("pids", Some(&unified("pids.max", "7")), PLAIN);
+    assert_eq!(parent.read(&cgroup, "pids.max"), "7");
+}
+
+#[test]
+fn paths_stay_below_the_root() {
+    let cgroups = Cgroups::detect().unwrap();
+    for path in [
+        "", "/", "a", "/a/../b", "/a//b", "/a/", "/./a", "/a\n", "/a\0",
+    ] {
+        let error = cgroups.create(path, None, &PLAIN).unwrap_err();
+        assert!(matches!(error, Error::Path(_)), "{path:?}");
+        let cgroup = cgroups.open(path);
+        assert_eq!(
+            cgroup.kill().unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+        assert_eq!(
+            cgroup.remove().unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+    }
+    assert_eq!(Cgroups::path("/carpel", "a"), "/carpel/a");
+    assert_eq!(Cgroups::path("/", "a"), "/a");
+}
+
+/// On v2 a cgroup with processes in it enables nothing for those below it.
+#[test]
+fn a_controller_that_cannot_be_had_is_an_error_for_a_limit_alone() {
+    let parent = Parent::new();
+    let inner = parent.create("inner", None, PLAIN);
+    let mut child = run(&inner, "sleep 100");
+    let path = format!("{}/leaf", inner.path());
+    let leaf = parent.cgroups.create(&path, None, &PLAIN).unwrap();
+    assert_eq!(output(&leaf, "echo in"), "in\n");
+    let limits = Resources {
+        pids_limit: Some(9),
+        ..Resources::default()
+    };
+    let results = [
+        parent
+            .cgroups
+            .create(&path, Some(&limits), &PLAIN)
+            .map(drop),
+        parent
+            .cgroups
+            .create(&path, None, &PLAIN)
+            .and_then(|leaf| leaf.update(&limits)),
+    ];
+    for result in results {
+        if parent.v2() {
+            let error = result.unwrap_err().to_string();
+            let expected =
+                "pids.max needs the controller pids, which is not available: enable it in ";
+            assert!(
+                error.contains(expected) && error.contains("/inner: "),
+                "{error}"
+            );
+        } else {
+            result.unwrap();
+        }
+    }
+    assert_eq!(leaf.oom_kills().unwrap(), 0);
+    assert_eq!(output(&leaf, "echo in"), "in\n");
+    inner.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// As when a process dies or is killed between two hierarchies of v1.
+#[test]
+fn kill_finds_a_process_that_is_only_half_in() {
+    let parent = Parent::new();
+    if parent.v2() {
+        // There is only one hierarchy to be in.
+        return;
+    }
+    let cgroup = parent.create("half", None, PLAIN);
+    let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+    let Join::V1(tasks) = cgroup.join().unwrap() else {
+        unreachable!()
+    };
+    for file in tasks.iter().take(2) {
+        rustix::io::write(file, child.id().to_string().as_bytes()).unwrap();
+    }
+    cgroup.kill().unwrap();
+    assert!(!child.wait().unwrap().success());
+    cgroup.remove().unwrap();
+}
+
+/// Not a test of speed, which depends on the machine, but a place to read it: `--nocapture`.
+#[test]
+fn times() {
+    let parent = Parent::new();
+    let devices = DevicePolicy::Rules(vec![]);
+    let mut times = [const { Vec::new() }; 4];
+    for round in 0..40 {
+        let name = format!("{round}");
+        let start = Instant::now();
+        let cgroup = parent.create(&name, Some(&limited()), devices.clone());
+        times[0].push(start.elapsed());
+        let start = Instant::now();
+        drop(cgroup.join().unwrap());
+        times[1].push(start.elapsed());
+        let start = Instant::now();
+        cgroup.remove().unwrap();
+        times[2].push(start.elapsed());
+        let start = Instant::now();
+        let sandbox = parent.create(&name, None, PLAIN);
+        times[3].push(start.elapsed());
+        sandbox.remove().unwrap();
+    }
+    for (what, times) in ["create", "join", "remove", "create a sandbox's"]
+        .iter()
+        .zip(&mut times)
+    {
+        times.sort_unstable();
+        println!("{what}: p50 {:?}, p90 {:?}", times[20], times[36]);
+    }
+}

@@ -1,0 +1,365 @@
+//! The hierarchies of cgroup v1, each with one controller or a few.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::detect;
+use super::devices::{DevicePolicy, DeviceRule, lines};
+use super::dir::Dir;
+use super::limits::Limit;
+use super::{Error, PATIENCE, keyed};
+
+/// The controllers that every container gets a cgroup of: those that are limited or asked, now or
+/// later. For the others see the module above.
+const NEEDED: [&str; 8] = [
+    "memory", "cpu", "cpuacct", "cpuset", "pids", "devices", "freezer", "hugetlb",
+];
+
+/// How long a frozen cgroup may take to stand still, before its processes are killed as they are.
+const FREEZE: Duration = Duration::from_millis(100);
+
+/// The hierarchies.
+#[derive(Debug)]
+pub(super) struct Mounted(Vec<Hierarchy>);
+
+#[derive(Debug)]
+struct Hierarchy {
+    root: Dir,
+    controllers: Vec<String>,
+    needed: bool,
+}
+
+impl Hierarchy {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+}
+
+impl Mounted {
+    pub fn open(found: &[detect::Hierarchy]) -> Result<Self, Error> {
+        let open = |hierarchy: &detect::Hierarchy| {
+            Ok(Hierarchy {
+                root: Dir::open(&hierarchy.mounted_on)?,
+                controllers: hierarchy.controllers.clone(),
+                needed: hierarchy
+                    .controllers
+                    .iter()
+                    .any(|name| NEEDED.contains(&name.as_str())),
+            })
+        };
+        found.iter().map(open).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn with(&self, controller: &str) -> Option<&Hierarchy> {
+        self.0.iter().find(|hierarchy| hierarchy.has(controller))
+    }
+
+    /// The hierarchy that says which processes there are.
+    fn main(&self) -> Option<&Hierarchy> {
+        ["freezer", "pids", "memory", "cpu"]
+            .into_iter()
+            .find_map(|controller| self.with(controller))
+            .or(self.0.first())
+    }
+
+    /// Makes a cgroup in every hierarchy where it belongs, anew.
+    pub fn make(&self, path: &str) -> Result<(), Error> {
+        let mut made: Vec<&Hierarchy> = Vec::new();
+        for hierarchy in &self.0 {
+            match hierarchy.mkdir(path) {
+                Ok(true) => made.push(hierarchy),
+                Ok(false) => {}
+                Err(source) => {
+                    for hierarchy in made {
+                        // It is new, so nothing keeps it.
+                        let _ = hierarchy.root.remove(path, Instant::now());
+                    }
+                    return Err(Error::Io {
+                        cgroup: path.to_owned(),
+                        action: format!("mkdir in {}", hierarchy.root.path),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the limits and the device rules of a new cgroup.
+    pub fn fill(&self, path: &str, limits: &[Limit], devices: &DevicePolicy) -> Result<(), Error> {
+        if let Some(cpuset) = self.with("cpuset") {
+            cpuset.fill_cpuset(path, limits)?;
+        }
+        self.update(path, limits)?;
+        match devices {
+            DevicePolicy::AllowAll => Ok(()),
+            DevicePolicy::Rules(rules) => self.restrict_devices(path, rules),
+        }
+    }
+
+    fn restrict_devices(&self, path: &str, rules: &[DeviceRule]) -> Result<(), Error> {
+        let hierarchy = self.with("devices").ok_or_else(|| Error::Controller {
+            cgroup: path.to_owned(),
+            file: "devices.deny".to_owned(),
+            controller: "devices".to_owned(),
+            reason: NOT_MOUNTED.to_owned(),
+        })?;
+        let dir = hierarchy.child(path)?;
+        let failed = |file: &str, value: &str, error: Errno| Error::Write {
+            cgroup: path.to_owned(),
+            file: file.to_owned(),
+            value: value.to_owned(),
+            source: error.into(),
+        };
+        dir.write("devices.deny", "a")
+            .map_err(|error| failed("devices.deny", "a", error))?;
+        let allow = dir
+            .file("devices.allow")
+            .map_err(|error| failed("devices.allow", "", error))?;
+        for line in lines(rules) {
+            match rustix::io::write(&allow, line.text.as_bytes()) {
+                Err(Errno::PERM) if line.default => {}
+                Err(error) => return Err(failed("devices.allow", &line.text, error)),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn update(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
+        let mut dir: Option<(&str, Dir)> = None;
+        let mut again: Vec<&Limit> = Vec::new();
+        for (at, limit) in limits.iter().enumerate() {
+            if dir
+                .as_ref()
+                .is_none_or(|(controller, _)| *controller != limit.controller)
+            {
+                let hierarchy = self
+                    .with(&limit.controller)
+                    .ok_or_else(|| Error::Controller {
+                        cgroup: path.to_owned(),
+                        file: limit.file.clone(),
+                        controller: limit.controller.clone(),
+                        reason: NOT_MOUNTED.to_owned(),
+                    })?;
+                dir = Some((&limit.controller, hierarchy.child(path)?));
+            }
+            let Some((_, dir)) = &dir else { continue };
+            let more = limits
+                .get(at + 1)
+                .is_some_and(|next| next.controller == limit.controller);
+            match dir.write(&limit.file, &limit.value) {
+                // Two limits of a controller may not contradict each other at any time (memory may not
+                // exceed memory and swap together): if not in this order, then in the other.
+                Err(Errno::INVAL) if more => again.push(limit),
+                result => check(path, limit, result)?,
+            }
+            if !more {
+                for limit in again.drain(..) {
+                    check(path, limit, dir.write(&limit.file, &limit.value))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn join(&self, path: &str) -> io::Result<Vec<OwnedFd>> {
+        let mut tasks = Vec::with_capacity(self.0.len());
+        let file = format!("{}/tasks", path.trim_start_matches('/'));
+        for hierarchy in &self.0 {
+            match hierarchy.root.file(&file) {
+                Ok(fd) => tasks.push(fd),
+                Err(Errno::NOENT) if !hierarchy.needed => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Freezes the processes, so that none forks, kills them, and thaws them to die.
+    pub fn kill(&self, path: &str) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let own = std::process::id();
+        let freezer = match self.with("freezer").map(|freezer| freezer.root.child(path)) {
+            None | Some(Err(Errno::NOENT)) => None,
+            Some(dir) => Some(dir?),
+        };
+        loop {
+            let still = freezer.as_ref().is_some_and(freeze);
+            let frozen = freezer.as_ref().map_or(Ok(Vec::new()), Dir::pids);
+            let all = self.all_pids(path);
+            for pid in all.iter().flatten().filter(|pid| **pid != own) {
+                if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
+                    // One that is gone is dead.
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+            if let Some(freezer) = &freezer {
+                thaw(freezer)?;
+            }
+            let (frozen, all) = (frozen?, all?);
+            // One that has not entered the freezer's hierarchy (yet) may have forked.
+            if all.is_empty() || still && all.iter().all(|pid| frozen.contains(pid)) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The processes that are in the cgroup in any hierarchy.
+    fn all_pids(&self, path: &str) -> io::Result<BTreeSet<u32>> {
+        let mut pids = BTreeSet::new();
+        for hierarchy in &self.0 {
+            match hierarchy.root.child(path) {
+                Ok(dir) => pids.extend(dir.pids()?),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(pids)
+    }
+
+    pub fn pids(&self, path: &str) -> io::Result<Vec<u32>> {
+        match self.main().map(|main| main.root.child(path)) {
+            Some(Ok(dir)) => dir.pids(),
+            None | Some(Err(Errno::NOENT)) => Ok(Vec::new()),
+            Some(Err(error)) => Err(error.into()),
+        }
+    }
+
+    pub fn oom_kills(&self, path: &str) -> io::Result<u64> {
+        match self.with("memory") {
+            None => Ok(0),
+            Some(memory) => Ok(keyed(
+                &memory.root.child(path)?.read("memory.oom_control")?,
+                "oom_kill",
+            )),
+        }
+    }
+
+    pub fn remove(&self, path: &str, end: Instant) -> io::Result<()> {
+        let mut result = Ok(());
+        for hierarchy in &self.0 {
+            result = result.and(hierarchy.root.remove(path, end));
+        }
+        result
+    }
+}
+
+const NOT_MOUNTED: &str = "this machine has not mounted it";
+
+impl Hierarchy {
+    /// Makes a cgroup, anew. Says whether it was made: only below a parent that is there, if this
+    /// hierarchy is not needed.
+    fn mkdir(&self, path: &str) -> io::Result<bool> {
+        match self.root.mkdir(path) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => {
+                self.root.remove(path, Instant::now() + PATIENCE)?;
+                self.root.mkdir(path)?;
+                Ok(true)
+            }
+            Err(Errno::NOENT) if !self.needed => Ok(false),
+            Err(Errno::NOENT) => {
+                self.make_parents(path)?;
+                self.root.mkdir(path)?;
+                Ok(true)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn make_parents(&self, path: &str) -> io::Result<()> {
+        for (at, _) in path.match_indices('/').filter(|(at, _)| *at > 0) {
+            let parent = &path[..at];
+            match self.root.mkdir(parent) {
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+                Ok(()) if self.has("cpuset") => {
+                    for file in ["cpuset.cpus", "cpuset.mems"] {
+                        self.inherit(parent, file)?;
+                    }
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a new cpuset the parent's CPUs and memory nodes where no limit says otherwise: without any
+    /// no process may enter.
+    fn fill_cpuset(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if !limits.iter().any(|limit| limit.file == file) {
+                self.inherit(path, file).map_err(|source| Error::Io {
+                    cgroup: path.to_owned(),
+                    action: format!("copy the parent's {file}"),
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inherit(&self, path: &str, file: &str) -> io::Result<()> {
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let value = self.root.child(parent)?.read(file)?;
+        Ok(self.root.child(path)?.write(file, value.trim())?)
+    }
+
+    fn child(&self, path: &str) -> Result<Dir, Error> {
+        self.root.child(path).map_err(|error| Error::Io {
+            cgroup: path.to_owned(),
+            action: format!("open in {}", self.root.path),
+            source: error.into(),
+        })
+    }
+}
+
+/// Freezes a cgroup and waits until it stands still. Says whether it does.
+fn freeze(dir: &Dir) -> bool {
+    let end = Instant::now() + FREEZE;
+    loop {
+        // To be written again each time: a process that was forked meanwhile is frozen by it.
+        if dir.write("freezer.state", "FROZEN").is_err() {
+            return false;
+        }
+        match dir.read("freezer.state") {
+            Ok(state) if state.trim() == "FROZEN" => return true,
+            Ok(_) if Instant::now() < end => std::thread::sleep(Duration::from_micros(200)),
+            _ => return false,
+        }
+    }
+}
+
+/// Also what the container itself has frozen below: it could not die.
+fn thaw(dir: &Dir) -> io::Result<()> {
+    dir.walk(|dir| Ok(dir.write("freezer.state", "THAWED")?))
+}
+
+fn check(path: &str, limit: &Limit, result: rustix::io::Result<()>) -> Result<(), Error> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(Errno::NOENT) if limit.optional => Ok(()),
+        Err(Errno::NOENT) => Err(Error::Controller {
+            cgroup: path.to_owned(),
+            file: limit.file.clone(),
+            controller: limit.controller.clone(),
+            reason: "this kernel has no such file".to_owned(),
+        }),
+        Err(error) => Err(Error::Write {
+            cgroup: path.to_owned(),
+            file: limit.file.clone(),
+            value: limit.value.clone(),
+            source: error.into(),
+        }),
+    }
+}

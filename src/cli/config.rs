@@ -1,0 +1,48 @@
+//! `carpel config`: what the daemon would run with.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+
+use super::serve::ServeArgs;
+use crate::config::DEFAULT_TEXT;
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print a configuration file with every key at its default, explained
+    Default,
+    /// Print the configuration that `carpel serve` would run with, given the same flags
+    Show(ServeArgs),
+    /// Check the configuration files without starting anything
+    Check(ServeArgs),
+}
+
+pub fn run(args: ConfigArgs) -> anyhow::Result<()> {
+    let text = match args.command {
+        ConfigCommand::Default => DEFAULT_TEXT.to_owned(),
+        ConfigCommand::Show(flags) => flags.load()?.0.to_toml(),
+        ConfigCommand::Check(flags) => {
+            let (config, files) = flags.load()?;
+            config.libexec.find_supervisor()?;
+            let mut text = String::new();
+            for file in &files {
+                text.push_str(&format!("{}: ok\n", file.display()));
+            }
+            if files.is_empty() {
+                text.push_str("no configuration file: the defaults apply\n");
+            }
+            text
+        }
+    };
+    // A closed pipe (`carpel config default | head`) is no error.
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

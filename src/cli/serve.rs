@@ -1,0 +1,239 @@
+//! `carpel serve`: everything around the node — configuration, log, locks, socket, signals.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use nix::sys::stat::{Mode, umask};
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
+
+use super::socket;
+use crate::cgroup::{self, Cgroups};
+use crate::config::{
+    AbsolutePath, CgroupParent, Config, ConfigError, Endpoint, Layer, LogFormat, LogLevel,
+};
+use crate::image::ImageStore;
+use crate::network::{self, Network};
+use crate::node::{self, Decode, Node, Parts, Paths};
+use crate::spec::host::HostFacts;
+use crate::store::rootfs::Builder;
+use crate::store::syncer::Syncer;
+use crate::supervisor::Binary;
+use crate::{cri, sys, telemetry};
+
+/// The network of `--default-network`.
+const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
+
+/// The flags that override the configuration files. `carpel config default` explains each value.
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// Configuration file; drop-ins are read from conf.d/*.toml beside it [default: /etc/carpel/config.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of durable state
+    #[arg(long, value_name = "DIR")]
+    root: Option<AbsolutePath>,
+    /// Folder of volatile state
+    #[arg(long, value_name = "DIR")]
+    state: Option<AbsolutePath>,
+    /// Socket to serve on, as unix:///PATH
+    #[arg(long, value_name = "ENDPOINT")]
+    listen: Option<Endpoint>,
+    /// Use carpel's built-in bridge network while no CNI configuration is there
+    #[arg(long)]
+    default_network: bool,
+    /// Parent of the pods' cgroups when a request names none
+    #[arg(long, value_name = "CGROUP")]
+    cgroup_parent: Option<CgroupParent>,
+    /// Folder of CNI configurations
+    #[arg(long, value_name = "DIR")]
+    cni_conf_dir: Option<AbsolutePath>,
+    /// Folder of CNI plugins; may be given several times
+    #[arg(long, value_name = "DIR")]
+    cni_bin_dir: Vec<AbsolutePath>,
+    /// Folder that network namespaces are pinned in
+    #[arg(long, value_name = "DIR")]
+    netns_dir: Option<AbsolutePath>,
+    /// How much to log
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// How a line of the log looks
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+impl ServeArgs {
+    /// The configuration under these flags, and the files it comes from.
+    pub fn load(self) -> Result<(Config, Vec<PathBuf>), ConfigError> {
+        let mut flags = Layer {
+            root: self.root,
+            state: self.state,
+            listen: self.listen,
+            ..Layer::default()
+        };
+        flags.cgroup.parent = self.cgroup_parent;
+        flags.network.conf_dir = self.cni_conf_dir;
+        flags.network.bin_dirs = (!self.cni_bin_dir.is_empty()).then_some(self.cni_bin_dir);
+        flags.network.default_network = self.default_network.then_some(true);
+        flags.network.netns_dir = self.netns_dir;
+        flags.log.level = self.log_level;
+        flags.log.format = self.log_format;
+        Config::load(self.config.as_deref(), flags)
+    }
+}
+
+pub fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let (config, files) = args.load()?;
+    telemetry::init(&config.log);
+    for file in files {
+        tracing::info!(file = %file.display(), "configuration read");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let outcome = runtime.block_on(serve(config));
+    // What is under way ends here: the next start finishes or undoes it.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Serves until SIGTERM or SIGINT. Pods go on without the daemon.
+///
+/// # Errors
+/// The root or the socket belongs to another daemon, something of the host is missing, or the state
+/// cannot be read.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    // First of all, so that a signal during recovery stops the daemon as one during service does.
+    let mut stop = stop_signals()?;
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!("carpel serve must run as root");
+    }
+    // What only root may see lies in folders that only root may enter. The rest (logs, folders made for
+    // volumes) has the modes that others expect.
+    umask(Mode::from_bits_truncate(0o022));
+    let cgroups = Cgroups::detect().context("cgroups")?;
+    let host =
+        HostFacts::detect(cgroups.version() == cgroup::Version::V2).context("look at the host")?;
+    sys::raise_open_files().context("raise the limit on open files")?;
+    socket::private_dir(&config.root)?;
+    socket::private_dir(&config.state)?;
+    let _lock = socket::lock_root(&config.root)?;
+    let listener = socket::bind(&config.listen)?;
+    let listener = UnixListener::from_std(listener).context("socket")?;
+    let endpoint = config.listen.clone();
+
+    let outcome = tokio::select! {
+        outcome = answer(config, host, cgroups, listener) => outcome,
+        signal = &mut stop => {
+            tracing::info!(signal, "stopping; pods keep running");
+            Ok(())
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    // Gone while we hold the root's lock, so that it is ours and no successor's.
+    let _ = std::fs::remove_file(endpoint.path());
+    outcome
+}
+
+/// Brings the node up and answers requests for ever.
+async fn answer(
+    config: Config,
+    host: HostFacts,
+    cgroups: Cgroups,
+    listener: UnixListener,
+) -> anyhow::Result<()> {
+    let endpoint = config.listen.clone();
+    let services = services(config, host, cgroups).await?;
+    tracing::info!(%endpoint, version = env!("CARGO_PKG_VERSION"), "serving");
+    notify(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("serving on {endpoint}")),
+    ]);
+    tonic::transport::Server::builder()
+        .add_routes(services)
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await
+        .context("serve")
+}
+
+/// The node, recovered, behind its gRPC services.
+async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::Result<Routes> {
+    let supervisor = config.libexec.find_supervisor()?;
+    let binary = Binary::load(&supervisor)
+        .with_context(|| format!("supervisor {}", supervisor.display()))?;
+    // The orphans of a supervisor that dies come to us, with their exit codes.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .context("become a subreaper")?;
+    let root = config.root.clone();
+    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root))
+        .await?
+        .context("open the images")?;
+    let network = Network::open(network::Settings {
+        conf_dir: config.network.conf_dir.clone(),
+        bin_dirs: config.network.bin_dirs.clone(),
+        own_plugins: config.libexec.find_cni().ok(),
+        cache_dir: config.root.join("network"),
+        timeout: config.network.timeout,
+        default_network: config
+            .network
+            .default_network
+            .then(|| DEFAULT_NETWORK.to_owned()),
+    });
+    let parts = Parts {
+        paths: Paths {
+            root: config.root.clone(),
+            state: config.state.clone(),
+            netns: config.network.netns_dir.clone(),
+        },
+        settings: node::Settings {
+            cgroup_parent: config.cgroup.parent.to_string(),
+            pids_limit: config.cgroup.pids_limit,
+        },
+        host,
+        binary,
+        cgroups,
+        builder: Builder::start().context("start the rootfs builder")?,
+        images,
+        network: network.context("open the network")?,
+        syncer: Syncer::start().context("start the record syncer")?,
+    };
+    let decode = Decode {
+        sandbox: cri::decode_sandbox,
+        container: cri::decode_container,
+    };
+    let node = Node::open(parts, decode).await.context("recover")?;
+    tokio::spawn(node::orphans::reap_orphans());
+    tokio::spawn(Arc::clone(&node).release_networks());
+    let configuration = serde_json::to_value(&config).context("configuration")?;
+    Ok(cri::routes(Arc::new(cri::Served {
+        node,
+        configuration,
+    })))
+}
+
+/// Ends with the name of the signal that asks the daemon to stop.
+fn stop_signals() -> anyhow::Result<std::pin::Pin<Box<dyn Future<Output = &'static str> + Send>>> {
+    let mut term = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    Ok(Box::pin(async move {
+        tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        }
+    }))
+}
+
+/// Tells systemd, if it started us, how far we are.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "readiness not told to the service manager");
+    }
+}

@@ -1,0 +1,365 @@
+//! The daemon's configuration: from files and flags to one checked [`Config`].
+//!
+//! Three layers, the later wins key by key: the defaults, the file with its drop-ins (`conf.d/*.toml`
+//! beside it, in lexical order), the flags. Every value is checked where it is read, so that an error
+//! names the file and the line; what is in a [`Config`] is not checked again.
+
+mod layer;
+mod value;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use layer::{ConfigError, Layer};
+pub use value::{AbsolutePath, CgroupParent, Endpoint, LogFormat, LogLevel};
+
+/// Where the configuration is read from unless a flag says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/carpel/config.toml";
+
+/// The defaults as a file, with an explanation of every key: what `carpel config default` prints.
+pub const DEFAULT_TEXT: &str = include_str!("default.toml");
+
+/// How this daemon shall run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// Durable state: images, records, the containers' writable layers.
+    pub root: PathBuf,
+    /// Volatile state: the supervisors' sockets, exits written down. Gone after a reboot.
+    pub state: PathBuf,
+    /// Socket that the CRI is served on.
+    pub listen: Endpoint,
+    /// Threads that answer requests.
+    pub workers: usize,
+    pub cgroup: Cgroup,
+    pub network: Network,
+    pub libexec: Libexec,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cgroup {
+    /// Parent of a pod's cgroups when the request names none.
+    pub parent: CgroupParent,
+    /// Most processes and threads of a container when the request names no number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// Folder of CNI configurations; the first in lexical order counts.
+    pub conf_dir: PathBuf,
+    /// Folders that plugins are looked for in, before carpel's own.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Whether the built-in bridge network is used while `conf_dir` holds no configuration.
+    pub default_network: bool,
+    /// How long one plugin may take.
+    #[serde(rename = "timeout_seconds", serialize_with = "whole_seconds")]
+    pub timeout: Duration,
+    /// Folder that the pods' network namespaces are pinned in.
+    pub netns_dir: PathBuf,
+}
+
+/// The programs that the daemon spawns. `None`: looked for beside the daemon's own executable, then
+/// in `../libexec/carpel` from there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Libexec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supervisor: Option<PathBuf>,
+    /// carpel's own CNI plugins, all in one binary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cni: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Log {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/carpel".into(),
+            state: "/run/carpel".into(),
+            listen: Endpoint::default(),
+            workers: 2,
+            cgroup: Cgroup {
+                parent: CgroupParent::default(),
+                pids_limit: None,
+            },
+            network: Network {
+                conf_dir: "/etc/cni/net.d".into(),
+                bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+                default_network: false,
+                timeout: Duration::from_secs(60),
+                netns_dir: "/run/netns".into(),
+            },
+            libexec: Libexec::default(),
+            log: Log {
+                level: LogLevel::Info,
+                format: LogFormat::Text,
+            },
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file` and its drop-ins and lays `flags` over them. `None` is [`DEFAULT_FILE`], which
+    /// may be missing; a file that was asked for may not. Returns the files that were read, too.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no TOML, or has an unknown key or a value that is not allowed.
+    pub fn load(file: Option<&Path>, flags: Layer) -> Result<(Self, Vec<PathBuf>), ConfigError> {
+        let mut read = Vec::new();
+        let mut config = Self::default();
+        for path in layer::files(file)? {
+            config.apply(Layer::read(&path)?);
+            read.push(path);
+        }
+        config.apply(flags);
+        Ok((config, read))
+    }
+
+    fn apply(&mut self, layer: Layer) {
+        fn set<T>(field: &mut T, value: Option<impl Into<T>>) {
+            if let Some(value) = value {
+                *field = value.into();
+            }
+        }
+        fn set_option<T>(field: &mut Option<T>, value: Option<impl Into<T>>) {
+            if let Some(value) = value {
+                *field = Some(value.into());
+            }
+        }
+        set(&mut self.root, layer.root);
+        set(&mut self.state, layer.state);
+        set(&mut self.listen, layer.listen);
+        set(
+            &mut self.workers,
+            layer.workers.map(|n| usize::from(n.get())),
+        );
+        set(&mut self.cgroup.parent, layer.cgroup.parent);
+        set_option(
+            &mut self.cgroup.pids_limit,
+            layer.cgroup.pids_limit.map(|n| u64::from(n.get())),
+        );
+        let network = layer.network;
+        set(&mut self.network.conf_dir, network.conf_dir);
+        if let Some(dirs) = network.bin_dirs {
+            self.network.bin_dirs = dirs.into_iter().map(PathBuf::from).collect();
+        }
+        set(&mut self.network.default_network, network.default_network);
+        if let Some(seconds) = network.timeout_seconds {
+            self.network.timeout = Duration::from_secs(u32::from(seconds).into());
+        }
+        set(&mut self.network.netns_dir, network.netns_dir);
+        set_option(&mut self.libexec.supervisor, layer.libexec.supervisor);
+        set_option(&mut self.libexec.cni, layer.libexec.cni);
+        set(&mut self.log.level, layer.log.level);
+        set(&mut self.log.format, layer.log.format);
+    }
+
+    /// The configuration as a file that, read again, gives the same.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field of a configuration has a TOML form")
+    }
+}
+
+/// A program that the daemon spawns was not found.
+#[derive(Debug, thiserror::Error)]
+#[error("{program} is not in {}; reinstall carpel or set libexec.{key}", .searched.join(" or "))]
+pub struct MissingProgram {
+    program: &'static str,
+    key: &'static str,
+    searched: Vec<String>,
+}
+
+impl Libexec {
+    /// Where the supervisor is.
+    ///
+    /// # Errors
+    /// [`MissingProgram`] if there is none.
+    pub fn find_supervisor(&self) -> Result<PathBuf, MissingProgram> {
+        find(
+            "carpel-supervisor",
+            "supervisor",
+            self.supervisor.as_deref(),
+        )
+    }
+
+    /// Where carpel's own CNI plugins are.
+    ///
+    /// # Errors
+    /// [`MissingProgram`] if they are nowhere.
+    pub fn find_cni(&self) -> Result<PathBuf, MissingProgram> {
+        find("carpel-cni", "cni", self.cni.as_deref())
+    }
+}
+
+fn find(
+    program: &'static str,
+    key: &'static str,
+    configured: Option<&Path>,
+) -> Result<PathBuf, MissingProgram> {
+    let candidates = match configured {
+        Some(path) => vec![path.to_owned()],
+        None => {
+            let exe = std::env::current_exe().unwrap_or_default();
+            let beside = exe.parent().unwrap_or(Path::new("/"));
+            let prefix = beside.parent().unwrap_or(Path::new("/"));
+            vec![
+                beside.join(program),
+                prefix.join("libexec/carpel").join(program),
+            ]
+        }
+    };
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.canonicalize().unwrap_or_else(|_| path.clone())),
+        None => Err(MissingProgram {
+            program,
+            key,
+            searched: candidates
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect(),
+        }),
+    }
+}
+
+fn whole_seconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(time.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(files: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let file = dir.path().join("config.toml");
+        Config::load(Some(&file), Layer::default())
+            .map(|(config, _)| config)
+            .map_err(|error| {
+                error
+                    .to_string()
+                    .replace(&dir.path().display().to_string(), "DIR")
+            })
+    }
+
+    #[test]
+    fn the_printed_default_is_the_default() {
+        assert_eq!(
+            load(&[("config.toml", DEFAULT_TEXT)]),
+            Ok(Config::default())
+        );
+        // With every commented-out key switched on it is still a configuration.
+        let all: String = DEFAULT_TEXT
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.contains(" = ") && !rest.starts_with(' ') => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let config = load(&[("config.toml", &all)]).unwrap();
+        assert_eq!(config.cgroup.pids_limit, Some(4096));
+        assert!(config.libexec.cni.is_some());
+    }
+
+    #[test]
+    fn what_show_prints_reads_as_the_same() {
+        let config = load(&[(
+            "config.toml",
+            "[cgroup]\npids_limit = 9\n[libexec]\ncni = \"/x\"",
+        )])
+        .unwrap();
+        assert_eq!(load(&[("config.toml", &config.to_toml())]), Ok(config));
+    }
+
+    #[test]
+    fn drop_ins_are_merged_key_by_key_in_order() {
+        let config = load(&[
+            (
+                "config.toml",
+                "[network]\nbin_dirs = [\"/a\"]\nnetns_dir = \"/n\"\n",
+            ),
+            ("conf.d/20.toml", "[log]\nlevel = \"debug\"\n"),
+            (
+                "conf.d/10.toml",
+                "[log]\nlevel = \"warn\"\nformat = \"json\"\n[network]\nnetns_dir = \"/m\"\n",
+            ),
+            ("conf.d/30.toml.off", "nonsense"),
+        ])
+        .unwrap();
+        assert_eq!(config.log.level, LogLevel::Debug);
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.network.bin_dirs, [PathBuf::from("/a")]);
+        assert_eq!(config.network.netns_dir, PathBuf::from("/m"));
+    }
+
+    #[test]
+    fn an_error_names_the_file_and_the_line() {
+        let cases = [
+            (
+                "\n\nrooot = \"/x\"",
+                "DIR/config.toml:3: unknown field `rooot`",
+            ),
+            (
+                "[network]\n\ntimeout = 3",
+                "DIR/config.toml:3: unknown field `timeout`",
+            ),
+            ("\nroot = 7", "DIR/config.toml:2: invalid type: integer `7`"),
+            (
+                "\nroot = \"relative\"",
+                "DIR/config.toml:2: \"relative\" is not an absolute path",
+            ),
+            (
+                "[network]\nbin_dirs = [\n \"/a\",\n \"/b/../c\"]",
+                "DIR/config.toml:2: \"/b/../c\" is not a normal path",
+            ),
+            (
+                "listen = \"tcp://0.0.0.0:1\"",
+                "DIR/config.toml:1: \"tcp://0.0.0.0:1\" is not",
+            ),
+            (
+                "[log]\nlevel = \"loud\"",
+                "DIR/config.toml:2: unknown variant `loud`",
+            ),
+            (
+                "[network]\ntimeout_seconds = 0",
+                "DIR/config.toml:2: invalid value: integer `0`",
+            ),
+            (
+                "[cgroup]\nparent = \"a/b\"",
+                "DIR/config.toml:2: \"a/b\" is not an absolute",
+            ),
+            ("a = \n", "DIR/config.toml:1: "),
+            ("workers = 0", "DIR/config.toml:1: invalid value"),
+        ];
+        for (text, expected) in cases {
+            let error = load(&[("config.toml", text)]).unwrap_err();
+            assert!(error.starts_with(expected), "{text:?} gives {error:?}");
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_its_key() {
+        let libexec = Libexec {
+            cni: Some("/nonexistent/cni".into()),
+            ..Libexec::default()
+        };
+        let error = libexec.find_cni().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "carpel-cni is not in /nonexistent/cni; reinstall carpel or set libexec.cni"
+        );
+    }
+}

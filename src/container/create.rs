@@ -1,0 +1,260 @@
+//! CreateContainer: every mistake in the request shows here, and no process exists yet.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Container, Record, State};
+use crate::error::Error;
+use crate::failpoint;
+use crate::ids::{ContainerId, SandboxId};
+use crate::image::Image;
+use crate::node::Node;
+use crate::sandbox::{self, Sandbox, files};
+use crate::spec::config::{ContainerConfig, PidScope};
+use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
+use crate::spec::plan;
+use crate::spec::signal;
+use crate::spec::user::{self, User};
+use crate::store::RootFd;
+use crate::store::layers::LayerId;
+use crate::store::rootfs::Overlay;
+
+impl Node {
+    /// Makes a container, or returns the one of that name that the sandbox has already.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what the image or the host cannot fulfil,
+    /// [`Error::NotFound`] for an unknown sandbox or image. Nothing is left behind.
+    pub async fn create_container(
+        self: &Arc<Self>,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+        request: Vec<u8>,
+    ) -> Result<ContainerId, Error> {
+        let (node, sandbox) = (Arc::clone(self), *sandbox);
+        let key = (sandbox, config.name.clone());
+        self.creates
+            .join(key, || async move {
+                node.make_container(&sandbox, config, request).await
+            })
+            .await
+    }
+
+    async fn make_container(
+        self: Arc<Self>,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+        request: Vec<u8>,
+    ) -> Result<ContainerId, Error> {
+        let sandbox = self.sandbox(sandbox).ok_or_else(|| Error::NotFound {
+            kind: "sandbox",
+            id: sandbox.to_string(),
+        })?;
+        let named = |container: &Arc<Container>| container.config.name == config.name;
+        if let Some(existing) = self.containers_of(&sandbox.id).into_iter().find(named) {
+            return if existing.with_state(|state| matches!(state, State::Removing(_))) {
+                let name = &config.name.name;
+                let text = format!("container {name:?} ({}) is being removed", existing.id);
+                Err(Error::FailedPrecondition(text))
+            } else {
+                Ok(existing.id)
+            };
+        }
+        if !sandbox.is_ready() {
+            return Err(Error::FailedPrecondition(format!(
+                "sandbox {} of pod {} is not ready",
+                sandbox.id,
+                sandbox.pod()
+            )));
+        }
+        if config.security.privileged && !sandbox.config.privileged {
+            return Err(Error::InvalidArgument(format!(
+                "config.linux.security_context.privileged: sandbox {} of pod {} is not privileged",
+                sandbox.id,
+                sandbox.pod()
+            )));
+        }
+        self.check_target(&sandbox, &config)?;
+        let image = self
+            .images
+            .resolve(&config.image)
+            .ok_or_else(|| Error::NotFound {
+                kind: "image",
+                id: config.image.clone(),
+            })?;
+        let id = ContainerId::random();
+        let made = self.prepare(id, &sandbox, config, request, &image).await;
+        if made.is_err() {
+            self.delete_container_files(&id)?;
+        }
+        made
+    }
+
+    async fn prepare(
+        &self,
+        id: ContainerId,
+        sandbox: &Sandbox,
+        config: ContainerConfig,
+        request: Vec<u8>,
+        image: &Image,
+    ) -> Result<ContainerId, Error> {
+        let start = Instant::now();
+        let at = |doing: &str| format!("{doing} of container {id}");
+        let dir = self.paths.container(&id);
+        crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
+        let rootfs = self.make_rootfs(&id, &image.layers).await?;
+        failpoint::hit("create:prepared");
+        let made = Instant::now();
+        let security = &config.security;
+        let user = user::resolve(&rootfs, image_user(image), security)
+            .map_err(|error| invalid(&config, &error))?;
+        let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
+        let source = self.source(&id, sandbox, &config, image, &user, &cgroup)?;
+        let compiled = plan::compile_container(&source, &self.host)
+            .map_err(|error| invalid(&config, &error))?;
+        let record = Record {
+            id,
+            sandbox: sandbox.id,
+            request,
+            image_id: image.id.clone(),
+            image_ref: image
+                .digests
+                .first()
+                .cloned()
+                .unwrap_or_else(|| image.id.to_string()),
+            layers: image.layers.clone(),
+            created_at: crate::node::now(),
+            log_path: log_path(sandbox, &config),
+            stop_signal: config
+                .stop_signal
+                .unwrap_or_else(|| image_stop_signal(image)),
+            user,
+            cgroup,
+            source,
+            exited: None,
+            removing: false,
+        };
+        let resolved = Instant::now();
+        let state = State::Created {
+            rootfs: Some(rootfs.into()),
+        };
+        let container = Arc::new(Container::new(record, config, compiled, state));
+        container.timeline.note_span("rootfs", start, made - start);
+        container
+            .timeline
+            .note_span("spec and plan", made, resolved - made);
+        self.write_container(&container)?;
+        failpoint::hit("create:recorded");
+        // Under the sandbox's lock: a sandbox that stops meanwhile either sees this container or refuses it.
+        let state = sandbox.lock();
+        if !matches!(&*state, sandbox::State::Ready(_)) {
+            return Err(Error::FailedPrecondition(format!(
+                "sandbox {} was stopped meanwhile",
+                sandbox.id
+            )));
+        }
+        self.insert_container(&container);
+        drop(state);
+        container.timeline.note("record", resolved);
+        Ok(id)
+    }
+
+    /// The OCI spec of a container and what goes with it.
+    fn source(
+        &self,
+        id: &ContainerId,
+        sandbox: &Sandbox,
+        config: &ContainerConfig,
+        image: &Image,
+        user: &User,
+        cgroup_path: &str,
+    ) -> Result<Source, Error> {
+        let (hosts, hostname, resolv_conf) = files::paths(&self.paths.sandbox(&sandbox.id));
+        let input = ContainerInput {
+            id,
+            sandbox: &sandbox.config,
+            config,
+            image: &image.config,
+            user,
+            cgroup_path,
+            files: SandboxFiles {
+                hosts,
+                hostname,
+                resolv_conf,
+            },
+            volumes: Vec::new(),
+            host: &self.host,
+        };
+        oci::build(&input).map_err(|error| invalid(config, &error))
+    }
+
+    /// Makes the overlay of a container that has never run.
+    pub(crate) async fn make_rootfs(
+        &self,
+        id: &ContainerId,
+        layers: &[LayerId],
+    ) -> Result<RootFd, Error> {
+        let dir = self.paths.container(id);
+        let at = |doing: &str| format!("{doing} of container {id}");
+        let (upper, work) = (dir.join("upper"), dir.join("work"));
+        crate::node::make_root_dir(&upper).map_err(Error::at(at("make the writable layer")))?;
+        crate::node::make_dir(&work).map_err(Error::at(at("make the writable layer")))?;
+        let layers = self.images.layer_dirs(layers);
+        let overlay = Overlay {
+            layers,
+            upper,
+            work,
+            volatile: true,
+        };
+        let rootfs = self
+            .builder
+            .overlay(overlay)
+            .await
+            .map_err(Error::at(at("make the rootfs")))?;
+        Ok(RootFd::from(rootfs))
+    }
+
+    fn check_target(&self, sandbox: &Sandbox, config: &ContainerConfig) -> Result<(), Error> {
+        let PidScope::Target(target) = config.security.pid else {
+            return Ok(());
+        };
+        match self.container(&target) {
+            Some(container) if container.sandbox == sandbox.id => Ok(()),
+            _ => Err(Error::InvalidArgument(format!(
+                "config.linux.security_context.namespace_options.target_id: \
+                 container {target} is not in sandbox {}",
+                sandbox.id
+            ))),
+        }
+    }
+}
+
+fn invalid(config: &ContainerConfig, error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::InvalidArgument(format!(
+        "container {:?}: {}",
+        config.name.name,
+        crate::error::chain(error)
+    ))
+}
+
+fn image_user(image: &Image) -> &str {
+    image
+        .config
+        .config()
+        .as_ref()
+        .and_then(|config| config.user().as_deref())
+        .unwrap_or_default()
+}
+
+/// The image's stop signal; SIGTERM if it names none, or one that does not exist.
+fn image_stop_signal(image: &Image) -> i32 {
+    let config = image.config.config().as_ref();
+    let name = config.and_then(|config| config.stop_signal().as_deref());
+    name.and_then(signal::parse).unwrap_or(libc::SIGTERM)
+}
+
+fn log_path(sandbox: &Sandbox, config: &ContainerConfig) -> Option<PathBuf> {
+    let directory = sandbox.config.log_directory.as_ref()?;
+    Some(directory.join(config.log_path.as_ref()?))
+}

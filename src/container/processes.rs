@@ -1,0 +1,184 @@
+//! What a process of a container needs before it can be cloned: its descriptors, in the order of its Plan.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use carpel_wire::FdIndex;
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+
+use crate::cgroup::Join;
+use crate::error::Error;
+use crate::spec::plan::{Compiled, FdSource};
+use crate::store::bind::{self, Terminal};
+use crate::store::memfd;
+
+/// Twice the throughput of the default 64 KiB (see the kernel notes); pages are taken only when used.
+const PIPE_SIZE: usize = 256 << 10;
+
+/// The standard streams: the process's ends and ours.
+pub(crate) enum Streams {
+    /// A supervisor has none.
+    None,
+    Pipes {
+        child: [Option<OwnedFd>; 3],
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    Terminal {
+        devpts: Option<OwnedFd>,
+        slave: Option<OwnedFd>,
+        master: OwnedFd,
+    },
+}
+
+impl Streams {
+    /// Pipes for stdout and stderr, and for stdin if it is `wanted`; else /dev/null.
+    ///
+    /// # Errors
+    /// As `pipe2(2)`.
+    pub(crate) fn pipes(stdin_wanted: bool) -> io::Result<Self> {
+        let (stdout, stdout_child) = pipe()?;
+        let (stderr, stderr_child) = pipe()?;
+        let (stdin_child, stdin) = if stdin_wanted {
+            let (child, ours) = pipe()?;
+            (child, Some(ours))
+        } else {
+            (File::open("/dev/null")?.into(), None)
+        };
+        let child = [Some(stdin_child), Some(stdout_child), Some(stderr_child)];
+        Ok(Self::Pipes {
+            child,
+            stdin,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// A new terminal, of a devpts of its own.
+    ///
+    /// # Errors
+    /// As `fsopen(2)`, `open(2)`.
+    pub(crate) fn terminal() -> Result<Self, bind::Error> {
+        let Terminal {
+            devpts,
+            master,
+            slave,
+            ..
+        } = bind::terminal()?;
+        Ok(Self::Terminal {
+            devpts: Some(devpts),
+            slave: Some(slave),
+            master,
+        })
+    }
+
+    fn take(&mut self, source: &FdSource) -> Option<OwnedFd> {
+        match (self, source) {
+            (Self::Pipes { child, .. }, FdSource::Stdin) => child[0].take(),
+            (Self::Pipes { child, .. }, FdSource::Stdout) => child[1].take(),
+            (Self::Pipes { child, .. }, FdSource::Stderr) => child[2].take(),
+            (Self::Terminal { devpts, .. }, FdSource::Devpts) => devpts.take(),
+            (Self::Terminal { slave, .. }, FdSource::TerminalSlave) => slave.take(),
+            _ => None,
+        }
+    }
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    // Over the user's limit it stays as it is: only slower.
+    let _ = fcntl_setpipe_size(&read, PIPE_SIZE);
+    Ok((read, write))
+}
+
+/// The descriptors of one request, with the indexes that the request names them by.
+pub(crate) struct Descriptors {
+    fds: Vec<OwnedFd>,
+    pub(crate) plan: FdIndex,
+    pub(crate) cgroup: Option<FdIndex>,
+}
+
+impl Descriptors {
+    /// Opens everything that the Plan wants, in its order.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a mount whose source is not there or not as it must be.
+    pub(crate) fn open(
+        compiled: &Compiled,
+        mut rootfs: Option<OwnedFd>,
+        join: &Join,
+        streams: &mut Streams,
+    ) -> Result<Self, Error> {
+        let mut descriptors = Self {
+            fds: Vec::new(),
+            plan: FdIndex(0),
+            cgroup: None,
+        };
+        for source in &compiled.fds {
+            let index = crate::node::index(descriptors.fds.len());
+            let opened = match source {
+                FdSource::Plan => {
+                    descriptors.plan = index;
+                    let plan = memfd::sealed(c"plan", &compiled.plan);
+                    Some(plan.map_err(Error::at("write the plan"))?)
+                }
+                FdSource::Rootfs => rootfs.take(),
+                FdSource::CgroupDir => {
+                    descriptors.cgroup = Some(index);
+                    join_fd(join, source)?
+                }
+                FdSource::CgroupTasks(_) => join_fd(join, source)?,
+                FdSource::Mount(mount) => Some(bind::clone_mount(mount).map_err(|error| {
+                    let text = format!(
+                        "mount {}: {}",
+                        mount.source.display(),
+                        crate::error::chain(&error)
+                    );
+                    Error::InvalidArgument(text)
+                })?),
+                stream => streams.take(stream),
+            };
+            let missing = || {
+                Error::Internal(format!(
+                    "bug in carpel: nothing to give the plan for {source:?}"
+                ))
+            };
+            descriptors.fds.push(opened.ok_or_else(missing)?);
+        }
+        Ok(descriptors)
+    }
+
+    /// Adds a descriptor that is the supervisor's own affair.
+    pub(crate) fn add(&mut self, fd: OwnedFd) -> FdIndex {
+        let index = crate::node::index(self.fds.len());
+        self.fds.push(fd);
+        index
+    }
+
+    pub(crate) fn borrow(&self) -> Vec<BorrowedFd<'_>> {
+        self.fds.iter().map(AsFd::as_fd).collect()
+    }
+}
+
+/// What a Plan needs to enter a cgroup. It has one step for every hierarchy that is mounted; where the
+/// cgroup has no part in one, the step writes to /dev/null.
+pub(crate) fn join_fd(join: &Join, source: &FdSource) -> Result<Option<OwnedFd>, Error> {
+    let fd = match (join, source) {
+        (Join::V2(directory), FdSource::CgroupDir) => directory,
+        (Join::V1(tasks), FdSource::CgroupTasks(n)) => match tasks.get(*n) {
+            Some(tasks) => tasks,
+            None => {
+                let null = File::options().write(true).open("/dev/null");
+                return null
+                    .map(|null| Some(null.into()))
+                    .map_err(Error::at("open /dev/null"));
+            }
+        },
+        _ => return Ok(None),
+    };
+    fd.try_clone()
+        .map(Some)
+        .map_err(Error::at("duplicate a descriptor"))
+}

@@ -1,0 +1,242 @@
+//! StartContainer: open what the Plan wants, hand it to the supervisor.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use carpel_wire::{Output, PidNamespace, Reply, Start};
+
+use super::devices;
+use super::processes::{Descriptors, Streams};
+use super::{Container, Exited, Running, State};
+use crate::cgroup::Cgroup;
+use crate::error::Error;
+use crate::failpoint;
+use crate::ids::ContainerId;
+use crate::node::{Node, Op};
+use crate::spec::plan;
+use crate::supervisor::{self, Started, Supervisor};
+
+impl Node {
+    /// Starts a created container. One that runs already is started.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] if it has exited or its sandbox is not ready. Any other error leaves
+    /// the container exited with code 128 and reason StartError, as the peers do.
+    pub async fn start_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), Error> {
+        let container = self.require_container(id)?;
+        let node = Arc::clone(self);
+        let work = || async move {
+            let _turn = container.turn.lock().await;
+            node.start_in_turn(&container).await
+        };
+        self.operations.join((Op::Start, id.object()), work).await
+    }
+
+    async fn start_in_turn(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
+        let supervisor = self.supervisor_of(container)?;
+        let rootfs = match &mut *container.lock() {
+            State::Created { rootfs } => rootfs.take(),
+            State::Running(_) => return Ok(()),
+            State::Exited(_) => {
+                let text = format!("container {} has exited: create a new one", container.id);
+                return Err(Error::FailedPrecondition(text));
+            }
+            State::Removing(_) => {
+                return Err(Error::NotFound {
+                    kind: "container",
+                    id: container.id.to_string(),
+                });
+            }
+        };
+        match self.launch(container, &supervisor, rootfs).await {
+            Ok(started) => {
+                let running = Running {
+                    pid: started.pid,
+                    started_at: started.started_at,
+                    pidfd: Arc::new(started.pidfd),
+                };
+                *container.lock() = State::Running(running.clone());
+                self.watch_container(container, running, started.exit, supervisor);
+                Ok(())
+            }
+            Err(error) => {
+                self.release_cgroup(container).await;
+                let exited = Exited {
+                    started_at: 0,
+                    finished_at: crate::node::now(),
+                    exit_code: 128,
+                    reason: "StartError".to_owned(),
+                    message: error.to_string(),
+                };
+                container.set_exited(exited);
+                self.write_container(container)?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        supervisor: &Supervisor,
+        rootfs: Option<OwnedFd>,
+    ) -> Result<Started, Error> {
+        let start = Instant::now();
+        let rootfs = match rootfs {
+            Some(rootfs) => rootfs,
+            // After the daemon's death: the supervisor has confirmed that it was never started.
+            None => self
+                .make_rootfs(&container.id, &container.layers)
+                .await?
+                .into(),
+        };
+        failpoint::hit("start:rootfs");
+        let (node, prepared) = (Arc::clone(self), Arc::clone(container));
+        let ready = tokio::task::spawn_blocking(move || node.open_all(&prepared, rootfs)).await;
+        let (message, descriptors) = ready.map_err(Error::at("prepare the start"))??;
+        let opened = Instant::now();
+        container
+            .timeline
+            .note_span("cgroup and mounts", start, opened - start);
+
+        let started = supervisor.start(message, &descriptors.borrow()).await;
+        container.timeline.note("clone to exec", opened);
+        let started =
+            started.map_err(|error| refused(container, &container.compiled.steps, error))?;
+        failpoint::hit("start:started");
+        Ok(started)
+    }
+
+    /// Everything that blocks: the cgroup, the mounts, the log, the streams.
+    fn open_all(
+        &self,
+        container: &Container,
+        rootfs: OwnedFd,
+    ) -> Result<(Start, Descriptors), Error> {
+        let config = &container.config;
+        let at = |doing: &str| format!("{doing} of container {}", container.id);
+        let cgroup = self.make_cgroup(container)?;
+        let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
+        let mut streams = if config.tty {
+            Streams::terminal().map_err(Error::at(at("make the terminal")))?
+        } else {
+            Streams::pipes(config.stdin).map_err(Error::at(at("make the pipes")))?
+        };
+        let compiled = &container.compiled;
+        let mut descriptors = Descriptors::open(compiled, Some(rootfs), &join, &mut streams)
+            .map_err(|error| named(container, error))?;
+        let log = self.open_log(container)?.map(|log| descriptors.add(log));
+        let (output, stdin) = match streams {
+            Streams::Pipes {
+                stdin,
+                stdout,
+                stderr,
+                ..
+            } => {
+                let stdout = descriptors.add(stdout);
+                let stderr = descriptors.add(stderr);
+                (
+                    Output::Pipes {
+                        stdout,
+                        stderr,
+                        log,
+                    },
+                    stdin.map(|stdin| descriptors.add(stdin)),
+                )
+            }
+            Streams::None => (Output::None, None),
+            Streams::Terminal { master, .. } => (
+                Output::Terminal {
+                    master: descriptors.add(master),
+                    log,
+                },
+                None,
+            ),
+        };
+        let message = Start {
+            id: container.id.object(),
+            clone_flags: compiled.clone_flags,
+            pid_namespace: compiled.pid_namespace,
+            target: None,
+            cgroup: descriptors.cgroup,
+            plan: descriptors.plan,
+            output,
+            stdin,
+            init: true,
+        };
+        Ok((message, descriptors))
+    }
+
+    fn make_cgroup(&self, container: &Container) -> Result<Cgroup, Error> {
+        let mut resources = container.config.resources.clone();
+        resources.pids_limit = resources.pids_limit.or(self.settings.pids_limit);
+        let devices = devices::policy(&container.source.spec)?;
+        self.cgroups
+            .create(&container.cgroup, Some(&resources), &devices)
+            .map_err(|error| {
+                Error::wrap(
+                    format!("make the cgroup of container {}", container.id),
+                    error,
+                )
+            })
+    }
+
+    /// The supervisor of a container's pod.
+    pub(crate) fn supervisor_of(&self, container: &Container) -> Result<Supervisor, Error> {
+        let sandbox = self.sandbox(&container.sandbox);
+        let live = sandbox.and_then(|sandbox| sandbox.live());
+        live.map(|live| live.supervisor).ok_or_else(|| {
+            let text = format!(
+                "sandbox {} of container {} is not ready",
+                container.sandbox, container.id
+            );
+            Error::FailedPrecondition(text)
+        })
+    }
+}
+
+/// Says which step of a start failed, in words.
+pub(crate) fn refused(container: &Container, steps: &[String], error: supervisor::Error) -> Error {
+    let supervisor::Error::Refused(reply) = error else {
+        return Error::wrap(format!("start in container {}", container.id), error);
+    };
+    let text = |what: String| {
+        format!(
+            "container {:?} ({}): {what}",
+            container.config.name.name, container.id
+        )
+    };
+    match reply {
+        Reply::StepFailed { step, errno } => {
+            Error::InvalidArgument(text(plan::describe_failure(steps, step, errno)))
+        }
+        Reply::NotFound => Error::FailedPrecondition(text("it is not running".to_owned())),
+        Reply::Full => {
+            Error::ResourceExhausted(text("the pod has too many processes under way".to_owned()))
+        }
+        Reply::Died { wait_status } => Error::Internal(text(format!(
+            "killed before its program began (wait status {wait_status:#x})"
+        ))),
+        Reply::CallFailed { call, errno } => {
+            let cause = std::io::Error::from_raw_os_error(errno);
+            Error::wrap(text(format!("supervisor's {call:?}")), cause)
+        }
+        other => Error::Internal(text(format!("supervisor answers {other:?}"))),
+    }
+}
+
+fn named(container: &Container, error: Error) -> Error {
+    match error {
+        Error::InvalidArgument(text) => Error::InvalidArgument(format!(
+            "container {:?}: {text}",
+            container.config.name.name
+        )),
+        other => other,
+    }
+}
+
+/// Whether a container has a PID namespace of its own, which dies with its first process.
+pub(crate) fn has_own_pids(container: &Container) -> bool {
+    container.compiled.pid_namespace == PidNamespace::New
+}

@@ -1,0 +1,158 @@
+//! StopContainer and RemoveContainer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carpel_wire::SignalScope;
+
+use super::{Container, State};
+use crate::error::Error;
+use crate::failpoint;
+use crate::ids::ContainerId;
+use crate::node::{Node, Op};
+
+/// How long a killed container may take to be gone.
+const DEATH: Duration = Duration::from_secs(10);
+/// After this long, a killed first process has not taken the others along: they are killed by cgroup.
+const FIRST_DEATH: Duration = Duration::from_secs(2);
+
+impl Node {
+    /// Stops a container: its stop signal, then after `grace` SIGKILL. One that does not run, or is
+    /// unknown, is stopped. Calls do not wait for each other: the shortest grace period wins.
+    ///
+    /// # Errors
+    /// [`Error::DeadlineExceeded`] if it does not even die from SIGKILL.
+    pub async fn stop_container(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        grace: Duration,
+    ) -> Result<(), Error> {
+        let Some(container) = self.container(id) else {
+            return Ok(());
+        };
+        let node = Arc::clone(self);
+        // A task of its own: the request may be cancelled, the stop goes on.
+        let stop = tokio::spawn(async move {
+            // A start that is under way ends first.
+            drop(container.turn.lock().await);
+            node.stop_running(&container, grace).await
+        });
+        stop.await.map_err(Error::at("stop the container"))?
+    }
+
+    async fn stop_running(&self, container: &Container, grace: Duration) -> Result<(), Error> {
+        if container.running().is_none() {
+            return Ok(());
+        }
+        let supervisor = self.supervisor_of(container).ok();
+        let mut exited = container.exited.subscribe();
+        let signal = async |signal: i32| match &supervisor {
+            // If the supervisor dies now, the watch on the container's exit kills it.
+            Some(supervisor) => {
+                let _ = supervisor
+                    .signal(container.id.object(), signal, SignalScope::Process)
+                    .await;
+            }
+            None => {
+                if let Some(running) = container.running() {
+                    let _ = kill(&running, signal);
+                }
+            }
+        };
+        if !grace.is_zero() {
+            signal(container.stop_signal).await;
+            failpoint::hit("stop:signalled");
+            if tokio::time::timeout(grace, exited.wait_for(|exited| *exited))
+                .await
+                .is_ok()
+            {
+                failpoint::hit("stop:exited");
+                return Ok(());
+            }
+        }
+        signal(libc::SIGKILL).await;
+        if tokio::time::timeout(FIRST_DEATH, exited.wait_for(|exited| *exited))
+            .await
+            .is_err()
+        {
+            let cgroup = self.cgroups.open(&container.cgroup);
+            let _ = tokio::task::spawn_blocking(move || cgroup.kill()).await;
+        }
+        if tokio::time::timeout(DEATH, exited.wait_for(|exited| *exited))
+            .await
+            .is_err()
+        {
+            return Err(Error::DeadlineExceeded(format!(
+                "container {} ({}) does not die: a process of it is stuck in the kernel",
+                container.config.name.name, container.id
+            )));
+        }
+        failpoint::hit("stop:exited");
+        Ok(())
+    }
+
+    /// Removes a container, killing it first if it runs. An unknown one is removed.
+    ///
+    /// # Errors
+    /// What could not be deleted; the removal goes on when it is repeated, or at the next start.
+    pub async fn remove_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), Error> {
+        let Some(container) = self.container(id) else {
+            return Ok(());
+        };
+        let node = Arc::clone(self);
+        let work = || async move {
+            let _turn = container.turn.lock().await;
+            if node.container(&container.id).is_none() {
+                return Ok(());
+            }
+            node.stop_running(&container, Duration::ZERO).await?;
+            node.delete_container(&container).await
+        };
+        self.operations
+            .join((Op::RemoveContainer, id.object()), work)
+            .await
+    }
+
+    /// Deletes a container that does not run.
+    pub(crate) async fn delete_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), Error> {
+        {
+            let mut state = container.lock();
+            let exited = match &*state {
+                State::Exited(exited) => Some(exited.clone()),
+                State::Removing(exited) => exited.clone(),
+                State::Created { .. } | State::Running(_) => None,
+            };
+            // Drops the root file system of one that never ran.
+            *state = State::Removing(exited);
+        }
+        self.write_container(container)?;
+        failpoint::hit("remove:begun");
+        self.release_cgroup(container).await;
+        let (node, id) = (Arc::clone(self), container.id);
+        tokio::task::spawn_blocking(move || node.delete_container_files(&id))
+            .await
+            .map_err(Error::at("remove the container's files"))??;
+        self.forget_container(container);
+        Ok(())
+    }
+
+    /// Deletes a container's folder, its record last.
+    pub(crate) fn delete_container_files(&self, id: &ContainerId) -> Result<(), Error> {
+        let at = |doing: &str| format!("{doing} of container {id}");
+        let dir = self.paths.container(id);
+        let record = self.paths.container_record(id);
+        crate::node::remove_entries_but(&dir, &record).map_err(Error::at(at("remove files")))?;
+        failpoint::hit("remove:files-gone");
+        crate::node::remove_tree(&dir).map_err(Error::at(at("remove the record")))
+    }
+}
+
+fn kill(running: &super::Running, signal: i32) -> rustix::io::Result<()> {
+    match rustix::process::Signal::from_named_raw(signal) {
+        Some(signal) => rustix::process::pidfd_send_signal(&running.pidfd, signal),
+        None => Err(rustix::io::Errno::INVAL),
+    }
+}

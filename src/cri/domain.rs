@@ -1,0 +1,220 @@
+//! What the services ask of the daemon behind them, in its own types. The node is one; tests have another.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::runtime::Spec;
+use serde::{Serialize, Serializer};
+
+use super::import::{Archive, Progress};
+pub use crate::container::ExecOutput;
+use crate::error::Error;
+use crate::ids::{ContainerId, SandboxId};
+use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::timeline::Span;
+
+/// Pods, containers and images. What changes something runs in a task of its own, so that a call which is
+/// dropped drops only the waiting.
+pub trait Domain: Send + Sync + 'static {
+    // ── sandboxes ──
+
+    /// `request` is the configuration as it was sent, encoded.
+    fn run_sandbox(
+        &self,
+        config: SandboxConfig,
+        request: Vec<u8>,
+    ) -> impl Future<Output = Result<SandboxId, Error>> + Send;
+    fn stop_sandbox(&self, id: &SandboxId) -> impl Future<Output = Result<(), Error>> + Send;
+    fn remove_sandbox(&self, id: &SandboxId) -> impl Future<Output = Result<(), Error>> + Send;
+    /// The id that `text` is, or begins.
+    fn find_sandbox(&self, text: &str) -> Result<SandboxId, Lookup>;
+    fn sandbox(&self, id: &SandboxId) -> Option<SandboxDetail>;
+    fn sandboxes(&self) -> Vec<SandboxView>;
+
+    // ── containers ──
+
+    /// `request` is the configuration as it was sent, encoded.
+    fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+        request: Vec<u8>,
+    ) -> impl Future<Output = Result<ContainerId, Error>> + Send;
+    fn start_container(&self, id: &ContainerId) -> impl Future<Output = Result<(), Error>> + Send;
+    fn stop_container(
+        &self,
+        id: &ContainerId,
+        grace: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+    fn remove_container(&self, id: &ContainerId) -> impl Future<Output = Result<(), Error>> + Send;
+    fn exec_sync(
+        &self,
+        id: &ContainerId,
+        arguments: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> impl Future<Output = Result<ExecOutput, Error>> + Send;
+    fn reopen_log(&self, id: &ContainerId) -> impl Future<Output = Result<(), Error>> + Send;
+    /// The id that `text` is, or begins.
+    fn find_container(&self, text: &str) -> Result<ContainerId, Lookup>;
+    fn container(&self, id: &ContainerId) -> Option<ContainerDetail>;
+    fn containers(&self) -> Vec<ContainerView>;
+
+    // ── images ──
+
+    /// The image of this id or name.
+    fn image(&self, name: &str) -> Result<Option<ImageView>, Error>;
+    fn images(&self) -> Vec<ImageView>;
+    /// Removes the image of this id or name, and all its names. One that is absent is removed.
+    fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;
+    fn image_usage(&self) -> impl Future<Output = Result<ImageUsage, Error>> + Send;
+    fn import(
+        &self,
+        archive: Archive,
+        progress: Progress,
+    ) -> impl Future<Output = Result<Vec<ImageView>, Error>> + Send;
+
+    // ── the node ──
+
+    /// Whether a pod could get a network now.
+    fn network_status(&self) -> Result<(), NetworkNotReady>;
+    /// Remembers the node's ranges of pod addresses.
+    fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
+    /// The configuration in force, for people and test suites.
+    fn configuration(&self) -> serde_json::Value;
+}
+
+/// Why an id from outside names nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    NotFound,
+    Ambiguous,
+}
+
+/// A sandbox, as lists show it.
+#[derive(Debug, Clone)]
+pub struct SandboxView {
+    pub id: SandboxId,
+    pub config: Arc<SandboxConfig>,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    pub ready: bool,
+    /// The primary one first; none with the node's network.
+    pub ips: Vec<IpAddr>,
+}
+
+/// A sandbox in full.
+#[derive(Debug, Clone)]
+pub struct SandboxDetail {
+    pub view: SandboxView,
+    /// The configuration as it was sent, encoded.
+    pub request: Vec<u8>,
+    pub info: SandboxInfo,
+}
+
+/// What the interface has no field for, in a verbose status.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxInfo {
+    /// The supervisor's.
+    pub pid: Option<u32>,
+    pub netns: Option<PathBuf>,
+    pub cgroup: String,
+    pub timeline: Vec<Span>,
+}
+
+/// A container, as lists show it.
+#[derive(Debug, Clone)]
+pub struct ContainerView {
+    pub id: ContainerId,
+    pub sandbox: SandboxId,
+    pub config: Arc<ContainerConfig>,
+    pub image_id: String,
+    /// The image's digest reference, or its id if it has none.
+    pub image_ref: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    pub state: ContainerState,
+}
+
+/// Where a container is in its life. Times are nanoseconds since the epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContainerState {
+    Created,
+    Running {
+        started_at: i64,
+    },
+    Exited {
+        /// 0 if it never ran.
+        started_at: i64,
+        finished_at: i64,
+        exit_code: i32,
+        reason: String,
+        message: String,
+    },
+    Unknown,
+}
+
+/// A container in full.
+#[derive(Debug, Clone)]
+pub struct ContainerDetail {
+    pub view: ContainerView,
+    /// The configuration as it was sent, encoded.
+    pub request: Vec<u8>,
+    /// Absolute.
+    pub log_path: Option<PathBuf>,
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    /// The kernel's number of the signal that a stop sends.
+    pub stop_signal: i32,
+    pub info: ContainerInfo,
+}
+
+/// What the interface has no field for, in a verbose status.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerInfo {
+    pub sandbox_id: String,
+    pub pid: Option<u32>,
+    pub cgroup: String,
+    pub timeline: Vec<Span>,
+    #[serde(serialize_with = "shared")]
+    pub runtime_spec: Arc<Spec>,
+}
+
+fn shared<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.serialize(serializer)
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageView {
+    /// "sha256:…".
+    pub id: String,
+    pub tags: Vec<String>,
+    pub digests: Vec<String>,
+    /// Bytes.
+    pub size: u64,
+    /// The user that the image names: "", "user", "uid", either with ":group".
+    pub user: String,
+    pub pinned: bool,
+}
+
+/// The space that images take, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageUsage {
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// Why no pod could get a network now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkNotReady {
+    /// One word in CamelCase.
+    pub reason: String,
+    pub message: String,
+}

@@ -1,0 +1,268 @@
+//! The node as the services see it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carpel_api::carpel::LayerState;
+
+use super::domain::{
+    ContainerDetail, ContainerInfo, ContainerState, ContainerView, Domain, ExecOutput, ImageUsage,
+    ImageView, Lookup, NetworkNotReady, SandboxDetail, SandboxInfo, SandboxView,
+};
+use super::import::{Archive, Progress};
+use crate::container::{Container, Exited, State};
+use crate::error::Error;
+use crate::ids::{ContainerId, SandboxId};
+use crate::image::{self, Image};
+use crate::node::{self, Node};
+use crate::sandbox::Sandbox;
+use crate::spec::config::{ContainerConfig, SandboxConfig};
+
+/// A node and the configuration that it was opened with.
+pub struct Served {
+    pub node: Arc<Node>,
+    pub configuration: serde_json::Value,
+}
+
+impl Domain for Served {
+    async fn run_sandbox(
+        &self,
+        config: SandboxConfig,
+        request: Vec<u8>,
+    ) -> Result<SandboxId, Error> {
+        self.node.run_sandbox(config, request).await
+    }
+
+    async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        self.node.stop_sandbox(id).await
+    }
+
+    async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        self.node.remove_sandbox(id).await
+    }
+
+    fn find_sandbox(&self, text: &str) -> Result<SandboxId, Lookup> {
+        self.node.find_sandbox(text).map_err(lookup)
+    }
+
+    fn sandbox(&self, id: &SandboxId) -> Option<SandboxDetail> {
+        let sandbox = self
+            .node
+            .sandbox(id)
+            .filter(|sandbox| sandbox.is_listed())?;
+        Some(SandboxDetail {
+            view: sandbox_view(&sandbox),
+            request: sandbox.request.clone(),
+            info: SandboxInfo {
+                pid: sandbox.live().map(|live| live.supervisor.pid()),
+                netns: sandbox.netns.clone(),
+                cgroup: sandbox.cgroup.clone(),
+                timeline: sandbox.timeline.spans(),
+            },
+        })
+    }
+
+    fn sandboxes(&self) -> Vec<SandboxView> {
+        self.node
+            .sandboxes()
+            .iter()
+            .map(|sandbox| sandbox_view(sandbox))
+            .collect()
+    }
+
+    async fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+        request: Vec<u8>,
+    ) -> Result<ContainerId, Error> {
+        self.node.create_container(sandbox, config, request).await
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
+        self.node.start_container(id).await
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
+        self.node.stop_container(id, grace).await
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
+        self.node.remove_container(id).await
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        arguments: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        self.node.exec_sync(id, arguments, timeout).await
+    }
+
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        self.node.reopen_log(id).await
+    }
+
+    fn find_container(&self, text: &str) -> Result<ContainerId, Lookup> {
+        self.node.find_container(text).map_err(lookup)
+    }
+
+    fn container(&self, id: &ContainerId) -> Option<ContainerDetail> {
+        let container = self.node.container(id)?;
+        Some(ContainerDetail {
+            view: container_view(&container),
+            request: container.request.clone(),
+            log_path: container.log_path.clone(),
+            uid: container.user.uid,
+            gid: container.user.gid,
+            groups: container.user.groups.clone(),
+            stop_signal: container.stop_signal,
+            info: ContainerInfo {
+                sandbox_id: container.sandbox.to_string(),
+                pid: container.running().map(|running| running.pid),
+                cgroup: container.cgroup.clone(),
+                timeline: container.timeline.spans(),
+                runtime_spec: Arc::new(container.source.spec.clone()),
+            },
+        })
+    }
+
+    fn containers(&self) -> Vec<ContainerView> {
+        self.node
+            .containers()
+            .iter()
+            .map(|container| container_view(container))
+            .collect()
+    }
+
+    fn image(&self, name: &str) -> Result<Option<ImageView>, Error> {
+        Ok(self
+            .node
+            .images
+            .resolve(name)
+            .map(|image| image_view(&image)))
+    }
+
+    fn images(&self) -> Vec<ImageView> {
+        self.node
+            .images
+            .list()
+            .iter()
+            .map(|image| image_view(image))
+            .collect()
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), Error> {
+        self.node.remove_image(name).await
+    }
+
+    async fn image_usage(&self) -> Result<ImageUsage, Error> {
+        let usage = self.node.images.disk_usage();
+        Ok(ImageUsage {
+            path: self.node.paths.root.clone(),
+            bytes: usage.bytes,
+            inodes: usage.inodes,
+        })
+    }
+
+    async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {
+        let report = move |step: image::Progress| match step {
+            image::Progress::Received { bytes } => progress.received(bytes),
+            image::Progress::Shared { layer } => {
+                progress.layer(layer.to_string(), LayerState::Shared)
+            }
+            image::Progress::Unpacking { layer } => {
+                progress.layer(layer.to_string(), LayerState::Unpacking)
+            }
+            image::Progress::Unpacked { layer } => {
+                progress.layer(layer.to_string(), LayerState::Unpacked)
+            }
+            // The answer itself says so.
+            image::Progress::Recorded { .. } => {}
+        };
+        let images = self.node.import_images(archive, report).await?;
+        Ok(images.iter().map(|image| image_view(image)).collect())
+    }
+
+    fn network_status(&self) -> Result<(), NetworkNotReady> {
+        match self.node.network.status() {
+            Ok(_name) => Ok(()),
+            Err(why) => Err(NetworkNotReady {
+                reason: why.reason.to_owned(),
+                message: why.message,
+            }),
+        }
+    }
+
+    fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
+        self.node
+            .network
+            .set_pod_cidr(cidr)
+            .map_err(|error| Error::InvalidArgument(error.to_string()))
+    }
+
+    fn configuration(&self) -> serde_json::Value {
+        self.configuration.clone()
+    }
+}
+
+fn lookup(why: node::Lookup) -> Lookup {
+    match why {
+        node::Lookup::NotFound => Lookup::NotFound,
+        node::Lookup::Ambiguous => Lookup::Ambiguous,
+    }
+}
+
+fn sandbox_view(sandbox: &Sandbox) -> SandboxView {
+    SandboxView {
+        id: sandbox.id,
+        config: Arc::clone(&sandbox.config),
+        created_at: sandbox.created_at,
+        ready: sandbox.is_ready(),
+        ips: sandbox.ips(),
+    }
+}
+
+fn container_view(container: &Container) -> ContainerView {
+    ContainerView {
+        id: container.id,
+        sandbox: container.sandbox,
+        config: Arc::clone(&container.config),
+        image_id: container.image_id.to_string(),
+        image_ref: container.image_ref.clone(),
+        created_at: container.created_at,
+        state: container.with_state(|state| match state {
+            State::Created { .. } => ContainerState::Created,
+            State::Running(running) => ContainerState::Running {
+                started_at: running.started_at,
+            },
+            State::Exited(exited) | State::Removing(Some(exited)) => exited_view(exited),
+            State::Removing(None) => ContainerState::Unknown,
+        }),
+    }
+}
+
+fn exited_view(exited: &Exited) -> ContainerState {
+    ContainerState::Exited {
+        started_at: exited.started_at,
+        finished_at: exited.finished_at,
+        exit_code: exited.exit_code,
+        reason: exited.reason.clone(),
+        message: exited.message.clone(),
+    }
+}
+
+fn image_view(image: &Image) -> ImageView {
+    let config = image.config.config().as_ref();
+    ImageView {
+        id: image.id.to_string(),
+        tags: image.tags.clone(),
+        digests: image.digests.clone(),
+        size: image.size,
+        user: config
+            .and_then(|config| config.user().clone())
+            .unwrap_or_default(),
+        pinned: image.pinned,
+    }
+}

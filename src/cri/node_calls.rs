@@ -1,0 +1,80 @@
+//! The calls about the runtime as a whole.
+
+use carpel_api::cri;
+use tonic::Status;
+
+use super::domain::Domain;
+use super::validate::{self, Platform};
+use super::verbose;
+
+/// What the kubelet wants as the version of its own runtime API.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+pub async fn version() -> Result<cri::VersionResponse, Status> {
+    Ok(cri::VersionResponse {
+        version: KUBELET_API_VERSION.into(),
+        runtime_name: "carpel".into(),
+        runtime_version: env!("CARGO_PKG_VERSION").into(),
+        runtime_api_version: "v1".into(),
+    })
+}
+
+pub async fn status<D: Domain>(
+    domain: &D,
+    platform: Platform,
+    request: cri::StatusRequest,
+) -> Result<cri::StatusResponse, Status> {
+    let network = domain.network_status();
+    let condition = |name: &str, status, reason, message| cri::RuntimeCondition {
+        r#type: name.into(),
+        status,
+        reason,
+        message,
+    };
+    let network = match network {
+        Ok(()) => condition("NetworkReady", true, String::new(), String::new()),
+        Err(why) => condition("NetworkReady", false, why.reason, why.message),
+    };
+    let runtime = condition("RuntimeReady", true, String::new(), String::new());
+    Ok(cri::StatusResponse {
+        status: Some(cri::RuntimeStatus {
+            conditions: vec![runtime, network],
+        }),
+        info: if request.verbose {
+            verbose::info("config", &domain.configuration())?
+        } else {
+            verbose::none()
+        },
+        runtime_handlers: vec![cri::RuntimeHandler {
+            // The default has no name.
+            name: String::new(),
+            features: Some(cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: platform.recursive_read_only,
+                user_namespaces: false,
+            }),
+        }],
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    })
+}
+
+pub async fn runtime_config() -> Result<cri::RuntimeConfigResponse, Status> {
+    Ok(cri::RuntimeConfigResponse {
+        linux: Some(cri::LinuxRuntimeConfiguration {
+            cgroup_driver: cri::CgroupDriver::Cgroupfs.into(),
+        }),
+    })
+}
+
+pub async fn update_runtime_config<D: Domain>(
+    domain: &D,
+    request: cri::UpdateRuntimeConfigRequest,
+) -> Result<cri::UpdateRuntimeConfigResponse, Status> {
+    if let Some(cidr) = validate::pod_cidr(request)? {
+        domain.set_pod_cidr(&cidr)?;
+    }
+    Ok(cri::UpdateRuntimeConfigResponse {})
+}

@@ -1,0 +1,329 @@
+//! The runtime service: each call in its span, handed to the function that does it; or refused by name.
+
+use std::sync::Arc;
+
+use carpel_api::cri;
+use carpel_api::cri::runtime_service_server::RuntimeService;
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status};
+use tracing::field;
+use tracing::info_span;
+
+use super::domain::Domain;
+use super::status::{answer, not_built};
+use super::validate::Platform;
+use super::{containers, node_calls, sandboxes};
+
+/// The CRI's runtime service.
+pub struct Runtime<D> {
+    pub domain: Arc<D>,
+    pub platform: Platform,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl<D: Domain> RuntimeService for Runtime<D> {
+    type StreamPodSandboxesStream = Empty<Result<cri::StreamPodSandboxesResponse, Status>>;
+    type StreamContainersStream = Empty<Result<cri::StreamContainersResponse, Status>>;
+    type StreamContainerStatsStream = Empty<Result<cri::StreamContainerStatsResponse, Status>>;
+    type StreamPodSandboxStatsStream = Empty<Result<cri::StreamPodSandboxStatsResponse, Status>>;
+    type GetContainerEventsStream = Empty<Result<cri::ContainerEventResponse, Status>>;
+    type StreamPodSandboxMetricsStream =
+        Empty<Result<cri::StreamPodSandboxMetricsResponse, Status>>;
+
+    async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
+        answer(info_span!("Version"), node_calls::version()).await
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Answer<cri::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let span = info_span!("RunPodSandbox", sandbox.id = field::Empty);
+        answer(span, sandboxes::run(&*self.domain, self.platform, request)).await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
+        let request = request.into_inner();
+        let span = info_span!("StopPodSandbox", sandbox.id = request.pod_sandbox_id);
+        answer(span, sandboxes::stop(&*self.domain, request)).await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
+        let request = request.into_inner();
+        let span = info_span!("RemovePodSandbox", sandbox.id = request.pod_sandbox_id);
+        answer(span, sandboxes::remove(&*self.domain, request)).await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let span = info_span!("PodSandboxStatus", sandbox.id = request.pod_sandbox_id);
+        answer(span, sandboxes::status(&*self.domain, request)).await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
+        answer(
+            info_span!("ListPodSandbox"),
+            sandboxes::list(&*self.domain, request.into_inner()),
+        )
+        .await
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
+        let request = request.into_inner();
+        let span = info_span!(
+            "CreateContainer",
+            sandbox.id = request.pod_sandbox_id,
+            container.id = field::Empty
+        );
+        answer(
+            span,
+            containers::create(&*self.domain, self.platform, request),
+        )
+        .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
+        let request = request.into_inner();
+        let span = info_span!("StartContainer", container.id = request.container_id);
+        answer(span, containers::start(&*self.domain, request)).await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Answer<cri::StopContainerResponse> {
+        let request = request.into_inner();
+        let span = info_span!("StopContainer", container.id = request.container_id);
+        answer(span, containers::stop(&*self.domain, request)).await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
+        let request = request.into_inner();
+        let span = info_span!("RemoveContainer", container.id = request.container_id);
+        answer(span, containers::remove(&*self.domain, request)).await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
+        answer(
+            info_span!("ListContainers"),
+            containers::list(&*self.domain, request.into_inner()),
+        )
+        .await
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
+        let request = request.into_inner();
+        let span = info_span!("ContainerStatus", container.id = request.container_id);
+        answer(span, containers::status(&*self.domain, request)).await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
+        let request = request.into_inner();
+        let span = info_span!("ReopenContainerLog", container.id = request.container_id);
+        answer(span, containers::reopen_log(&*self.domain, request)).await
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<cri::ExecSyncRequest>,
+    ) -> Answer<cri::ExecSyncResponse> {
+        let request = request.into_inner();
+        let span = info_span!("ExecSync", container.id = request.container_id);
+        answer(span, containers::exec_sync(&*self.domain, request)).await
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
+        answer(
+            info_span!("UpdateRuntimeConfig"),
+            node_calls::update_runtime_config(&*self.domain, request.into_inner()),
+        )
+        .await
+    }
+
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
+        answer(
+            info_span!("Status"),
+            node_calls::status(&*self.domain, self.platform, request.into_inner()),
+        )
+        .await
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<cri::RuntimeConfigRequest>,
+    ) -> Answer<cri::RuntimeConfigResponse> {
+        answer(info_span!("RuntimeConfig"), node_calls::runtime_config()).await
+    }
+
+    // ── not built yet ──
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        Err(not_built("StreamPodSandboxes"))
+    }
+
+    async fn stream_containers(
+        &self,
+        _: Request<cri::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        Err(not_built("StreamContainers"))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        Err(not_built("UpdateContainerResources"))
+    }
+
+    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        Err(not_built("Exec"))
+    }
+
+    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        Err(not_built("Attach"))
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<cri::PortForwardRequest>,
+    ) -> Answer<cri::PortForwardResponse> {
+        Err(not_built("PortForward"))
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
+        Err(not_built("ContainerStats"))
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        Err(not_built("ListContainerStats"))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        Err(not_built("StreamContainerStats"))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
+        Err(not_built("PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        Err(not_built("ListPodSandboxStats"))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        Err(not_built("StreamPodSandboxStats"))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
+        Err(not_built("CheckpointContainer"))
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _: Request<cri::CheckpointPodRequest>,
+    ) -> Answer<cri::CheckpointPodResponse> {
+        Err(not_built("CheckpointPod"))
+    }
+
+    async fn restore_pod(
+        &self,
+        _: Request<cri::RestorePodRequest>,
+    ) -> Answer<cri::RestorePodResponse> {
+        Err(not_built("RestorePod"))
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<cri::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        Err(not_built("GetContainerEvents"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        Err(not_built("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        Err(not_built("ListPodSandboxMetrics"))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Err(not_built("StreamPodSandboxMetrics"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        Err(not_built("UpdatePodSandboxResources"))
+    }
+}

@@ -1,0 +1,6 @@
+//! The services over a real connection, with a domain that remembers what it was asked.
+
+mod calls;
+mod fake;
+mod import;
+mod lists;

@@ -1,0 +1,417 @@
+//! A domain without a node, and a client of the services over it.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use carpel_api::carpel::LayerState;
+use carpel_api::carpel::images_client::ImagesClient;
+use carpel_api::cri;
+use carpel_api::cri::image_service_client::ImageServiceClient;
+use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
+use hyper_util::rt::TokioIo;
+use oci_spec::runtime::Spec;
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::cri::domain::*;
+use crate::cri::import::{Archive, Progress};
+use crate::error::Error;
+use crate::ids::{ContainerId, SandboxId};
+use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::timeline::Span;
+
+/// Remembers objects; what it is told to do it notes in `calls`.
+#[derive(Default)]
+pub struct Fake {
+    pub calls: Mutex<Vec<String>>,
+    pub sandboxes: Mutex<Vec<SandboxDetail>>,
+    pub containers: Mutex<Vec<ContainerDetail>>,
+    pub images: Vec<ImageView>,
+    pub network_down: bool,
+}
+
+impl Fake {
+    fn note(&self, call: impl Into<String>) {
+        self.calls
+            .lock()
+            .expect("no test panics in here")
+            .push(call.into());
+    }
+
+    pub fn calls(&self) -> Vec<String> {
+        self.calls.lock().expect("no test panics in here").clone()
+    }
+
+    /// Changes the only container.
+    pub fn change_container(&self, change: impl FnOnce(&mut ContainerDetail)) {
+        let mut containers = self.containers.lock().expect("no test panics in here");
+        change(containers.last_mut().expect("there is one"));
+    }
+}
+
+fn find<T: Copy + ToString>(ids: impl Iterator<Item = T>, text: &str) -> Result<T, Lookup> {
+    let found: Vec<T> = ids.filter(|id| id.to_string().starts_with(text)).collect();
+    match found[..] {
+        [] => Err(Lookup::NotFound),
+        [id] => Ok(id),
+        _ => Err(Lookup::Ambiguous),
+    }
+}
+
+impl Domain for Fake {
+    async fn run_sandbox(
+        &self,
+        config: SandboxConfig,
+        request: Vec<u8>,
+    ) -> Result<SandboxId, Error> {
+        if config.hostname.as_deref() == Some("panic") {
+            panic!("boom");
+        }
+        let mut sandboxes = self.sandboxes.lock().expect("no test panics in here");
+        // Ids that share their beginning, so that it is ambiguous.
+        let mut object = [0xab; 32];
+        object[31] = u8::try_from(sandboxes.len()).expect("few sandboxes");
+        let id = SandboxId::from(object);
+        sandboxes.push(SandboxDetail {
+            view: SandboxView {
+                id,
+                config: Arc::new(config),
+                created_at: 7,
+                ready: true,
+                ips: ["10.1.0.2", "fd00::2"]
+                    .map(|ip| ip.parse::<IpAddr>().expect("an address"))
+                    .into(),
+            },
+            request,
+            info: SandboxInfo {
+                pid: Some(42),
+                netns: Some("/run/netns/x".into()),
+                cgroup: "/pods/x".into(),
+                timeline: vec![Span {
+                    name: "network".into(),
+                    start_us: 1,
+                    duration_us: 2,
+                }],
+            },
+        });
+        Ok(id)
+    }
+
+    async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        self.note(format!("stop sandbox {id}"));
+        Ok(())
+    }
+
+    async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        self.note(format!("remove sandbox {id}"));
+        Ok(())
+    }
+
+    fn find_sandbox(&self, text: &str) -> Result<SandboxId, Lookup> {
+        find(self.sandboxes().iter().map(|view| view.id), text)
+    }
+
+    fn sandbox(&self, id: &SandboxId) -> Option<SandboxDetail> {
+        let sandboxes = self.sandboxes.lock().expect("no test panics in here");
+        sandboxes
+            .iter()
+            .find(|detail| detail.view.id == *id)
+            .cloned()
+    }
+
+    fn sandboxes(&self) -> Vec<SandboxView> {
+        let sandboxes = self.sandboxes.lock().expect("no test panics in here");
+        sandboxes.iter().map(|detail| detail.view.clone()).collect()
+    }
+
+    async fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+        request: Vec<u8>,
+    ) -> Result<ContainerId, Error> {
+        let id = ContainerId::random();
+        let mut containers = self.containers.lock().expect("no test panics in here");
+        containers.push(ContainerDetail {
+            view: ContainerView {
+                id,
+                sandbox: *sandbox,
+                image_id: "sha256:1234".into(),
+                image_ref: "busybox@sha256:5678".into(),
+                created_at: 8,
+                state: ContainerState::Created,
+                config: Arc::new(config),
+            },
+            request,
+            log_path: Some("/var/log/pods/x/web/0.log".into()),
+            uid: 1000,
+            gid: 1001,
+            groups: vec![1001, 5],
+            stop_signal: 10,
+            info: ContainerInfo {
+                sandbox_id: sandbox.to_string(),
+                pid: Some(43),
+                cgroup: "/pods/y".into(),
+                timeline: Vec::new(),
+                runtime_spec: Arc::new(Spec::default()),
+            },
+        });
+        Ok(id)
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
+        self.note(format!("start {id}"));
+        Err(Error::FailedPrecondition(format!(
+            "container {id} has exited"
+        )))
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
+        self.note(format!("stop {id} {grace:?}"));
+        Ok(())
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
+        self.note(format!("remove {id}"));
+        Ok(())
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        arguments: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        self.note(format!("exec {id} {arguments:?} {timeout:?}"));
+        if timeout.is_some() {
+            return Err(Error::DeadlineExceeded(
+                "command took longer than 1s".into(),
+            ));
+        }
+        Ok(ExecOutput {
+            stdout: vec![b'x'; 16 << 20],
+            stderr: b"err".to_vec(),
+            exit_code: 3,
+        })
+    }
+
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        self.note(format!("reopen {id}"));
+        Ok(())
+    }
+
+    fn find_container(&self, text: &str) -> Result<ContainerId, Lookup> {
+        find(self.containers().iter().map(|view| view.id), text)
+    }
+
+    fn container(&self, id: &ContainerId) -> Option<ContainerDetail> {
+        let containers = self.containers.lock().expect("no test panics in here");
+        containers
+            .iter()
+            .find(|detail| detail.view.id == *id)
+            .cloned()
+    }
+
+    fn containers(&self) -> Vec<ContainerView> {
+        let containers = self.containers.lock().expect("no test panics in here");
+        containers
+            .iter()
+            .map(|detail| detail.view.clone())
+            .collect()
+    }
+
+    fn image(&self, name: &str) -> Result<Option<ImageView>, Error> {
+        let has = |image: &&ImageView| image.id == name || image.tags.iter().any(|tag| tag == name);
+        Ok(self.images.iter().find(has).cloned())
+    }
+
+    fn images(&self) -> Vec<ImageView> {
+        self.images.clone()
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), Error> {
+        self.note(format!("remove image {name}"));
+        Ok(())
+    }
+
+    async fn image_usage(&self) -> Result<ImageUsage, Error> {
+        Ok(ImageUsage {
+            path: "/var/lib/carpel".into(),
+            bytes: 10,
+            inodes: 3,
+        })
+    }
+
+    /// The archive is the id of the image; "broken" is none.
+    async fn import(
+        &self,
+        mut archive: Archive,
+        progress: Progress,
+    ) -> Result<Vec<ImageView>, Error> {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            archive.read_to_string(&mut text).map(|_| text)
+        });
+        let text = match read.await.expect("reading does not panic") {
+            Ok(text) => text,
+            Err(error) => {
+                self.note(format!("import broke off: {error}"));
+                return Err(Error::wrap("read archive", error));
+            }
+        };
+        match text.as_str() {
+            "broken" => return Err(Error::InvalidArgument("archive: not a tar file".into())),
+            "panic" => panic!("boom"),
+            _ => {}
+        }
+        progress.received(7);
+        progress.layer("sha256:1".to_owned(), LayerState::Unpacked);
+        Ok(vec![ImageView {
+            id: text,
+            ..image("sha256:1", "")
+        }])
+    }
+
+    fn network_status(&self) -> Result<(), NetworkNotReady> {
+        match self.network_down {
+            false => Ok(()),
+            true => Err(NetworkNotReady {
+                reason: "NoNetworkConfig".into(),
+                message: "no network configuration in /etc/cni/net.d".into(),
+            }),
+        }
+    }
+
+    fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
+        self.note(format!("pod cidr {cidr}"));
+        Ok(())
+    }
+
+    fn configuration(&self) -> serde_json::Value {
+        serde_json::json!({ "stateDir": "/run/carpel" })
+    }
+}
+
+pub fn image(id: &str, user: &str) -> ImageView {
+    ImageView {
+        id: id.into(),
+        tags: vec!["busybox:latest".into()],
+        digests: vec!["busybox@sha256:5678".into()],
+        size: 0,
+        user: user.into(),
+        pinned: false,
+    }
+}
+
+/// The services, served over one connection; and a hold on it, to cut it.
+pub async fn serve(fake: &Arc<Fake>) -> (Channel, UnixStream) {
+    let (client, server) = UnixStream::pair().expect("a pair of sockets");
+    let cut = client.try_clone().expect("a descriptor");
+    let [client, server] = [client, server].map(|socket| {
+        socket.set_nonblocking(true).expect("a socket");
+        tokio::net::UnixStream::from_std(socket).expect("a runtime")
+    });
+    let routes = crate::cri::routes(Arc::clone(fake));
+    let incoming = tokio_stream::once(Ok::<_, std::io::Error>(server));
+    tokio::spawn(
+        Server::builder()
+            .add_routes(routes)
+            .serve_with_incoming(incoming),
+    );
+    let mut client = Some(TokioIo::new(client));
+    let connector = tower::service_fn(move |_| {
+        let client = client.take();
+        async move { client.ok_or_else(|| std::io::Error::other("connected already")) }
+    });
+    let endpoint = Endpoint::from_static("http://carpel");
+    let channel = endpoint.connect_with_connector(connector).await;
+    (channel.expect("the server is there"), cut)
+}
+
+pub async fn runtime(fake: &Arc<Fake>) -> RuntimeServiceClient<Channel> {
+    RuntimeServiceClient::new(serve(fake).await.0).max_decoding_message_size(16 << 20)
+}
+
+pub async fn images(fake: &Arc<Fake>) -> ImageServiceClient<Channel> {
+    ImageServiceClient::new(serve(fake).await.0)
+}
+
+pub async fn own(fake: &Arc<Fake>) -> ImagesClient<Channel> {
+    ImagesClient::new(serve(fake).await.0)
+}
+
+pub fn sandbox_config(name: &str) -> cri::PodSandboxConfig {
+    cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: name.into(),
+            uid: "uid".into(),
+            namespace: "ns".into(),
+            attempt: 2,
+        }),
+        labels: [("app".into(), name.into())].into(),
+        annotations: [("a/b".into(), "ü\n\0".into())].into(),
+        ..Default::default()
+    }
+}
+
+pub async fn run(
+    client: &mut RuntimeServiceClient<Channel>,
+    config: cri::PodSandboxConfig,
+) -> String {
+    let request = cri::RunPodSandboxRequest {
+        config: Some(config),
+        runtime_handler: String::new(),
+    };
+    let response = client
+        .run_pod_sandbox(request)
+        .await
+        .expect("a good request");
+    response.into_inner().pod_sandbox_id
+}
+
+pub fn container_config(name: &str) -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata {
+            name: name.into(),
+            attempt: 1,
+        }),
+        image: Some(cri::ImageSpec {
+            image: "sha256:1234".into(),
+            user_specified_image: "busybox".into(),
+            ..Default::default()
+        }),
+        mounts: vec![cri::Mount {
+            container_path: "/data/".into(),
+            host_path: "/srv".into(),
+            ..Default::default()
+        }],
+        linux: Some(cri::LinuxContainerConfig {
+            resources: Some(cri::LinuxContainerResources {
+                cpu_shares: 1,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        labels: [("app".into(), name.into())].into(),
+        ..Default::default()
+    }
+}
+
+pub async fn create(
+    client: &mut RuntimeServiceClient<Channel>,
+    sandbox: &str,
+    config: cri::ContainerConfig,
+) -> String {
+    let request = cri::CreateContainerRequest {
+        pod_sandbox_id: sandbox.into(),
+        config: Some(config),
+        sandbox_config: None,
+    };
+    let response = client
+        .create_container(request)
+        .await
+        .expect("a good request");
+    response.into_inner().container_id
+}

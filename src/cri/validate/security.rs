@@ -1,0 +1,383 @@
+//! Security contexts: namespaces, users, capabilities, profiles.
+
+use carpel_api::cri;
+use carpel_api::cri::security_profile::ProfileType;
+
+use super::mounts::unknown;
+use super::{Field, Platform, Rejected, Shown, text};
+use crate::ids::ContainerId;
+use crate::spec::capability;
+use crate::spec::config::{GroupsPolicy, PidScope, Scope, SeccompProfile, Security, UserSpec};
+
+/// The kernel's NGROUPS_MAX.
+const MAX_GROUPS: usize = 65_536;
+const MAX_PATHS: usize = 16_384;
+const MAX_CAPABILITIES: usize = 128;
+
+/// Whose namespaces are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Namespaces {
+    pub network: Scope,
+    pub ipc: Scope,
+    pub pid: PidScope,
+}
+
+/// Checks namespace options. Absent ones are all POD, as the interface says.
+pub fn namespaces(
+    field: &Field<'_>,
+    raw: Option<cri::NamespaceOption>,
+) -> Result<Namespaces, Rejected> {
+    let raw = raw.unwrap_or_default();
+    let target_field = field.member("target_id");
+    let pid = match mode(&field.member("pid"), raw.pid)? {
+        cri::NamespaceMode::Pod => PidScope::Pod,
+        cri::NamespaceMode::Container => PidScope::Container,
+        cri::NamespaceMode::Node => PidScope::Node,
+        cri::NamespaceMode::Target => {
+            let target: ContainerId = raw
+                .target_id
+                .parse()
+                .map_err(|_| target_field.invalid("must be the id of a container of the pod"))?;
+            PidScope::Target(target)
+        }
+    };
+    if !raw.target_id.is_empty() && !matches!(pid, PidScope::Target(_)) {
+        return Err(target_field.invalid("needs pid TARGET"));
+    }
+    user_namespace(&field.member("userns_options"), raw.userns_options)?;
+    Ok(Namespaces {
+        network: scope(&field.member("network"), raw.network)?,
+        ipc: scope(&field.member("ipc"), raw.ipc)?,
+        pid,
+    })
+}
+
+fn mode(field: &Field<'_>, raw: i32) -> Result<cri::NamespaceMode, Rejected> {
+    cri::NamespaceMode::try_from(raw).map_err(|_| unknown(field, raw))
+}
+
+fn scope(field: &Field<'_>, raw: i32) -> Result<Scope, Rejected> {
+    match mode(field, raw)? {
+        cri::NamespaceMode::Pod => Ok(Scope::Pod),
+        cri::NamespaceMode::Node => Ok(Scope::Node),
+        cri::NamespaceMode::Container | cri::NamespaceMode::Target => {
+            Err(field.invalid("must be POD or NODE"))
+        }
+    }
+}
+
+fn user_namespace(field: &Field<'_>, raw: Option<cri::UserNamespace>) -> Result<(), Rejected> {
+    let Some(raw) = raw else { return Ok(()) };
+    let mode_field = field.member("mode");
+    match scope(&mode_field, raw.mode)? {
+        Scope::Pod => Err(mode_field.unsupported("user namespaces are not supported yet")),
+        Scope::Node if !raw.uids.is_empty() || !raw.gids.is_empty() => {
+            Err(field.invalid("mode NODE takes no id mappings"))
+        }
+        Scope::Node => Ok(()),
+    }
+}
+
+/// Checks a sandbox's security context. Its user and profiles are for a process that carpel's sandboxes
+/// do not have, so they are checked and lead to nothing.
+pub fn sandbox(
+    field: &Field<'_>,
+    raw: Option<cri::LinuxSandboxSecurityContext>,
+    platform: Platform,
+) -> Result<(Namespaces, bool), Rejected> {
+    let raw = raw.unwrap_or_default();
+    let namespaces_field = field.member("namespace_options");
+    let namespaces = namespaces(&namespaces_field, raw.namespace_options)?;
+    if matches!(namespaces.pid, PidScope::Target(_)) {
+        return Err(namespaces_field
+            .member("pid")
+            .invalid("TARGET is for containers"));
+    }
+    user(field, raw.run_as_user, "")?;
+    group(field, raw.run_as_group, raw.run_as_user.is_some())?;
+    groups(
+        &field.member("supplemental_groups"),
+        &raw.supplemental_groups,
+    )?;
+    groups_policy(
+        &field.member("supplemental_groups_policy"),
+        raw.supplemental_groups_policy,
+    )?;
+    selinux(
+        &field.member("selinux_options"),
+        raw.selinux_options,
+        platform,
+    )?;
+    let apparmor_field = field.member("apparmor");
+    apparmor(&apparmor_field, raw.apparmor, raw.privileged, platform)?;
+    #[expect(deprecated, reason = "older clients send it")]
+    seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
+    Ok((namespaces, raw.privileged))
+}
+
+/// A container's security and whose namespaces it asks for.
+pub struct ContainerSecurity {
+    pub security: Security,
+    pub namespaces: Namespaces,
+}
+
+/// Checks a container's security context.
+#[expect(deprecated, reason = "older clients send the profiles' former fields")]
+pub fn container(
+    field: &Field<'_>,
+    raw: Option<cri::LinuxContainerSecurityContext>,
+    platform: Platform,
+) -> Result<ContainerSecurity, Rejected> {
+    let raw = raw.unwrap_or_default();
+    let privileged = raw.privileged;
+    let namespaces = namespaces(&field.member("namespace_options"), raw.namespace_options)?;
+    let capabilities = raw.capabilities.unwrap_or_default();
+    let capabilities_field = field.member("capabilities");
+    if !capabilities.add_ambient_capabilities.is_empty() {
+        return Err(capabilities_field
+            .member("add_ambient_capabilities")
+            .unsupported("ambient capabilities are not supported yet"));
+    }
+    selinux(
+        &field.member("selinux_options"),
+        raw.selinux_options,
+        platform,
+    )?;
+    apparmor(
+        &field.member("apparmor"),
+        raw.apparmor,
+        privileged,
+        platform,
+    )?;
+    apparmor_name(
+        &field.member("apparmor_profile"),
+        &raw.apparmor_profile,
+        privileged,
+        platform,
+    )?;
+    let user = user(field, raw.run_as_user, &raw.run_as_username)?;
+    let seccomp = seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
+    let masked_paths = paths(&field.member("masked_paths"), &raw.masked_paths)?;
+    let readonly_paths = paths(&field.member("readonly_paths"), &raw.readonly_paths)?;
+    let security = Security {
+        privileged,
+        add_capabilities: capability_names(
+            &capabilities_field.member("add_capabilities"),
+            &capabilities.add_capabilities,
+        )?,
+        drop_capabilities: capability_names(
+            &capabilities_field.member("drop_capabilities"),
+            &capabilities.drop_capabilities,
+        )?,
+        pid: namespaces.pid,
+        run_as_group: group(field, raw.run_as_group, user.is_some())?,
+        user,
+        supplemental_groups: groups(
+            &field.member("supplemental_groups"),
+            &raw.supplemental_groups,
+        )?,
+        supplemental_groups_policy: groups_policy(
+            &field.member("supplemental_groups_policy"),
+            raw.supplemental_groups_policy,
+        )?,
+        readonly_rootfs: raw.readonly_rootfs,
+        no_new_privs: raw.no_new_privs,
+        // The kubelet sends these to privileged containers too; they get none, as with the peers.
+        masked_paths: if privileged { Vec::new() } else { masked_paths },
+        readonly_paths: if privileged {
+            Vec::new()
+        } else {
+            readonly_paths
+        },
+        seccomp: if privileged {
+            SeccompProfile::Unconfined
+        } else {
+            seccomp
+        },
+    };
+    Ok(ContainerSecurity {
+        security,
+        namespaces,
+    })
+}
+
+fn user(
+    field: &Field<'_>,
+    id: Option<cri::Int64Value>,
+    name: &str,
+) -> Result<Option<UserSpec>, Rejected> {
+    let name_field = field.member("run_as_username");
+    match (id, name) {
+        (None, "") => Ok(None),
+        (Some(id), "") => {
+            let id = text::id(&field.member("run_as_user"), id.value)?;
+            Ok(Some(UserSpec::Id(id)))
+        }
+        (Some(_), _) => Err(name_field.invalid("must not be set together with run_as_user")),
+        (None, name) => user_name(&name_field, name).map(Some),
+    }
+}
+
+/// A name of the image's /etc/passwd. Digits are a number and never a name, whatever the image says.
+fn user_name(field: &Field<'_>, name: &str) -> Result<UserSpec, Rejected> {
+    const MAX_USER_NAME: usize = 256;
+    text::word(field, name)?;
+    text::at_most(field, name.len(), MAX_USER_NAME)?;
+    if name.contains([':', '/']) {
+        return Err(field.invalid(format_args!(
+            "{} must not contain \":\" or \"/\"",
+            Shown(name)
+        )));
+    }
+    let digits = name.strip_prefix(['-', '+']).unwrap_or(name);
+    if digits.bytes().all(|b| b.is_ascii_digit()) {
+        let id = name.parse().unwrap_or(i64::MAX);
+        return text::id(field, id).map(UserSpec::Id);
+    }
+    Ok(UserSpec::Name(name.to_owned()))
+}
+
+fn group(
+    field: &Field<'_>,
+    id: Option<cri::Int64Value>,
+    has_user: bool,
+) -> Result<Option<u32>, Rejected> {
+    let Some(id) = id else { return Ok(None) };
+    let field = field.member("run_as_group");
+    if !has_user {
+        return Err(field.invalid("needs run_as_user or run_as_username"));
+    }
+    text::id(&field, id.value).map(Some)
+}
+
+fn groups(field: &Field<'_>, raw: &[i64]) -> Result<Vec<u32>, Rejected> {
+    text::no_more_than(field, raw.len(), MAX_GROUPS)?;
+    raw.iter()
+        .enumerate()
+        .map(|(index, &id)| text::id(&field.index(index), id))
+        .collect()
+}
+
+fn groups_policy(field: &Field<'_>, raw: i32) -> Result<GroupsPolicy, Rejected> {
+    match cri::SupplementalGroupsPolicy::try_from(raw) {
+        Ok(cri::SupplementalGroupsPolicy::Merge) => Ok(GroupsPolicy::Merge),
+        Ok(cri::SupplementalGroupsPolicy::Strict) => Ok(GroupsPolicy::Strict),
+        Err(_) => Err(unknown(field, raw)),
+    }
+}
+
+fn capability_names(field: &Field<'_>, raw: &[String]) -> Result<Vec<String>, Rejected> {
+    text::no_more_than(field, raw.len(), MAX_CAPABILITIES)?;
+    raw.iter()
+        .enumerate()
+        .map(|(index, raw)| {
+            let upper = raw.to_ascii_uppercase();
+            let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+            if name == "ALL" || capability::bit(name).is_some() {
+                return Ok(name.to_owned());
+            }
+            Err(field
+                .index(index)
+                .invalid(format_args!("{} is no capability", Shown(raw))))
+        })
+        .collect()
+}
+
+fn paths(field: &Field<'_>, raw: &[String]) -> Result<Vec<String>, Rejected> {
+    text::no_more_than(field, raw.len(), MAX_PATHS)?;
+    raw.iter()
+        .enumerate()
+        .map(|(index, path)| text::absolute_path(&field.index(index), path))
+        .collect()
+}
+
+/// A label means nothing to a kernel without SELinux: there every container gets what it asks for.
+fn selinux(
+    field: &Field<'_>,
+    raw: Option<cri::SeLinuxOption>,
+    platform: Platform,
+) -> Result<(), Rejected> {
+    match raw {
+        Some(label) if platform.selinux && label != cri::SeLinuxOption::default() => {
+            Err(field.unsupported("SELinux labels are not supported yet"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn apparmor(
+    field: &Field<'_>,
+    raw: Option<cri::SecurityProfile>,
+    privileged: bool,
+    platform: Platform,
+) -> Result<(), Rejected> {
+    let Some(raw) = raw else { return Ok(()) };
+    match profile_type(field, &raw)? {
+        ProfileType::Unconfined => Ok(()),
+        ProfileType::RuntimeDefault if privileged || !platform.apparmor => Ok(()),
+        ProfileType::RuntimeDefault | ProfileType::Localhost => {
+            Err(field.unsupported("AppArmor profiles are not supported yet"))
+        }
+    }
+}
+
+fn apparmor_name(
+    field: &Field<'_>,
+    raw: &str,
+    privileged: bool,
+    platform: Platform,
+) -> Result<(), Rejected> {
+    match raw {
+        "" | "unconfined" => Ok(()),
+        "runtime/default" if privileged || !platform.apparmor => Ok(()),
+        known if known == "runtime/default" || known.starts_with("localhost/") => {
+            Err(field.unsupported("AppArmor profiles are not supported yet"))
+        }
+        other => Err(field.invalid(format_args!("{} is no AppArmor profile", Shown(other)))),
+    }
+}
+
+/// The profile, or what its former field says. Neither is no profile.
+fn seccomp(
+    field: &Field<'_>,
+    raw: Option<cri::SecurityProfile>,
+    former: &str,
+) -> Result<SeccompProfile, Rejected> {
+    let Some(raw) = raw else {
+        return former_seccomp(&field.member("seccomp_profile_path"), former);
+    };
+    let field = field.member("seccomp");
+    match profile_type(&field, &raw)? {
+        ProfileType::RuntimeDefault => Ok(SeccompProfile::RuntimeDefault),
+        ProfileType::Unconfined => Ok(SeccompProfile::Unconfined),
+        ProfileType::Localhost => {
+            let path = text::absolute_path(&field.member("localhost_ref"), &raw.localhost_ref)?;
+            Ok(SeccompProfile::Localhost(path.into()))
+        }
+    }
+}
+
+fn former_seccomp(field: &Field<'_>, raw: &str) -> Result<SeccompProfile, Rejected> {
+    match raw {
+        "" | "unconfined" => Ok(SeccompProfile::Unconfined),
+        "runtime/default" | "docker/default" => Ok(SeccompProfile::RuntimeDefault),
+        other => match other.strip_prefix("localhost/") {
+            Some(path) => {
+                let path = text::absolute_path(field, path)?;
+                Ok(SeccompProfile::Localhost(path.into()))
+            }
+            None => Err(field.invalid(format_args!("{} is no seccomp profile", Shown(other)))),
+        },
+    }
+}
+
+fn profile_type(field: &Field<'_>, raw: &cri::SecurityProfile) -> Result<ProfileType, Rejected> {
+    let profile = ProfileType::try_from(raw.profile_type)
+        .map_err(|_| unknown(&field.member("profile_type"), raw.profile_type))?;
+    let reference = field.member("localhost_ref");
+    match (profile, raw.localhost_ref.is_empty()) {
+        (ProfileType::Localhost, true) => Err(reference.invalid("must not be empty")),
+        (ProfileType::Localhost, false) | (_, true) => Ok(profile),
+        (_, false) => Err(reference.invalid("needs profile_type Localhost")),
+    }
+}

@@ -1,0 +1,231 @@
+//! RunPodSandbox.
+
+use super::*;
+
+#[test]
+fn bad_sandboxes_are_named() {
+    type Case = (fn(&mut cri::PodSandboxConfig), &'static str);
+    fn name(config: &mut cri::PodSandboxConfig) -> &mut cri::PodSandboxMetadata {
+        config.metadata.get_or_insert_default()
+    }
+    fn linux(config: &mut cri::PodSandboxConfig) -> &mut cri::LinuxPodSandboxConfig {
+        config.linux.get_or_insert_default()
+    }
+    fn port(host: i32, container: i32) -> cri::PortMapping {
+        cri::PortMapping {
+            host_port: host,
+            container_port: container,
+            ..Default::default()
+        }
+    }
+    let cases: &[Case] = &[
+        (|c| name(c).uid.clear(), "metadata.uid: must not be empty"),
+        (
+            |c| name(c).uid = "../../x".into(),
+            "metadata.uid: \"../../x\" must not contain '/', only letters, digits, \"-\", \"_\" and \".\"",
+        ),
+        (
+            |c| c.hostname = "a\nb".into(),
+            "hostname: \"a\\nb\" must not contain '\\n', only letters, digits, \"-\", \"_\" and \".\"",
+        ),
+        (
+            |c| c.hostname = "x".repeat(65),
+            "hostname: is 65 bytes long, more than 64",
+        ),
+        (
+            |c| c.log_directory = "var/log".into(),
+            "log_directory: \"var/log\" must be absolute",
+        ),
+        (
+            |c| c.log_directory = "/var/../etc".into(),
+            "log_directory: \"/var/../etc\" must not contain \"..\"",
+        ),
+        (
+            |c| {
+                c.dns_config = Some(cri::DnsConfig {
+                    servers: vec!["dns.local".into()],
+                    ..Default::default()
+                })
+            },
+            "dns_config.servers[0]: \"dns.local\" is no IP address",
+        ),
+        (
+            |c| {
+                c.dns_config = Some(cri::DnsConfig {
+                    searches: vec!["a\nnameserver 1.2.3.4".into()],
+                    ..Default::default()
+                })
+            },
+            "dns_config.searches[0]: \"a\\nnameserver 1.2.3.4\" must not contain '\\n'",
+        ),
+        (
+            |c| c.port_mappings = vec![port(65536, 80)],
+            "port_mappings[0].host_port: 65536 is no port",
+        ),
+        (
+            |c| c.port_mappings = vec![port(-1, 80)],
+            "port_mappings[0].host_port: -1 is no port",
+        ),
+        (
+            |c| c.port_mappings = vec![port(80, 0)],
+            "port_mappings[0].container_port: 0 is no port",
+        ),
+        (
+            |c| c.port_mappings = vec![port(80, 80), port(80, 81)],
+            "port_mappings[1].host_port: 80 is mapped twice",
+        ),
+        (
+            |c| {
+                c.port_mappings = vec![cri::PortMapping {
+                    protocol: 3,
+                    ..port(80, 80)
+                }]
+            },
+            "port_mappings[0].protocol: 3 is no known value",
+        ),
+        (
+            |c| {
+                c.port_mappings = vec![cri::PortMapping {
+                    host_ip: "x".into(),
+                    ..port(80, 80)
+                }]
+            },
+            "port_mappings[0].host_ip: \"x\" is no IP address",
+        ),
+        (
+            |c| c.labels = [("a".into(), "x".repeat(2 << 20))].into(),
+            "labels: is 2097153 bytes long, more than 1048576",
+        ),
+        (
+            |c| {
+                c.annotations = (0..10_001)
+                    .map(|i| (i.to_string(), String::new()))
+                    .collect()
+            },
+            "annotations: has 10001 entries, more than 10000",
+        ),
+        (
+            |c| linux(c).cgroup_parent = "kubepods".into(),
+            "linux.cgroup_parent: \"kubepods\" must be absolute",
+        ),
+        (
+            |c| linux(c).cgroup_parent = "/a/../b".into(),
+            "linux.cgroup_parent: \"/a/../b\" must not contain \"..\"",
+        ),
+        (
+            |c| linux(c).sysctls = [("kernel.shmmax".into(), "1+x".into())].into(),
+            "linux.sysctls[\"kernel.shmmax\"]: value \"1+x\" must not contain '+'",
+        ),
+    ];
+    for (spoil, why) in cases {
+        let result = sandbox(spoil, PLATFORM).map(|_| ());
+        assert_eq!(result, Err(invalid(why, "sandbox \"ns/pod\"")));
+    }
+    let result = sandbox(|config| name(config).name = "a/b".into(), PLATFORM).map(|_| ());
+    let why =
+        "metadata.name: \"a/b\" must not contain '/', only letters, digits, \"-\", \"_\" and \".\"";
+    assert_eq!(result, Err(invalid(why, "sandbox \"ns/a/b\"")));
+    let result = sandbox(|config| config.metadata = None, PLATFORM).map(|_| ());
+    assert_eq!(
+        result,
+        Err(invalid("metadata: must be set", "sandbox \"/\""))
+    );
+    let systemd = sandbox(
+        |config| linux(config).cgroup_parent = "kubepods.slice".into(),
+        PLATFORM,
+    );
+    let why = "linux.cgroup_parent: \"kubepods.slice\" is in the form of the systemd cgroup driver, which is not supported yet; set the kubelet's cgroupDriver to cgroupfs";
+    assert_eq!(
+        systemd.map(|_| ()),
+        Err(unsupported(why, "sandbox \"ns/pod\""))
+    );
+    let none = run_pod_sandbox(cri::RunPodSandboxRequest::default(), PLATFORM);
+    assert_eq!(
+        none.map(|_| ()),
+        Err(Rejected::Invalid("config: must be set".into()))
+    );
+    let handler = cri::RunPodSandboxRequest {
+        runtime_handler: "kata".into(),
+        ..sandbox_request()
+    };
+    assert_eq!(
+        run_pod_sandbox(handler, PLATFORM).map(|_| ()),
+        Err(Rejected::Invalid(
+            "runtime_handler: no handler \"kata\" is configured (sandbox \"ns/pod\")".into()
+        ))
+    );
+}
+
+#[test]
+fn bad_sandbox_contexts_are_named() {
+    type Case = (SandboxChange, &'static str);
+    fn options(context: &mut cri::LinuxSandboxSecurityContext) -> &mut cri::NamespaceOption {
+        context.namespace_options.get_or_insert_default()
+    }
+    let cases: &[Case] = &[
+        (
+            |c| options(c).network = 1,
+            "namespace_options.network: must be POD or NODE",
+        ),
+        (
+            |c| options(c).network = 7,
+            "namespace_options.network: 7 is no known value",
+        ),
+        (
+            |c| options(c).ipc = 3,
+            "namespace_options.ipc: must be POD or NODE",
+        ),
+        (
+            |c| options(c).pid = -1,
+            "namespace_options.pid: -1 is no known value",
+        ),
+        (
+            |c| (options(c).pid, options(c).target_id) = (3, "a".repeat(64)),
+            "namespace_options.pid: TARGET is for containers",
+        ),
+        (
+            |c| options(c).target_id = "a".repeat(64),
+            "namespace_options.target_id: needs pid TARGET",
+        ),
+        (
+            |c| c.run_as_user = Some(cri::Int64Value { value: -1 }),
+            "run_as_user: -1 is no user or group id (0 to 4294967294)",
+        ),
+        (
+            |c| c.run_as_group = Some(cri::Int64Value { value: 1 }),
+            "run_as_group: needs run_as_user or run_as_username",
+        ),
+        (
+            |c| c.supplemental_groups = vec![1 << 32],
+            "supplemental_groups[0]: 4294967296 is no user or group id (0 to 4294967294)",
+        ),
+        (
+            |c| c.seccomp = Some(profile(ProfileType::Localhost, "x.json")),
+            "seccomp.localhost_ref: \"x.json\" must be absolute",
+        ),
+    ];
+    for (spoil, why) in cases {
+        let result = sandbox_security(*spoil).map(|_| ());
+        let why = format!("linux.security_context.{why}");
+        assert_eq!(result, Err(invalid(&why, "sandbox \"ns/pod\"")));
+    }
+    let userns: SandboxChange = |context| {
+        let options = context.namespace_options.get_or_insert_default();
+        options.userns_options = Some(cri::UserNamespace::default());
+    };
+    let why = "linux.security_context.namespace_options.userns_options.mode: user namespaces are not supported yet";
+    assert_eq!(
+        sandbox_security(userns).map(|_| ()),
+        Err(unsupported(why, "sandbox \"ns/pod\""))
+    );
+    let node: SandboxChange = |context| {
+        let options = context.namespace_options.get_or_insert_default();
+        options.network = 2;
+        options.userns_options = Some(cri::UserNamespace {
+            mode: 2,
+            ..Default::default()
+        });
+    };
+    let config = sandbox_security(node).expect("a pod with the node's network");
+    assert_eq!((config.network, config.hostname), (Scope::Node, None));
+}

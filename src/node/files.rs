@@ -1,0 +1,67 @@
+//! Folders and files of sandboxes and containers.
+
+use std::fs::{DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+/// Makes a folder that only root may enter, with its parents. One that is there is fine.
+///
+/// # Errors
+/// As `mkdir(2)`.
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Makes the folder that a container sees as "/": its mode is the container's, whatever our umask.
+///
+/// # Errors
+/// As `mkdir(2)`, `chmod(2)`.
+pub(crate) fn make_root_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).create(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o755))
+}
+
+/// Removes a folder and all that is in it. Missing is fine.
+///
+/// # Errors
+/// As `unlink(2)`.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    crate::store::remove_tree::remove_tree(path)
+}
+
+/// Removes all that is in a folder, except one file. A missing folder is fine.
+///
+/// # Errors
+/// As `unlink(2)`.
+pub(crate) fn remove_entries_but(dir: &Path, kept: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path != kept {
+            remove_tree(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes in a JSON record.
+pub(crate) mod base64 {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD
+            .decode(String::deserialize(deserializer)?)
+            .map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,87 @@
+//! Where things lie on disk.
+
+use std::path::{Path, PathBuf};
+
+use crate::ids::{ContainerId, SandboxId};
+
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// Durable: /var/lib/carpel.
+    pub root: PathBuf,
+    /// Volatile: /run/carpel.
+    pub state: PathBuf,
+    /// Where network namespaces are pinned: /run/netns.
+    pub netns: PathBuf,
+}
+
+impl Paths {
+    #[must_use]
+    pub fn sandboxes(&self) -> PathBuf {
+        self.root.join("sandboxes")
+    }
+
+    #[must_use]
+    pub fn sandbox(&self, id: &SandboxId) -> PathBuf {
+        self.sandboxes().join(id.to_string())
+    }
+
+    #[must_use]
+    pub fn sandbox_record(&self, id: &SandboxId) -> PathBuf {
+        self.sandbox(id).join("record")
+    }
+
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    #[must_use]
+    pub fn container(&self, id: &ContainerId) -> PathBuf {
+        self.containers().join(id.to_string())
+    }
+
+    #[must_use]
+    pub fn container_record(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("record")
+    }
+
+    /// Records that could not be read.
+    #[must_use]
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    /// A pod's volatile state: control socket and exits.
+    #[must_use]
+    pub fn pod_state(&self, id: &SandboxId) -> PathBuf {
+        self.state.join("pods").join(id.to_string())
+    }
+
+    #[must_use]
+    pub fn exits(&self, id: &SandboxId) -> PathBuf {
+        self.pod_state(id).join("exits")
+    }
+
+    #[must_use]
+    pub fn netns(&self, id: &SandboxId) -> PathBuf {
+        self.netns.join(format!("carpel-{id}"))
+    }
+
+    /// Makes the folders that are always there.
+    ///
+    /// # Errors
+    /// As `mkdir(2)`.
+    pub fn make(&self) -> std::io::Result<()> {
+        for dir in [
+            self.sandboxes(),
+            self.containers(),
+            self.quarantine(),
+            self.state.join("pods"),
+        ] {
+            super::make_dir(&dir)?;
+        }
+        // Others keep their namespaces here too: `ip netns` has made it world-readable since ever.
+        let made: &Path = &self.netns;
+        std::fs::create_dir_all(made)
+    }
+}

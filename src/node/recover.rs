@@ -1,0 +1,374 @@
+//! What a new daemon does before it serves: find out what is there, finish what was half done, release
+//! what nobody owns.
+//!
+//! ```text
+//! read the records ─▶ reconnect to the supervisors ─▶ merge what they say with the exits they wrote
+//!                  ─▶ undo half-made pods, go on with half-done removals ─▶ release the rest ─▶ serve
+//! ```
+//!
+//! Nothing here ends the daemon because of one object: what cannot be read is quarantined, what cannot be
+//! undone is reported and tried again when it is asked for.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carpel_wire::{Entry, ObjectId, RequestBody, SignalScope};
+use futures::future::join_all;
+use serde::de::DeserializeOwned;
+
+use super::{Node, Parts};
+use crate::container::{self, Container, Exited, Running};
+use crate::error::Error;
+use crate::ids::{ContainerId, SandboxId};
+use crate::sandbox::{self, Live, Phase, Sandbox};
+use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::spec::plan;
+use crate::store::record;
+use crate::supervisor::{Exit, Supervisor};
+
+/// How often the release of a gone pod's network is tried again.
+const NETWORK_RETRY: Duration = Duration::from_secs(30);
+
+/// How a record's verbatim request becomes a checked configuration again: `cri/` knows.
+#[derive(Clone, Copy)]
+pub struct Decode {
+    pub sandbox: fn(&[u8], &str) -> Result<SandboxConfig, Error>,
+    pub container: fn(&[u8]) -> Result<ContainerConfig, Error>,
+}
+
+/// The processes that a supervisor has in its table.
+type Entries = HashMap<ObjectId, (Entry, Option<std::os::fd::OwnedFd>)>;
+
+impl Node {
+    /// Takes over what earlier daemons left, and returns a node that can serve.
+    ///
+    /// # Errors
+    /// Only if the folders themselves cannot be made or read.
+    pub async fn open(parts: Parts, decode: Decode) -> Result<Arc<Self>, Error> {
+        parts
+            .paths
+            .make()
+            .map_err(Error::at("make the daemon's folders"))?;
+        let node = Arc::new(Self::new(parts));
+        let sandboxes = node.load_sandboxes(decode).await?;
+        node.load_containers(decode)?;
+        join_all(
+            sandboxes
+                .into_iter()
+                .map(|(sandbox, phase)| node.recover_sandbox(sandbox, phase)),
+        )
+        .await;
+        node.finish_removals().await;
+        node.release_unowned().await;
+        Ok(node)
+    }
+
+    async fn load_sandboxes(&self, decode: Decode) -> Result<Vec<(Arc<Sandbox>, Phase)>, Error> {
+        let mut loaded = Vec::new();
+        for id in ids_in::<SandboxId>(&self.paths.sandboxes())? {
+            let path = self.paths.sandbox_record(&id);
+            let Some(record) = self.read_record::<sandbox::Record>(&path) else {
+                self.release_unreadable_sandbox(&id).await;
+                continue;
+            };
+            match (decode.sandbox)(&record.request, &record.runtime_handler) {
+                Ok(config) => {
+                    let netns = self.paths.netns(&id);
+                    let state = sandbox::State::Stopping {
+                        supervisor: None,
+                        attachment: record.attachment.clone(),
+                    };
+                    let sandbox = Arc::new(Sandbox::new(&record, config, netns, state));
+                    self.insert_sandbox(&sandbox);
+                    loaded.push((sandbox, record.phase));
+                }
+                Err(error) => {
+                    tracing::error!(sandbox.id = %id, %error, "record of another version, quarantined");
+                    self.quarantine(&path);
+                    self.release_unreadable_sandbox(&id).await;
+                }
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn load_containers(&self, decode: Decode) -> Result<(), Error> {
+        for id in ids_in::<ContainerId>(&self.paths.containers())? {
+            let path = self.paths.container_record(&id);
+            let record = self.read_record::<container::Record>(&path);
+            let Some(record) = record.filter(|record| self.sandbox(&record.sandbox).is_some())
+            else {
+                // Half made, half removed, or without a sandbox: nothing can use it.
+                if let Err(error) = self.delete_container_files(&id) {
+                    tracing::warn!(container.id = %id, %error, "leftover files remain");
+                }
+                continue;
+            };
+            let config = (decode.container)(&record.request);
+            let compiled = plan::compile_container(&record.source, &self.host)
+                .map_err(|error| Error::Internal(crate::error::chain(&error)));
+            match config.and_then(|config| Ok((config, compiled?))) {
+                Ok((config, compiled)) => {
+                    let state = match (&record.exited, record.removing) {
+                        (exited, true) => container::State::Removing(exited.clone()),
+                        (Some(exited), false) => container::State::Exited(exited.clone()),
+                        (None, false) => container::State::Created { rootfs: None },
+                    };
+                    self.insert_container(&Arc::new(Container::new(
+                        record, config, compiled, state,
+                    )));
+                }
+                Err(error) => {
+                    tracing::error!(container.id = %id, %error, "record of another version, quarantined");
+                    self.quarantine(&path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings one sandbox and its containers to the state that they are really in.
+    async fn recover_sandbox(self: &Arc<Self>, sandbox: Arc<Sandbox>, phase: Phase) {
+        let _turn = sandbox.turn.lock().await;
+        let attachment = match &*sandbox.lock() {
+            sandbox::State::Stopping { attachment, .. } => attachment.clone(),
+            _ => None,
+        };
+        match phase {
+            Phase::Making => {
+                tracing::info!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "half-made sandbox is undone");
+                self.undo_sandbox(&sandbox).await;
+            }
+            Phase::Ready => match self.reconnect(&sandbox).await {
+                Some((supervisor, entries)) => {
+                    let live = Live {
+                        supervisor: supervisor.clone(),
+                        attachment,
+                    };
+                    sandbox.set_state(sandbox::State::Ready(live));
+                    self.watch_supervisor(&sandbox, supervisor.clone());
+                    self.merge_living(&sandbox, &supervisor, entries).await;
+                }
+                None => self.merge_lost(&sandbox).await,
+            },
+            Phase::Stopped => {
+                self.merge_lost(&sandbox).await;
+                sandbox.set_state(sandbox::State::Stopped { attachment });
+            }
+            Phase::Removing => {
+                self.merge_lost(&sandbox).await;
+                sandbox.set_state(sandbox::State::Removing);
+            }
+        }
+    }
+
+    async fn reconnect(&self, sandbox: &Sandbox) -> Option<(Supervisor, Entries)> {
+        let supervisor = Supervisor::connect(&self.paths.pod_state(&sandbox.id)).await;
+        let connected = match supervisor {
+            Ok(supervisor) if supervisor.was_ready() => {
+                supervisor.list().await.map(|list| (supervisor, list))
+            }
+            Ok(_) => return None,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok((supervisor, list)) => {
+                let entries = list
+                    .into_iter()
+                    .map(|(entry, pidfd)| (entry.id, (entry, pidfd)));
+                Some((supervisor, entries.collect()))
+            }
+            Err(error) => {
+                tracing::warn!(sandbox.id = %sandbox.id, pod = sandbox.pod(), %error, "no supervisor: sandbox is not ready");
+                None
+            }
+        }
+    }
+
+    /// The supervisor lives: its word counts.
+    async fn merge_living(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        supervisor: &Supervisor,
+        mut entries: Entries,
+    ) {
+        for container in self.containers_of(&sandbox.id) {
+            let entry = entries.remove(&container.id.object());
+            let ended =
+                container.with_state(|state| !matches!(state, container::State::Created { .. }));
+            match entry {
+                Some((entry, Some(pidfd))) if entry.exited.is_none() => {
+                    let running = Running {
+                        pid: entry.pid,
+                        started_at: entry.started_at,
+                        pidfd: Arc::new(pidfd),
+                    };
+                    let exit = supervisor.expect_exit(entry.id);
+                    *container.lock() = container::State::Running(running.clone());
+                    self.watch_container(&container, running, exit, supervisor.clone());
+                }
+                Some((entry, _)) => {
+                    let (wait_status, finished_at) = entry.exited.unwrap_or_default();
+                    let exit = Exit {
+                        wait_status,
+                        started_at: entry.started_at,
+                        finished_at,
+                    };
+                    self.note_exit(&container, exit, Some(supervisor)).await;
+                }
+                // On file but no longer in the table: forgotten just before the daemon died.
+                None if !ended => {
+                    if let Some(exit) = self.exit_on_file(&container) {
+                        self.note_exit(&container, exit, None).await;
+                    }
+                }
+                None => {}
+            }
+        }
+        // Commands whose client died with the daemon, and containers whose record is gone.
+        for (id, (entry, _)) in entries {
+            let ended = if entry.exited.is_some() {
+                supervisor
+                    .request(RequestBody::Forget { id }, &[])
+                    .await
+                    .map(|_| ())
+            } else {
+                supervisor
+                    .signal(id, libc::SIGKILL, SignalScope::Group)
+                    .await
+                    .map(|_| ())
+            };
+            if let Err(error) = ended {
+                tracing::warn!(sandbox.id = %sandbox.id, %error, "leftover process remains");
+            }
+        }
+    }
+
+    /// The supervisor is gone: what it wrote down counts; everything else of the pod is dead or dies now.
+    async fn merge_lost(&self, sandbox: &Sandbox) {
+        for container in self.containers_of(&sandbox.id) {
+            if container.with_state(|state| !matches!(state, container::State::Created { .. })) {
+                continue;
+            }
+            if let Some(exit) = self.exit_on_file(&container) {
+                self.note_exit(&container, exit, None).await;
+                continue;
+            }
+            let cgroup = self.cgroups.open(&container.cgroup);
+            let _ = tokio::task::spawn_blocking(move || cgroup.kill()).await;
+            self.release_cgroup(&container).await;
+            self.finish(&container, Exited {
+                started_at: 0,
+                finished_at: super::now(),
+                exit_code: 255,
+                reason: "Unknown".to_owned(),
+                message: "the pod's supervisor was gone when carpel started: killed, or the node was rebooted"
+                    .to_owned(),
+            });
+        }
+    }
+
+    async fn finish_removals(self: &Arc<Self>) {
+        for container in self.containers() {
+            if container.with_state(|state| matches!(state, container::State::Removing(_))) {
+                let removed = self.delete_container(&container).await;
+                report(&format!("removal of container {}", container.id), removed);
+            }
+        }
+        for sandbox in self.sandboxes() {
+            if matches!(sandbox.state(), sandbox::State::Removing) {
+                let _turn = sandbox.turn.lock().await;
+                let ended = self.dismantle(&sandbox).await;
+                let removed = match ended {
+                    Ok(()) => self.remove_in_turn(&sandbox).await,
+                    failed => failed,
+                };
+                report(&format!("removal of sandbox {}", sandbox.id), removed);
+            }
+        }
+    }
+
+    /// Attachments of sandboxes that are gone, and layers that nothing uses.
+    async fn release_unowned(&self) {
+        let owned: HashSet<_> = self.sandboxes().iter().map(|sandbox| sandbox.id).collect();
+        self.network.gc(&owned).await;
+        self.collect_layers();
+    }
+
+    /// Retries, for as long as the daemon lives, the clean-up of networks whose pods are gone or stopped:
+    /// a plugin's DEL that failed leaks an address until it succeeds.
+    pub async fn release_networks(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(NETWORK_RETRY).await;
+            for id in self.network.cached() {
+                // A pod that is there releases its own when it is stopped.
+                if self.sandbox(&id).is_none() {
+                    report(
+                        &format!("network of sandbox {id}"),
+                        self.network.del(&id).await.map_err(Error::at("release")),
+                    );
+                }
+            }
+        }
+    }
+
+    fn read_record<T: DeserializeOwned>(&self, path: &Path) -> Option<T> {
+        match record::read(path) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(path = %path.display(), error = crate::error::chain(&error), "damaged record, quarantined");
+                self.quarantine(path);
+                None
+            }
+        }
+    }
+
+    fn quarantine(&self, path: &Path) {
+        if let Err(error) = record::quarantine(path, &self.paths.quarantine()) {
+            tracing::warn!(path = %path.display(), %error, "cannot be quarantined");
+        }
+    }
+
+    /// All that is known of it is its id: enough to end its supervisor and to free its network.
+    async fn release_unreadable_sandbox(&self, id: &SandboxId) {
+        if let Ok(supervisor) = Supervisor::connect(&self.paths.pod_state(id)).await {
+            let _ = supervisor.request(RequestBody::Shutdown, &[]).await;
+        }
+        report(
+            &format!("network of sandbox {id}"),
+            self.network.del(id).await.map_err(Error::at("release")),
+        );
+        let _ = crate::network::netns::unpin(&self.paths.netns(id));
+        let _ = super::remove_tree(&self.paths.pod_state(id));
+        report(
+            &format!("files of sandbox {id}"),
+            super::remove_tree(&self.paths.sandbox(id)).map_err(Error::at("remove")),
+        );
+    }
+}
+
+fn report(what: &str, result: Result<(), Error>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "{what} is not complete");
+    }
+}
+
+/// The ids that folders in `dir` are named by. Other names are not ours.
+fn ids_in<T: FromStr>(dir: &Path) -> Result<Vec<T>, Error> {
+    let at = |error| Error::wrap(format!("read {}", dir.display()), error);
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(at)? {
+        if let Some(id) = entry
+            .map_err(at)?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}

@@ -1,0 +1,111 @@
+//! Taking a sandbox apart. Every part may be gone already, so that this can be repeated after any crash.
+
+use std::time::Duration;
+
+use carpel_wire::RequestBody;
+
+use super::{Phase, Sandbox, State};
+use crate::error::Error;
+use crate::failpoint;
+use crate::network;
+use crate::node::Node;
+use crate::supervisor::Supervisor;
+
+/// How long a supervisor may take to end by itself before it is killed.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+impl Node {
+    /// Undoes a sandbox that could not be made. What cannot be undone now (a plugin's DEL that fails)
+    /// stays with the network's cache, whose clean-up goes on in the background.
+    pub(crate) async fn undo_sandbox(&self, sandbox: &Sandbox) {
+        if let Err(error) = self.dismantle(sandbox).await {
+            tracing::warn!(sandbox.id = %sandbox.id, %error, "undo of a sandbox is not complete");
+        }
+        if let Err(error) = self.delete_sandbox_files(sandbox) {
+            tracing::warn!(sandbox.id = %sandbox.id, %error, "files of an undone sandbox remain");
+        }
+        self.forget_sandbox(sandbox);
+    }
+
+    /// Takes down the network, the supervisor and the cgroup.
+    ///
+    /// # Errors
+    /// The first thing that could not be taken down; the rest has been tried.
+    pub(crate) async fn dismantle(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let network = self.disconnect_network(sandbox).await;
+        let supervisor = self.end_supervisor(sandbox).await;
+        network.and(supervisor)
+    }
+
+    /// Runs the chain's DEL while the namespace still exists, then drops its pin.
+    pub(crate) async fn disconnect_network(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let Some(pin) = &sandbox.netns else {
+            return Ok(());
+        };
+        let deleted = self.network.del(&sandbox.id).await;
+        // Without the namespace the plugins can still free addresses, so a failed DEL does not keep it.
+        network::netns::unpin(pin).map_err(Error::at(format!(
+            "release the network namespace of sandbox {}",
+            sandbox.id
+        )))?;
+        deleted.map_err(Error::at(format!(
+            "release the network of pod {}",
+            sandbox.pod()
+        )))?;
+        Ok(())
+    }
+
+    /// Ends the supervisor, whoever started it, and removes its cgroup.
+    pub(crate) async fn end_supervisor(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let at = |doing: &str| format!("{doing} of sandbox {}", sandbox.id);
+        let run_dir = self.paths.pod_state(&sandbox.id);
+        let known = match &*sandbox.lock() {
+            State::Ready(live) => Some(live.supervisor.clone()),
+            State::Stopping { supervisor, .. } => supervisor.clone(),
+            _ => None,
+        };
+        let supervisor = match known {
+            Some(supervisor) => Some(supervisor),
+            None => Supervisor::connect(&run_dir).await.ok(),
+        };
+        let cgroup = self.cgroups.open(&sandbox.cgroup);
+        if let Some(supervisor) = supervisor {
+            let polite = async {
+                let asked = supervisor.request(RequestBody::Shutdown, &[]).await;
+                if asked.is_ok_and(|(reply, _)| reply == carpel_wire::Reply::Done) {
+                    supervisor.gone().await;
+                }
+            };
+            let ended = tokio::time::timeout(SHUTDOWN, polite).await;
+            if ended.is_err() || supervisor.is_alive() {
+                tracing::warn!(sandbox.id = %sandbox.id, "supervisor does not end, killing it");
+            }
+            cgroup.kill().map_err(Error::at(at("kill what is left")))?;
+            crate::node::reap(supervisor.pid());
+        }
+        cgroup.kill().map_err(Error::at(at("kill what is left")))?;
+        tokio::task::spawn_blocking(move || cgroup.remove())
+            .await
+            .map_err(Error::at(at("remove the cgroup")))?
+            .map_err(Error::at(at("remove the cgroup")))?;
+        failpoint::hit("stop-sandbox:supervisor-gone");
+        crate::node::remove_tree(&run_dir).map_err(Error::at(at("remove the state folder")))
+    }
+
+    /// Deletes a sandbox's folder, its record last.
+    pub(crate) fn delete_sandbox_files(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let at = |doing: &str| format!("{doing} of sandbox {}", sandbox.id);
+        let dir = self.paths.sandbox(&sandbox.id);
+        let record = self.paths.sandbox_record(&sandbox.id);
+        crate::node::remove_entries_but(&dir, &record).map_err(Error::at(at("remove files")))?;
+        failpoint::hit("remove-sandbox:files-gone");
+        crate::node::remove_tree(&dir).map_err(Error::at(at("remove the record")))
+    }
+
+    pub(crate) fn write_sandbox(&self, sandbox: &Sandbox, phase: Phase) -> Result<(), Error> {
+        self.write_record(
+            &self.paths.sandbox_record(&sandbox.id),
+            &sandbox.record(phase),
+        )
+    }
+}

@@ -1,0 +1,106 @@
+//! StopPodSandbox and RemovePodSandbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use super::{Phase, Sandbox, State};
+use crate::error::Error;
+use crate::failpoint;
+use crate::ids::SandboxId;
+use crate::node::{Node, Op};
+
+impl Node {
+    /// Stops a sandbox: kills its containers, releases its network, ends its supervisor. Repeating it
+    /// goes on where an earlier attempt broke off; an unknown sandbox is stopped.
+    ///
+    /// # Errors
+    /// What could not be released; the sandbox is not ready from the first moment on.
+    pub async fn stop_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<(), Error> {
+        let Some(sandbox) = self.sandbox(id) else {
+            return Ok(());
+        };
+        let node = Arc::clone(self);
+        let work = || async move {
+            let _turn = sandbox.turn.lock().await;
+            node.stop_in_turn(&sandbox).await
+        };
+        self.operations
+            .join((Op::StopSandbox, id.object()), work)
+            .await
+    }
+
+    async fn stop_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
+        {
+            let mut state = sandbox.lock();
+            match &*state {
+                State::Ready(live) => *state = State::stopping(live),
+                State::Stopping { .. } => {}
+                State::Making | State::Stopped { .. } | State::Removing => return Ok(()),
+            }
+        }
+        let containers = self.containers_of(&sandbox.id);
+        let stops = containers
+            .iter()
+            .map(|container| self.stop_container(&container.id, Duration::ZERO));
+        join_all(stops)
+            .await
+            .into_iter()
+            .collect::<Result<(), Error>>()?;
+        failpoint::hit("stop-sandbox:containers-stopped");
+        self.disconnect_network(sandbox).await?;
+        failpoint::hit("stop-sandbox:network-deleted");
+        self.end_supervisor(sandbox).await?;
+        let attachment = match &*sandbox.lock() {
+            State::Stopping { attachment, .. } => attachment.clone(),
+            _ => None,
+        };
+        sandbox.set_state(State::Stopped { attachment });
+        self.write_sandbox(sandbox, Phase::Stopped)?;
+        failpoint::hit("stop-sandbox:recorded");
+        Ok(())
+    }
+
+    /// Removes a sandbox and all its containers, stopping them first if need be. An unknown one is
+    /// removed.
+    ///
+    /// # Errors
+    /// What could not be released or deleted; the removal goes on when it is repeated, or at the
+    /// daemon's next start.
+    pub async fn remove_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<(), Error> {
+        let Some(sandbox) = self.sandbox(id) else {
+            return Ok(());
+        };
+        let node = Arc::clone(self);
+        let work = || async move {
+            let _turn = sandbox.turn.lock().await;
+            if node.sandbox(&sandbox.id).is_none() {
+                return Ok(());
+            }
+            node.stop_in_turn(&sandbox).await?;
+            node.remove_in_turn(&sandbox).await
+        };
+        self.operations
+            .join((Op::RemoveSandbox, id.object()), work)
+            .await
+    }
+
+    /// Deletes a stopped sandbox and its containers.
+    pub(crate) async fn remove_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
+        self.write_sandbox(sandbox, Phase::Removing)?;
+        sandbox.set_state(State::Removing);
+        failpoint::hit("remove-sandbox:begun");
+        let containers = self.containers_of(&sandbox.id);
+        let removals = containers
+            .iter()
+            .map(|container| self.remove_container(&container.id));
+        join_all(removals)
+            .await
+            .into_iter()
+            .collect::<Result<(), Error>>()?;
+        self.delete_sandbox_files(sandbox)?;
+        self.forget_sandbox(sandbox);
+        Ok(())
+    }
+}

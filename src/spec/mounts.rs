@@ -1,0 +1,219 @@
+//! The mounts of a container, in the order in which they are made.
+//!
+//! First the file systems that every container has, then everything that is mounted from the host:
+//! /dev/shm and the files in /etc, the image's volumes, and last the request's own, all of these sorted
+//! so that a folder comes before what lies in it. The request's mounts take the place of defaults at the
+//! same path; one on /dev takes the place of all below it.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Mount as OciMount;
+use rustix::fs::{PROC_SUPER_MAGIC, statfs};
+
+use super::config::{Mount, Propagation, Scope};
+use super::host::CgroupLayout;
+use super::oci::{ContainerInput, Error};
+
+/// The source of the pod's /dev/shm, which is mounted in the supervisor's namespace only. It is relative,
+/// so that no path of the host is ever taken for it.
+pub const POD_SHM: &str = "pod:/dev/shm";
+
+/// Files of a procfs that may have something mounted over them, as lxcfs does. Anything else would let a
+/// container fake what is below /proc.
+const MOUNTABLE_IN_PROC: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// A path without ".", ".." and doubled slashes. `None` if it is not absolute, or leads above the root or
+/// to it.
+pub(super) fn normal(path: &str) -> Option<String> {
+    let mut parts = Vec::new();
+    for part in path.strip_prefix('/')?.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    (!parts.is_empty() && !path.contains('\0')).then(|| format!("/{}", parts.join("/")))
+}
+
+pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> {
+    let requested = &input.config.mounts;
+    for mount in requested {
+        check(&mount.container_path, &mount.host_path)?;
+    }
+    for (path, directory) in &input.volumes {
+        check(path, directory)?;
+    }
+    let covered = |path: &str| requested.iter().any(|mount| mount.container_path == path);
+    let dev_covered = covered("/dev");
+    let mut mounts: Vec<OciMount> = defaults(input)
+        .into_iter()
+        .filter(|mount| {
+            let path = mount.destination();
+            let in_dev = path.starts_with("/dev") && path != Path::new("/dev");
+            let replaced = path.to_str().is_some_and(covered) || dev_covered && in_dev;
+            !replaced
+        })
+        .collect();
+    let mut from_host: Vec<OciMount> = Vec::new();
+    if !covered("/dev/shm") {
+        from_host.push(shm(input));
+    }
+    for (path, source) in [
+        ("/etc/hosts", &input.files.hosts),
+        ("/etc/hostname", &input.files.hostname),
+        ("/etc/resolv.conf", &input.files.resolv_conf),
+    ] {
+        if !covered(path) {
+            let readonly = input.config.security.readonly_rootfs;
+            from_host.push(bind(path, source, readonly, false, Propagation::Private));
+        }
+    }
+    for (path, source) in &input.volumes {
+        if !covered(path) {
+            from_host.push(bind(path, source, false, false, Propagation::Private));
+        }
+    }
+    from_host.extend(requested.iter().map(from_request));
+    // Stable: of two at one path the later one lies on top.
+    from_host.sort_by_key(|mount| mount.destination().components().count());
+    mounts.append(&mut from_host);
+    Ok(mounts)
+}
+
+fn check(path: &str, source: &Path) -> Result<(), Error> {
+    let refuse = |reason| {
+        Err(Error::Mount {
+            path: path.to_owned(),
+            reason,
+        })
+    };
+    if normal(path).as_deref() != Some(path) {
+        return refuse("not the absolute and normal path of something below the root");
+    }
+    if path == "/proc" {
+        let procfs = statfs(source).is_ok_and(|found| found.f_type == PROC_SUPER_MAGIC);
+        if !procfs {
+            return refuse("only a proc file system can be mounted there");
+        }
+    } else if path.starts_with("/proc/") && !MOUNTABLE_IN_PROC.contains(&path) {
+        return refuse("inside /proc nothing can be mounted");
+    }
+    Ok(())
+}
+
+fn mount(path: &str, typ: &str, source: impl Into<PathBuf>, options: &[&str]) -> OciMount {
+    let options = options.iter().map(|option| (*option).to_owned()).collect();
+    let mut mount = OciMount::default();
+    mount
+        .set_destination(path.into())
+        .set_typ(Some(typ.to_owned()))
+        .set_source(Some(source.into()))
+        .set_options(Some(options));
+    mount
+}
+
+fn defaults(input: &ContainerInput<'_>) -> Vec<OciMount> {
+    let privileged = input.config.security.privileged;
+    let access = if privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", access],
+        ),
+    ];
+    let cgroup_options = ["nosuid", "noexec", "nodev", "relatime", access];
+    // Without a namespace of its own it sees all cgroups. The host's mount is bound, because a new mount
+    // from the first cgroup namespace would reset the options of the whole hierarchy.
+    if privileged && input.host.cgroups == CgroupLayout::V2 {
+        mounts.push(mount(
+            "/sys/fs/cgroup",
+            "bind",
+            "/sys/fs/cgroup",
+            &["rbind", "rprivate"],
+        ));
+    } else {
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup_options));
+    }
+    mounts
+}
+
+fn shm(input: &ContainerInput<'_>) -> OciMount {
+    let source = if input.sandbox.ipc == Scope::Pod {
+        POD_SHM
+    } else {
+        "/dev/shm"
+    };
+    mount("/dev/shm", "bind", source, &["rbind", "rprivate"])
+}
+
+fn from_request(mount: &Mount) -> OciMount {
+    bind(
+        &mount.container_path,
+        &mount.host_path,
+        mount.readonly,
+        mount.recursive_readonly,
+        mount.propagation,
+    )
+}
+
+fn bind(
+    path: &str,
+    source: &Path,
+    readonly: bool,
+    recursive_readonly: bool,
+    propagation: Propagation,
+) -> OciMount {
+    let access = match (readonly, recursive_readonly) {
+        (true, true) => "rro",
+        (true, false) => "ro",
+        (false, _) => "rw",
+    };
+    let propagation = match propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    mount(path, "bind", source, &["rbind", propagation, access])
+}

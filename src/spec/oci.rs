@@ -1,0 +1,398 @@
+//! The OCI spec of a container: the request's configuration laid over the image's and the defaults.
+//!
+//! Nothing of the machine is changed here; the files that are read are the Localhost seccomp profile and
+//! the device nodes' metadata. Every error of the user's that can be found without a process is found
+//! here.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{
+    Linux, LinuxCapabilities, LinuxCpu, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids,
+    LinuxResources, LinuxSeccomp, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root,
+    Spec, User as OciUser,
+};
+use serde::{Deserialize, Serialize};
+
+use super::capability;
+use super::config::{
+    ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
+};
+use super::devices;
+use super::env::{BinaryEnv, DEFAULT_PATH, Environment};
+use super::host::{CgroupLayout, HostFacts};
+use super::mounts;
+use super::user::User;
+use crate::ids::ContainerId;
+use crate::seccomp;
+
+/// Why a configuration makes no container. Each names the field and the object.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no command specified: neither the request nor the image has one")]
+    NoCommand,
+    #[error("{field}: {object:?} holds a NUL byte")]
+    Nul { field: &'static str, object: String },
+    #[error("envs: HOME={0:?} holds a line break or a colon")]
+    Home(String),
+    #[error("working_dir {0:?}: not an absolute path")]
+    WorkingDir(String),
+    #[error("capabilities: {0:?} is not a capability")]
+    Capability(String),
+    #[error("mounts: {path}: {reason}")]
+    Mount { path: String, reason: &'static str },
+    #[error("devices: {0}")]
+    Device(#[from] devices::Error),
+    #[error("seccomp: {0}")]
+    Seccomp(#[from] seccomp::Error),
+}
+
+/// The files that a sandbox's containers see in /etc, unless the request mounts its own.
+#[derive(Debug, Clone)]
+pub struct SandboxFiles {
+    pub hosts: PathBuf,
+    pub hostname: PathBuf,
+    pub resolv_conf: PathBuf,
+}
+
+/// All that a container is made of.
+#[derive(Debug, Clone)]
+pub struct ContainerInput<'a> {
+    pub id: &'a ContainerId,
+    pub sandbox: &'a SandboxConfig,
+    pub config: &'a ContainerConfig,
+    pub image: &'a ImageConfiguration,
+    pub user: &'a User,
+    /// Absolute path of the container's cgroup in its hierarchy.
+    pub cgroup_path: &'a str,
+    pub files: SandboxFiles,
+    /// What is mounted for the image's volumes: path in the container, directory on the host. Those are
+    /// the paths that [`image_volumes`] returns.
+    pub volumes: Vec<(String, PathBuf)>,
+    pub host: &'a HostFacts,
+}
+
+/// All that a container's Plans are compiled from, now or by a later daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    pub id: ContainerId,
+    pub spec: Spec,
+    /// What of the environment the spec cannot hold.
+    #[serde(default)]
+    pub binary_env: BinaryEnv,
+    pub pid: PidScope,
+}
+
+/// The spec of a container.
+///
+/// # Errors
+/// [`Error`] for whatever the user has to change.
+pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
+    let security = &input.config.security;
+    let capabilities = capabilities(security)? & input.host.bounding_set;
+    let (process, binary_env) = process(input, capabilities)?;
+    let mut root = Root::default();
+    root.set_path("rootfs".into())
+        .set_readonly(Some(security.readonly_rootfs));
+    let mut spec = Spec::default();
+    spec.set_version("1.2.0".into())
+        .set_root(Some(root))
+        .set_process(Some(process))
+        .set_hostname(None)
+        .set_mounts(Some(mounts::build(input)?))
+        .set_annotations(Some(annotations(input)))
+        .set_linux(Some(linux(input, capabilities)?));
+    Ok(Source {
+        id: *input.id,
+        spec,
+        binary_env,
+        pid: security.pid,
+    })
+}
+
+/// The image's volumes that need a directory of their own: those that no mount of the request covers.
+#[must_use]
+pub fn image_volumes(image: &ImageConfiguration, config: &ContainerConfig) -> Vec<String> {
+    let volumes = image
+        .config()
+        .as_ref()
+        .and_then(|config| config.volumes().as_ref());
+    let mut paths: Vec<String> = volumes
+        .into_iter()
+        .flatten()
+        .filter_map(|path| mounts::normal(path))
+        .filter(|path| {
+            !config
+                .mounts
+                .iter()
+                .any(|mount| mount.container_path == *path)
+        })
+        .collect();
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+fn capabilities(security: &Security) -> Result<u64, Error> {
+    if security.privileged {
+        return Ok(capability::ALL);
+    }
+    capability::resolve(&security.add_capabilities, &security.drop_capabilities)
+        .map_err(Error::Capability)
+}
+
+fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, BinaryEnv), Error> {
+    let ContainerInput { config, user, .. } = input;
+    let (env, binary_env) = environment(input)?.split();
+    let mut oci_user = OciUser::default();
+    oci_user
+        .set_uid(user.uid)
+        .set_gid(user.gid)
+        .set_additional_gids(Some(user.groups.clone()))
+        .set_username(user.name.clone());
+    let held = || Some(capability::to_oci(capabilities));
+    let none = || Some(capability::to_oci(0));
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(held())
+        .set_permitted(held())
+        .set_effective(held());
+    sets.set_inheritable(none()).set_ambient(none());
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(config.tty))
+        .set_user(oci_user)
+        .set_args(Some(arguments(input)?))
+        .set_env(Some(env))
+        .set_cwd(working_dir(input)?.into())
+        .set_capabilities(Some(sets))
+        .set_rlimits(Some(vec![open_files(input.host)]))
+        .set_no_new_privileges(Some(config.security.no_new_privs))
+        .set_oom_score_adj(Some(config.resources.oom_score_adj));
+    Ok((process, binary_env))
+}
+
+/// The limit that the daemon itself was started with.
+fn open_files(host: &HostFacts) -> PosixRlimit {
+    let (soft, hard) = host.open_files;
+    PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(soft.unwrap_or(u64::MAX))
+        .hard(hard.unwrap_or(u64::MAX))
+        .build()
+        .expect("every field is given")
+}
+
+/// A command replaces the image's entrypoint and its arguments; arguments alone replace only those.
+fn arguments(input: &ContainerInput<'_>) -> Result<Vec<String>, Error> {
+    let ContainerInput { config, image, .. } = input;
+    let image = image.config().as_ref();
+    let list = |list: Option<&Option<Vec<String>>>| list.cloned().flatten().unwrap_or_default();
+    let mut arguments = config.command.clone();
+    if arguments.is_empty() {
+        arguments = list(image.map(|image| image.entrypoint()));
+        // What a builder writes for "no entrypoint".
+        if arguments == [""] {
+            arguments.clear();
+        }
+        if config.args.is_empty() {
+            arguments.extend(list(image.map(|image| image.cmd())));
+        }
+    }
+    arguments.extend(config.args.iter().cloned());
+    check_command(&arguments)?;
+    Ok(arguments)
+}
+
+/// A command has a program, and no NUL in it.
+pub(super) fn check_command(arguments: &[String]) -> Result<(), Error> {
+    if arguments.first().is_none_or(String::is_empty) {
+        return Err(Error::NoCommand);
+    }
+    match arguments.iter().find(|argument| argument.contains('\0')) {
+        Some(argument) => Err(Error::Nul {
+            field: "command",
+            object: argument.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Defaults, then the image's variables, then the request's; HOME if nobody has said it.
+fn environment(input: &ContainerInput<'_>) -> Result<Environment, Error> {
+    let mut env = Environment::default();
+    env.set("PATH", DEFAULT_PATH.as_bytes());
+    if input.config.tty {
+        env.set("TERM", b"xterm");
+    }
+    let hostname = match &input.sandbox.hostname {
+        Some(hostname) => hostname.clone(),
+        None => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+    };
+    env.set("HOSTNAME", hostname.as_bytes());
+    let image = input
+        .image
+        .config()
+        .as_ref()
+        .and_then(|config| config.env().as_ref());
+    for entry in image.into_iter().flatten() {
+        env.apply(entry);
+    }
+    for (name, value) in &input.config.env {
+        env.set(name, value);
+    }
+    if env.get("HOME").is_none_or(<[u8]>::is_empty) {
+        let home = input.user.home.as_deref().unwrap_or("/");
+        env.set("HOME", home.as_bytes());
+    }
+    if let Some(name) = env.with_nul() {
+        return Err(Error::Nul {
+            field: "envs",
+            object: name.to_owned(),
+        });
+    }
+    // It ends in the user database of whatever copies it there.
+    let home = env.get("HOME").unwrap_or_default();
+    if home.iter().any(|byte| matches!(byte, b'\n' | b'\r' | b':')) {
+        return Err(Error::Home(String::from_utf8_lossy(home).into_owned()));
+    }
+    Ok(env)
+}
+
+fn working_dir(input: &ContainerInput<'_>) -> Result<String, Error> {
+    let image = input
+        .image
+        .config()
+        .as_ref()
+        .and_then(|config| config.working_dir().as_deref());
+    let requested = input
+        .config
+        .working_dir
+        .as_deref()
+        .filter(|dir| !dir.is_empty());
+    let dir = match requested {
+        Some(dir) if dir.starts_with('/') => dir.to_owned(),
+        Some(dir) => return Err(Error::WorkingDir(dir.to_owned())),
+        // Builders of old wrote relative ones; they begin at the root.
+        None => format!("/{}", image.unwrap_or_default().trim_start_matches('/')),
+    };
+    if dir.contains('\0') {
+        return Err(Error::Nul {
+            field: "working_dir",
+            object: dir,
+        });
+    }
+    Ok(dir)
+}
+
+fn linux(input: &ContainerInput<'_>, capabilities: u64) -> Result<Linux, Error> {
+    let security = &input.config.security;
+    let devices = devices::build(&input.config.devices, security.privileged)?;
+    let mut resources = resources(&input.config.resources);
+    resources.set_devices(Some(devices.rules));
+    let hidden = |paths: &[String]| {
+        let paths = if security.privileged { &[] } else { paths };
+        match paths
+            .iter()
+            .find(|path| !path.starts_with('/') || path.contains('\0'))
+        {
+            Some(path) => Err(Error::Mount {
+                path: path.clone(),
+                reason: "a masked or read-only path is not absolute",
+            }),
+            None => Ok(Some(paths.to_owned())),
+        }
+    };
+    let mut linux = Linux::default();
+    linux
+        .set_resources(Some(resources))
+        .set_cgroups_path(Some(input.cgroup_path.into()))
+        .set_namespaces(Some(namespaces(input)))
+        .set_devices(Some(devices.nodes))
+        .set_seccomp(seccomp(security, capabilities)?)
+        .set_masked_paths(hidden(&security.masked_paths)?)
+        .set_readonly_paths(hidden(&security.readonly_paths)?);
+    Ok(linux)
+}
+
+/// The namespaces that are the container's own. All others are those of the process that clones it: the
+/// pod's supervisor.
+fn namespaces(input: &ContainerInput<'_>) -> Vec<LinuxNamespace> {
+    let security = &input.config.security;
+    let mut types = vec![LinuxNamespaceType::Mount];
+    if security.pid == PidScope::Container {
+        types.push(LinuxNamespaceType::Pid);
+    }
+    if input.host.cgroups == CgroupLayout::V2 && !security.privileged {
+        types.push(LinuxNamespaceType::Cgroup);
+    }
+    let own = |typ| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(typ);
+        namespace
+    };
+    types.into_iter().map(own).collect()
+}
+
+fn resources(wanted: &Resources) -> LinuxResources {
+    let signed = |value: Option<u64>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+    let mut cpu = LinuxCpu::default();
+    cpu.set_shares(wanted.cpu_shares)
+        .set_quota(signed(wanted.cpu_quota))
+        .set_period(wanted.cpu_period)
+        .set_cpus(wanted.cpuset_cpus.clone())
+        .set_mems(wanted.cpuset_mems.clone());
+    let mut memory = LinuxMemory::default();
+    memory
+        .set_limit(signed(wanted.memory_limit))
+        .set_swap(signed(wanted.memory_swap_limit));
+    let mut resources = LinuxResources::default();
+    resources.set_cpu(Some(cpu)).set_memory(Some(memory));
+    if let Some(limit) = signed(wanted.pids_limit) {
+        let mut pids = LinuxPids::default();
+        pids.set_limit(limit);
+        resources.set_pids(Some(pids));
+    }
+    if !wanted.unified.is_empty() {
+        resources.set_unified(Some(wanted.unified.clone().into_iter().collect()));
+    }
+    resources
+}
+
+fn seccomp(security: &Security, capabilities: u64) -> Result<Option<LinuxSeccomp>, Error> {
+    if security.privileged {
+        return Ok(None);
+    }
+    Ok(match &security.seccomp {
+        SeccompProfile::Unconfined => None,
+        SeccompProfile::RuntimeDefault => Some(seccomp::default_profile(capabilities)),
+        SeccompProfile::Localhost(path) => {
+            let profile = seccomp::load_profile(path, capabilities)?;
+            // Errors belong to the request that names the profile.
+            seccomp::compile(&profile)?;
+            Some(profile)
+        }
+    })
+}
+
+/// What other runtimes and tools know a container by. The request's own annotations are for the CRI's
+/// clients: none reaches a runtime.
+fn annotations(input: &ContainerInput<'_>) -> HashMap<String, String> {
+    let ContainerInput {
+        sandbox, config, ..
+    } = input;
+    [
+        ("container-type", "container".to_owned()),
+        ("container-name", config.name.name.clone()),
+        ("image-name", config.image.clone()),
+        ("sandbox-name", sandbox.name.name.clone()),
+        ("sandbox-namespace", sandbox.name.namespace.clone()),
+        ("sandbox-uid", sandbox.name.uid.clone()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value))
+    .collect()
+}

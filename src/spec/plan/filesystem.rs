@@ -1,0 +1,403 @@
+//! The steps that make a container's file system.
+
+use std::path::{Path, PathBuf};
+
+use carpel_wire::{FdIndex, NulList, Step, encode_nul_list};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
+
+use super::compose::{Composer, terminated};
+use super::{CgroupLayout, Error, FdSource, HostFacts, Source, process};
+use crate::spec::config::Propagation;
+use crate::spec::host::CgroupHierarchy;
+use crate::spec::mounts::POD_SHM;
+use crate::store::bind::BindMount;
+
+/// The slot of a file system on its way from NewFs to Attach, and that of the pod's /dev/shm.
+const NEW: FdIndex = FdIndex(FdIndex::FIRST_SLOT);
+const SHM: FdIndex = FdIndex(FdIndex::FIRST_SLOT + 1);
+
+/// MOUNT_ATTR__ATIME: the bits that say one of several ways.
+const ATIME_MASK: u64 = 0x70;
+
+const SYMLINKS: [(&str, &str); 5] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+pub(super) fn compose(
+    composer: &mut Composer,
+    source: &Source,
+    host: &HostFacts,
+) -> Result<(), Error> {
+    let spec = &source.spec;
+    let linux = spec.linux().as_ref().ok_or(Error::Missing("linux"))?;
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let process = process(source)?;
+    let tty = process.terminal().unwrap_or(false);
+    let pod_shm = |mount: &Mount| mount.source().as_deref() == Some(Path::new(POD_SHM));
+    if mounts.iter().any(pod_shm) {
+        let path = terminated("/dev/shm")?;
+        let attrs = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+        let step = Step::OpenTree {
+            path: &path,
+            recursive: false,
+            attrs,
+            slot: SHM,
+        };
+        composer.step("open the pod's /dev/shm", &step);
+    }
+    let root = composer.fd(FdSource::Rootfs);
+    composer.step("enter the root file system", &Step::PivotRoot { root });
+    for mount in mounts {
+        if pod_shm(mount) {
+            attach(
+                composer,
+                "the pod's /dev/shm",
+                SHM,
+                mount.destination(),
+                true,
+            )?;
+        } else if tty && mount.typ().as_deref() == Some("devpts") {
+            let devpts = composer.fd(FdSource::Devpts);
+            attach(composer, "devpts", devpts, mount.destination(), true)?;
+        } else if mount.typ().as_deref() == Some("cgroup") {
+            cgroup(composer, mount, linux, host)?;
+        } else {
+            compose_mount(composer, mount)?;
+        }
+    }
+    let dev_is_bound = mounts
+        .iter()
+        .any(|mount| mount.destination() == Path::new("/dev") && is_bind(mount));
+    if !dev_is_bound {
+        devices(composer, linux, mounts)?;
+        if tty {
+            composer.step(
+                "bind the terminal on /dev/console",
+                &Step::Console { number: 0 },
+            );
+        }
+    }
+    let path = terminated(process.cwd())?;
+    let text = format!("make working directory {:?}", process.cwd());
+    composer.step(
+        text,
+        &Step::Mkdir {
+            path: &path,
+            mode: 0o755,
+        },
+    );
+    hide(composer, linux)?;
+    protect_root(composer, spec);
+    Ok(())
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    let bind = |option: &String| option == "bind" || option == "rbind";
+    mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind)
+}
+
+/// What a mount's options mean.
+#[derive(Debug)]
+struct Options {
+    attrs: u64,
+    recursive_readonly: bool,
+    propagation: Propagation,
+    /// For the file system itself: "key", "value", and an empty value for a flag.
+    data: Vec<String>,
+}
+
+impl Options {
+    fn parse(mount: &Mount) -> Result<Self, Error> {
+        let mut options = Self {
+            attrs: 0,
+            recursive_readonly: false,
+            propagation: Propagation::Private,
+            data: Vec::new(),
+        };
+        for option in mount.options().iter().flatten() {
+            match option.as_str() {
+                "defaults" | "rbind" | "rw" | "suid" | "dev" | "exec" | "relatime" | "atime" => {}
+                "ro" => options.attrs |= libc::MOUNT_ATTR_RDONLY,
+                "rro" => {
+                    options.attrs |= libc::MOUNT_ATTR_RDONLY;
+                    options.recursive_readonly = true;
+                }
+                "nosuid" => options.attrs |= libc::MOUNT_ATTR_NOSUID,
+                "nodev" => options.attrs |= libc::MOUNT_ATTR_NODEV,
+                "noexec" => options.attrs |= libc::MOUNT_ATTR_NOEXEC,
+                "noatime" => options.attrs |= libc::MOUNT_ATTR_NOATIME,
+                "strictatime" => options.attrs |= libc::MOUNT_ATTR_STRICTATIME,
+                "nodiratime" => options.attrs |= libc::MOUNT_ATTR_NODIRATIME,
+                "nosymfollow" => options.attrs |= libc::MOUNT_ATTR_NOSYMFOLLOW,
+                "private" | "rprivate" => options.propagation = Propagation::Private,
+                "slave" | "rslave" => options.propagation = Propagation::HostToContainer,
+                "shared" | "rshared" => options.propagation = Propagation::Bidirectional,
+                "bind" | "idmap" | "ridmap" | "unbindable" | "runbindable" | "tmpcopyup"
+                | "remount" => {
+                    return Err(Error::Mount {
+                        path: mount.destination().display().to_string(),
+                        reason: format!("option {option:?} is not supported"),
+                    });
+                }
+                data => {
+                    let (key, value) = data.split_once('=').unwrap_or((data, ""));
+                    options.data.extend([key.to_owned(), value.to_owned()]);
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn compose_mount(composer: &mut Composer, mount: &Mount) -> Result<(), Error> {
+    let options = Options::parse(mount)?;
+    let target = mount.destination();
+    if !is_bind(mount) {
+        let typ = mount.typ().as_deref().ok_or_else(|| Error::Mount {
+            path: target.display().to_string(),
+            reason: "neither a type nor a bind mount".to_owned(),
+        })?;
+        new_fs(composer, typ, &options.data, options.attrs, target)?;
+        return attach(composer, typ, NEW, target, true);
+    }
+    if let Some(key) = options.data.first() {
+        return Err(Error::Mount {
+            path: target.display().to_string(),
+            reason: format!("a bind mount has no option {key:?}"),
+        });
+    }
+    let bind = BindMount {
+        source: mount.source().clone().unwrap_or_default(),
+        readonly: options.attrs & libc::MOUNT_ATTR_RDONLY != 0,
+        recursive_readonly: options.recursive_readonly,
+        propagation: options.propagation,
+    };
+    // Where a link would lead the container's own protection astray.
+    let protected = ["/proc", "/sys", "/dev"]
+        .iter()
+        .any(|path| target == Path::new(path));
+    bind_mount(composer, bind, target, protected)?;
+    let set = options.attrs & !libc::MOUNT_ATTR_RDONLY;
+    if set != 0 {
+        let clear = if set & ATIME_MASK != 0 { ATIME_MASK } else { 0 };
+        let path = terminated(target)?;
+        let step = Step::SetAttr {
+            path: &path,
+            set,
+            clear,
+            recursive: false,
+        };
+        composer.step(format!("set options of mount {target:?}"), &step);
+    }
+    Ok(())
+}
+
+fn bind_mount(
+    composer: &mut Composer,
+    bind: BindMount,
+    target: &Path,
+    no_symlinks: bool,
+) -> Result<(), Error> {
+    let what = format!("{:?}", bind.source);
+    let mount = composer.fd(FdSource::Mount(bind));
+    attach(composer, &what, mount, target, no_symlinks)
+}
+
+fn new_fs(
+    composer: &mut Composer,
+    typ: &str,
+    data: &[String],
+    attrs: u64,
+    target: &Path,
+) -> Result<(), Error> {
+    let options = encode_nul_list(data).map_err(|option| Error::Nul(option.clone()))?;
+    let options = NulList::new(&options).expect("an encoded list ends with a NUL");
+    let fstype = terminated(typ)?;
+    let step = Step::NewFs {
+        fstype: &fstype,
+        options,
+        attrs,
+        slot: NEW,
+    };
+    composer.step(format!("make {typ} for {target:?}"), &step);
+    Ok(())
+}
+
+fn attach(
+    composer: &mut Composer,
+    what: &str,
+    mount: FdIndex,
+    target: &Path,
+    no_symlinks: bool,
+) -> Result<(), Error> {
+    let path = terminated(target)?;
+    let step = Step::Attach {
+        mount,
+        target: &path,
+        no_symlinks,
+    };
+    composer.step(format!("mount {what} on {target:?}"), &step);
+    Ok(())
+}
+
+/// v2: the container's own cgroup is the root of what it sees, by its cgroup namespace. v1: a folder with
+/// its cgroup of each hierarchy.
+fn cgroup(
+    composer: &mut Composer,
+    mount: &Mount,
+    linux: &Linux,
+    host: &HostFacts,
+) -> Result<(), Error> {
+    let options = Options::parse(mount)?;
+    let target = mount.destination();
+    let hierarchies = match &host.cgroups {
+        CgroupLayout::V2 => {
+            new_fs(composer, "cgroup2", &options.data, options.attrs, target)?;
+            return attach(composer, "cgroup2", NEW, target, true);
+        }
+        CgroupLayout::V1(hierarchies) => hierarchies,
+    };
+    let readonly = options.attrs & libc::MOUNT_ATTR_RDONLY;
+    let data = ["mode", "0755", "size", "64k"].map(String::from);
+    new_fs(composer, "tmpfs", &data, options.attrs & !readonly, target)?;
+    attach(composer, "tmpfs", NEW, target, true)?;
+    let path = linux.cgroups_path().as_deref().unwrap_or(Path::new("/"));
+    for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.is_shown()) {
+        show(composer, hierarchy, path, target, readonly != 0)?;
+    }
+    if readonly != 0 {
+        let path = terminated(target)?;
+        let step = Step::SetAttr {
+            path: &path,
+            set: readonly,
+            clear: 0,
+            recursive: false,
+        };
+        composer.step(format!("make {target:?} read-only"), &step);
+    }
+    Ok(())
+}
+
+/// Binds a container's cgroup of one hierarchy, with links from the names of its controllers.
+fn show(
+    composer: &mut Composer,
+    hierarchy: &CgroupHierarchy,
+    cgroup: &Path,
+    target: &Path,
+    readonly: bool,
+) -> Result<(), Error> {
+    let Some(name) = hierarchy.mounted_on.file_name() else {
+        return Ok(());
+    };
+    let bind = BindMount {
+        source: hierarchy
+            .mounted_on
+            .join(cgroup.strip_prefix("/").unwrap_or(cgroup)),
+        readonly,
+        recursive_readonly: false,
+        propagation: Propagation::Private,
+    };
+    bind_mount(composer, bind, &target.join(name), true)?;
+    for controller in hierarchy
+        .controllers
+        .split(',')
+        .filter(|controller| name != *controller)
+    {
+        let (path, to) = (terminated(target.join(controller))?, terminated(name)?);
+        let step = Step::Symlink {
+            target: &to,
+            path: &path,
+        };
+        composer.step(format!("link {:?}", target.join(controller)), &step);
+    }
+    Ok(())
+}
+
+fn devices(composer: &mut Composer, linux: &Linux, mounts: &[Mount]) -> Result<(), Error> {
+    for device in linux.devices().iter().flatten() {
+        let path = device.path();
+        // The terminal's nodes are this container's own, and what is mounted stays in sight.
+        let own = path == Path::new("/dev/ptmx") || path == Path::new("/dev/console");
+        if !own && !mounts.iter().any(|mount| mount.destination() == path) {
+            node(composer, device)?;
+        }
+    }
+    for (path, target) in SYMLINKS {
+        let (to, link) = (terminated(target)?, terminated(path)?);
+        composer.step(
+            format!("link {path:?}"),
+            &Step::Symlink {
+                target: &to,
+                path: &link,
+            },
+        );
+    }
+    Ok(())
+}
+
+fn node(composer: &mut Composer, device: &LinuxDevice) -> Result<(), Error> {
+    let invalid = |reason: &str| Error::Mount {
+        path: device.path().display().to_string(),
+        reason: reason.to_owned(),
+    };
+    let kind = match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        LinuxDeviceType::A => return Err(invalid("a device node has a type")),
+    };
+    let number =
+        |number: i64| u32::try_from(number).map_err(|_| invalid("a device number is out of range"));
+    let path = terminated(device.path())?;
+    let step = Step::Mknod {
+        path: &path,
+        mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    };
+    composer.step(format!("make device {:?}", device.path()), &step);
+    Ok(())
+}
+
+/// What is read-only first: a bind of a path over itself would uncover what is hidden below it.
+fn hide(composer: &mut Composer, linux: &Linux) -> Result<(), Error> {
+    let normal = |path: &String| terminated(PathBuf::from(path));
+    for path in linux.readonly_paths().iter().flatten() {
+        let step = Step::ReadOnly {
+            path: &normal(path)?,
+        };
+        composer.step(format!("make {path:?} read-only"), &step);
+    }
+    for path in linux.masked_paths().iter().flatten() {
+        let step = Step::Mask {
+            path: &normal(path)?,
+        };
+        composer.step(format!("mask {path:?}"), &step);
+    }
+    Ok(())
+}
+
+/// Last of all, when nothing has to be made in it any more.
+fn protect_root(composer: &mut Composer, spec: &Spec) {
+    let readonly = spec
+        .root()
+        .as_ref()
+        .and_then(|root| root.readonly())
+        .unwrap_or(false);
+    if readonly {
+        let set = libc::MOUNT_ATTR_RDONLY;
+        let step = Step::SetAttr {
+            path: b"/\0",
+            set,
+            clear: 0,
+            recursive: false,
+        };
+        composer.step("make the root file system read-only", &step);
+    }
+}

@@ -1,0 +1,124 @@
+//! The Plan by which a supervisor becomes a pod's.
+
+use carpel_wire::{FdIndex, NulList, PidNamespace, Step, encode_nul_list};
+
+use super::compose::{Composer, terminated};
+use super::{CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS, Compiled, Error, HostFacts};
+use crate::spec::config::{SandboxConfig, Scope};
+
+/// What the kernel kills after everything else but the kubelet and the runtime.
+const OOM_SCORE_ADJ: i32 = -998;
+
+const NOSUID_NODEV: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+const NOSUID_NODEV_NOEXEC: u64 = NOSUID_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
+/// What pods may do in a network of their own unless they say otherwise: listen on any port, and ping.
+const SYSCTLS: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
+
+/// The Plan of a pod's supervisor: the pod's namespaces, and a root of its own with no more in it than
+/// containers need from there.
+///
+/// # Errors
+/// [`Error::Nul`] for a hostname or sysctl with a NUL byte.
+pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compiled, Error> {
+    let mut composer = Composer::new();
+    composer.join_cgroup(host);
+    let value = OOM_SCORE_ADJ;
+    composer.step(
+        format!("set oom_score_adj to {value}"),
+        &Step::OomScoreAdj { value },
+    );
+    let mut flags = CLONE_NEWNS;
+    // A pod in the host's network has the host's name too.
+    if config.network == Scope::Pod {
+        flags |= CLONE_NEWNET | CLONE_NEWUTS;
+        composer.step("bring the loopback interface up", &Step::LoopbackUp);
+        if let Some(hostname) = &config.hostname {
+            let name = hostname.as_bytes();
+            composer.step(
+                format!("set hostname {hostname:?}"),
+                &Step::Hostname { name },
+            );
+        }
+        for (key, value) in SYSCTLS {
+            if !config.sysctls.contains_key(key) {
+                sysctl(&mut composer, key, value)?;
+            }
+        }
+    }
+    if config.ipc == Scope::Pod {
+        flags |= CLONE_NEWIPC;
+    }
+    for (key, value) in &config.sysctls {
+        sysctl(&mut composer, key, value)?;
+    }
+    root(&mut composer, config.ipc == Scope::Pod)?;
+    composer.finish(flags, PidNamespace::Host)
+}
+
+/// "net.ipv4.conf.eth0/1.forwarding" is net/ipv4/conf/eth0.1/forwarding.
+fn sysctl(composer: &mut Composer, key: &str, value: &str) -> Result<(), Error> {
+    let path: String = key
+        .chars()
+        .map(|letter| match letter {
+            '.' => '/',
+            '/' => '.',
+            other => other,
+        })
+        .collect();
+    let path = terminated(path)?;
+    let value = value.as_bytes();
+    composer.step(
+        format!("set sysctl {key}"),
+        &Step::Sysctl { path: &path, value },
+    );
+    Ok(())
+}
+
+/// A tmpfs with proc and sysfs, which user namespaces need to see before they may mount their own, and
+/// the pod's /dev/shm. They are made while the host's are still in sight.
+fn root(composer: &mut Composer, own_shm: bool) -> Result<(), Error> {
+    let slot = |number| FdIndex(FdIndex::FIRST_SLOT + number);
+    composer.step("keep mounts from the host", &Step::MakeSlave);
+    let new = |composer: &mut Composer, fstype: &str, options: &[&str], attrs, slot| {
+        let options =
+            encode_nul_list(options).map_err(|option| Error::Nul((*option).to_owned()))?;
+        let options = NulList::new(&options).expect("an encoded list ends with a NUL");
+        let name = terminated(fstype)?;
+        let step = Step::NewFs {
+            fstype: &name,
+            options,
+            attrs,
+            slot,
+        };
+        composer.step(format!("make a {fstype} for the pod"), &step);
+        Ok::<(), Error>(())
+    };
+    let small = ["mode", "0755", "size", "64k"];
+    new(composer, "tmpfs", &small, NOSUID_NODEV_NOEXEC, slot(0))?;
+    new(composer, "proc", &[], NOSUID_NODEV_NOEXEC, slot(1))?;
+    new(composer, "sysfs", &[], NOSUID_NODEV_NOEXEC, slot(2))?;
+    let mut attached = vec![("/proc", slot(1)), ("/sys", slot(2))];
+    if own_shm {
+        let shm = ["mode", "1777", "size", "67108864"];
+        new(composer, "tmpfs", &shm, NOSUID_NODEV_NOEXEC, slot(3))?;
+        attached.push(("/dev/shm", slot(3)));
+    }
+    composer.step(
+        "enter the supervisor's root",
+        &Step::PivotRoot { root: slot(0) },
+    );
+    for (path, mount) in attached {
+        let target = terminated(path)?;
+        let step = Step::Attach {
+            mount,
+            target: &target,
+            no_symlinks: true,
+        };
+        composer.step(format!("mount the pod's {path}"), &step);
+    }
+    Ok(())
+}
