@@ -295,3 +295,15 @@ fn a_killed_import_leaves_an_image_whole_or_not_at_all() {
     }
     assert!(whole > 0, "no kill came while the image was there");
 }
+
+#[test]
+fn an_archive_is_read_to_its_end() {
+    let ground = Ground::new();
+    let archive = [Made::simple("a").saved(&["a"]), vec![0; 1_000_000]].concat();
+    let mut rest = &archive[..];
+    ground
+        .store
+        .import(&mut rest, &Names::FromArchive, &|_| {})
+        .unwrap();
+    assert!(rest.is_empty());
+}

@@ -135,6 +135,16 @@ impl<R: Read> Bounded<R> {
             limits: limits.clone(),
         })
     }
+
+    /// As [`Self::new`], for a stream whose digest nobody wants.
+    ///
+    /// # Errors
+    /// As [`Decompressed::new`].
+    pub(crate) fn without_digest(packed: R, limits: &Limits) -> io::Result<Self> {
+        let mut bounded = Self::new(packed, limits)?;
+        bounded.inner.packed_mut().only_count();
+        Ok(bounded)
+    }
 }
 
 impl<R: Read> Read for Bounded<R> {
