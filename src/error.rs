@@ -2,6 +2,7 @@
 //! step depends on it. The gRPC code is chosen in `cri/`; the text is what a person reads.
 
 use std::fmt::Display;
+use std::io::ErrorKind;
 
 /// Cloned to everyone who waits for the same piece of work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,14 +63,11 @@ fn out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            let full = [
-                libc::ENOSPC,
-                libc::EDQUOT,
-                libc::EMFILE,
-                libc::ENFILE,
-                libc::ENOMEM,
-            ];
-            return io.raw_os_error().is_some_and(|errno| full.contains(&errno));
+            let full = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+            let kinds = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::OutOfMemory];
+            if io.raw_os_error().is_some_and(|errno| full.contains(&errno)) || kinds.contains(&io.kind()) {
+                return true;
+            }
         }
         cause = error.source();
     }

@@ -1,9 +1,12 @@
 //! Named places where a test can make the daemon die.
 //!
 //! `CARPEL_FAILPOINT=NAME` makes the process kill itself (SIGKILL) when it first passes [`hit`] with that
-//! name. The names are listed in [`NAMES`], so that a test can visit every one.
+//! name; `NAME:error` has it return an error instead, once. The names are listed in [`NAMES`], so that a test can visit every one.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::Error;
 
 /// Every failpoint, in the order in which a pod's life passes them.
 pub const NAMES: &[&str] = &[
@@ -30,13 +33,21 @@ pub const NAMES: &[&str] = &[
     "remove-sandbox:files-gone",
 ];
 
-/// Passes the failpoint `name`: dies there if a test armed it.
-pub fn hit(name: &str) {
+/// Passes the failpoint `name`: dies there if a test armed it so.
+///
+/// # Errors
+/// Once, if a test armed it as `NAME:error`: what fails there undoes itself.
+pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
+    static FAILED: AtomicBool = AtomicBool::new(false);
     debug_assert!(NAMES.contains(&name), "failpoint {name} is not listed");
-    let armed = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok());
-    if armed.as_deref() == Some(name) {
+    let Some(armed) = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok()) else { return Ok(()) };
+    if armed == name {
         // As an operator's `kill -9` does: no destructor runs, no buffer is written.
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
     }
+    if armed.strip_suffix(":error") == Some(name) && !FAILED.swap(true, Ordering::Relaxed) {
+        return Err(Error::Internal(format!("failpoint {name}")));
+    }
+    Ok(())
 }

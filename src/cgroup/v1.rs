@@ -281,14 +281,8 @@ impl Hierarchy {
         for (at, _) in path.match_indices('/').filter(|(at, _)| *at > 0) {
             let parent = &path[..at];
             match self.root.mkdir(parent) {
-                Err(Errno::EXIST) => {}
+                Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
-                Ok(()) if self.has("cpuset") => {
-                    for file in ["cpuset.cpus", "cpuset.mems"] {
-                        self.inherit(parent, file)?;
-                    }
-                }
-                Ok(()) => {}
             }
         }
         Ok(())
@@ -298,21 +292,27 @@ impl Hierarchy {
     /// no process may enter.
     fn fill_cpuset(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
         for file in ["cpuset.cpus", "cpuset.mems"] {
-            if !limits.iter().any(|limit| limit.file == file) {
-                self.inherit(path, file).map_err(|source| Error::Io {
-                    cgroup: path.to_owned(),
-                    action: format!("copy the parent's {file}"),
-                    source,
-                })?;
-            }
+            let limited = limits.iter().any(|limit| limit.file == file);
+            let path = if limited { parent(path) } else { path };
+            self.inherit(path, file).map_err(|source| Error::Io {
+                cgroup: path.to_owned(),
+                action: format!("copy the parent's {file}"),
+                source,
+            })?;
         }
         Ok(())
     }
 
-    fn inherit(&self, path: &str, file: &str) -> io::Result<()> {
-        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        let value = self.root.child(parent)?.read(file)?;
-        Ok(self.root.child(path)?.write(file, value.trim())?)
+    /// The value of a file; one that is empty, here or above, is given the parent's.
+    fn inherit(&self, path: &str, file: &str) -> io::Result<String> {
+        let dir = self.root.child(path)?;
+        let value = dir.read(file)?.trim().to_owned();
+        if !value.is_empty() || path.trim_matches('/').is_empty() {
+            return Ok(value);
+        }
+        let value = self.inherit(parent(path), file)?;
+        dir.write(file, &value)?;
+        Ok(value)
     }
 
     fn child(&self, path: &str) -> Result<Dir, Error> {
@@ -322,6 +322,10 @@ impl Hierarchy {
             source: error.into(),
         })
     }
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
 /// Freezes a cgroup and waits until it stands still. Says whether it does.

@@ -104,7 +104,7 @@ impl Node {
         let dir = self.paths.container(&id);
         crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
         let rootfs = self.make_rootfs(&id, &image.layers).await?;
-        failpoint::hit("create:prepared");
+        failpoint::hit("create:prepared")?;
         let made = Instant::now();
         let security = &config.security;
         let user = user::resolve(&rootfs, image_user(image), security)
@@ -145,7 +145,7 @@ impl Node {
             .timeline
             .note_span("spec and plan", made, resolved - made);
         self.write_container(&container)?;
-        failpoint::hit("create:recorded");
+        failpoint::hit("create:recorded")?;
         // Under the sandbox's lock: a sandbox that stops meanwhile either sees this container or refuses it.
         let state = sandbox.lock();
         if !matches!(&*state, sandbox::State::Ready(_)) {

@@ -43,6 +43,10 @@ impl Node {
     ) {
         let oom_killed = self.release_cgroup(container).await;
         let exit_code = exit_code(exit.wait_status);
+        if exit.dropped_lines > 0 {
+            let (id, lines) = (container.id, exit.dropped_lines);
+            tracing::warn!(container.id = %id, lines, "log lines dropped, as its log could not be written");
+        }
         let reason = match (oom_killed, exit_code) {
             (true, _) => "OOMKilled",
             (false, 0) => "Completed",
@@ -55,6 +59,7 @@ impl Node {
                 finished_at: exit.finished_at,
                 exit_code,
                 reason: reason.to_owned(),
+                dropped_log_lines: exit.dropped_lines,
                 message: String::new(),
             },
         );
@@ -92,6 +97,7 @@ impl Node {
                 finished_at: crate::node::now(),
                 exit_code: reaped.unwrap_or(255),
                 reason: if reaped.is_some() { "Error" } else { "Unknown" }.to_owned(),
+                dropped_log_lines: 0,
                 message: "the pod's supervisor died, so the container was killed".to_owned(),
             },
         );

@@ -96,6 +96,9 @@ pub struct Exited {
     /// "Completed", "Error", "OOMKilled", "StartError", "Unknown".
     pub reason: String,
     pub message: String,
+    /// Lines of output that could not be written to the log.
+    #[serde(default)]
+    pub dropped_log_lines: u64,
 }
 
 /// What is written down of a container.

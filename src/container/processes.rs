@@ -56,17 +56,19 @@ impl Streams {
         })
     }
 
-    /// A new terminal, of a devpts of its own.
+    /// A new terminal, of a devpts of its own. Its user may open it anew by name.
     ///
     /// # Errors
-    /// As `fsopen(2)`, `open(2)`.
-    pub(crate) fn terminal() -> Result<Self, bind::Error> {
+    /// As `fsopen(2)`, `open(2)`, `chown(2)`.
+    pub(crate) fn terminal(owner: u32) -> Result<Self, Error> {
         let Terminal {
             devpts,
             master,
             slave,
             ..
-        } = bind::terminal()?;
+        } = bind::terminal().map_err(Error::at("make the terminal"))?;
+        rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(owner)), None)
+            .map_err(Error::at("make the terminal"))?;
         Ok(Self::Terminal {
             devpts: Some(devpts),
             slave: Some(slave),

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use carpel_wire::{Output, PidNamespace, Reply, Start};
+use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
 
 use super::devices;
 use super::processes::{Descriptors, Streams};
@@ -61,12 +61,17 @@ impl Node {
                 Ok(())
             }
             Err(error) => {
+                // If the answer is what failed, the process may run all the same.
+                let id = container.id.object();
+                let _ = supervisor.signal(id, libc::SIGKILL, SignalScope::Group).await;
+                let _ = supervisor.request(RequestBody::Forget { id }, &[]).await;
                 self.release_cgroup(container).await;
                 let exited = Exited {
                     started_at: 0,
                     finished_at: crate::node::now(),
                     exit_code: 128,
                     reason: "StartError".to_owned(),
+                    dropped_log_lines: 0,
                     message: error.to_string(),
                 };
                 container.set_exited(exited);
@@ -91,7 +96,7 @@ impl Node {
                 .await?
                 .into(),
         };
-        failpoint::hit("start:rootfs");
+        failpoint::hit("start:rootfs")?;
         let (node, prepared) = (Arc::clone(self), Arc::clone(container));
         let ready = tokio::task::spawn_blocking(move || node.open_all(&prepared, rootfs)).await;
         let (message, descriptors) = ready.map_err(Error::at("prepare the start"))??;
@@ -104,7 +109,7 @@ impl Node {
         container.timeline.note("clone to exec", opened);
         let started =
             started.map_err(|error| refused(container, &container.compiled.steps, error))?;
-        failpoint::hit("start:started");
+        failpoint::hit("start:started")?;
         Ok(started)
     }
 
@@ -119,7 +124,7 @@ impl Node {
         let cgroup = self.make_cgroup(container)?;
         let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
         let mut streams = if config.tty {
-            Streams::terminal().map_err(Error::at(at("make the terminal")))?
+            Streams::terminal(container.user.uid)?
         } else {
             Streams::pipes(config.stdin).map_err(Error::at(at("make the pipes")))?
         };

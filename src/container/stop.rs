@@ -61,13 +61,12 @@ impl Node {
         };
         if !grace.is_zero() {
             signal(container.stop_signal).await;
-            failpoint::hit("stop:signalled");
+            failpoint::hit("stop:signalled")?;
             if tokio::time::timeout(grace, exited.wait_for(|exited| *exited))
                 .await
                 .is_ok()
             {
-                failpoint::hit("stop:exited");
-                return Ok(());
+                return failpoint::hit("stop:exited");
             }
         }
         signal(libc::SIGKILL).await;
@@ -87,8 +86,7 @@ impl Node {
                 container.config.name.name, container.id
             )));
         }
-        failpoint::hit("stop:exited");
-        Ok(())
+        failpoint::hit("stop:exited")
     }
 
     /// Removes a container, killing it first if it runs. An unknown one is removed.
@@ -129,7 +127,7 @@ impl Node {
             *state = State::Removing(exited);
         }
         self.write_container(container)?;
-        failpoint::hit("remove:begun");
+        failpoint::hit("remove:begun")?;
         self.release_cgroup(container).await;
         let (node, id) = (Arc::clone(self), container.id);
         tokio::task::spawn_blocking(move || node.delete_container_files(&id))
@@ -145,7 +143,7 @@ impl Node {
         let dir = self.paths.container(id);
         let record = self.paths.container_record(id);
         crate::node::remove_entries_but(&dir, &record).map_err(Error::at(at("remove files")))?;
-        failpoint::hit("remove:files-gone");
+        failpoint::hit("remove:files-gone")?;
         crate::node::remove_tree(&dir).map_err(Error::at(at("remove the record")))
     }
 }

@@ -179,6 +179,8 @@ pub struct ContainerDetail {
 pub struct ContainerInfo {
     pub sandbox_id: String,
     pub pid: Option<u32>,
+    /// Lines of output that could not be written to the log; known once the container has exited.
+    pub dropped_log_lines: Option<u64>,
     pub cgroup: String,
     pub timeline: Vec<Span>,
     #[serde(serialize_with = "shared")]

@@ -121,6 +121,10 @@ impl Domain for Served {
             info: ContainerInfo {
                 sandbox_id: container.sandbox.to_string(),
                 pid: container.running().map(|running| running.pid),
+                dropped_log_lines: container.with_state(|state| match state {
+                    State::Exited(exited) => Some(exited.dropped_log_lines),
+                    _ => None,
+                }),
                 cgroup: container.cgroup.clone(),
                 timeline: container.timeline.spans(),
                 runtime_spec: Arc::new(container.source.spec.clone()),

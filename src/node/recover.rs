@@ -216,6 +216,7 @@ impl Node {
                         wait_status,
                         started_at: entry.started_at,
                         finished_at,
+                        dropped_lines: entry.dropped_lines,
                     };
                     self.note_exit(&container, exit, Some(supervisor)).await;
                 }
@@ -265,6 +266,7 @@ impl Node {
                 finished_at: super::now(),
                 exit_code: 255,
                 reason: "Unknown".to_owned(),
+                dropped_log_lines: 0,
                 message: "the pod's supervisor was gone when carpel started: killed, or the node was rebooted"
                     .to_owned(),
             });
@@ -294,7 +296,13 @@ impl Node {
     /// Attachments of sandboxes that are gone, and layers that nothing uses.
     async fn release_unowned(&self) {
         let owned: HashSet<_> = self.sandboxes().iter().map(|sandbox| sandbox.id).collect();
-        self.network.gc(&owned).await;
+        let collected = self.network.gc(&owned).await;
+        for (id, error) in collected.failed {
+            tracing::warn!(%error, "network of sandbox {id} is not released yet");
+        }
+        if let Some(error) = collected.plugins {
+            tracing::warn!(%error, "plugins' own garbage collection");
+        }
         self.collect_layers();
     }
 

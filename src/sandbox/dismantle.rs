@@ -81,14 +81,14 @@ impl Node {
                 tracing::warn!(sandbox.id = %sandbox.id, "supervisor does not end, killing it");
             }
             cgroup.kill().map_err(Error::at(at("kill what is left")))?;
-            crate::node::reap(supervisor.pid());
+            crate::node::reap(&supervisor);
         }
         cgroup.kill().map_err(Error::at(at("kill what is left")))?;
         tokio::task::spawn_blocking(move || cgroup.remove())
             .await
             .map_err(Error::at(at("remove the cgroup")))?
             .map_err(Error::at(at("remove the cgroup")))?;
-        failpoint::hit("stop-sandbox:supervisor-gone");
+        failpoint::hit("stop-sandbox:supervisor-gone")?;
         crate::node::remove_tree(&run_dir).map_err(Error::at(at("remove the state folder")))
     }
 
@@ -98,7 +98,7 @@ impl Node {
         let dir = self.paths.sandbox(&sandbox.id);
         let record = self.paths.sandbox_record(&sandbox.id);
         crate::node::remove_entries_but(&dir, &record).map_err(Error::at(at("remove files")))?;
-        failpoint::hit("remove-sandbox:files-gone");
+        failpoint::hit("remove-sandbox:files-gone")?;
         crate::node::remove_tree(&dir).map_err(Error::at(at("remove the record")))
     }
 

@@ -92,14 +92,14 @@ impl Node {
         let at = |doing: &str| format!("{doing} of sandbox {}", sandbox.id);
         crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
         self.write_sandbox(sandbox, Phase::Making)?;
-        failpoint::hit("run:recorded");
+        failpoint::hit("run:recorded")?;
         crate::node::make_dir(&run_dir).map_err(Error::at(at("make the state folder")))?;
         timeline.note("record", start);
 
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
         let (first, mut child) = spawned.map_err(Error::at(at("start the supervisor")))?;
-        failpoint::hit("run:supervisor-spawned");
+        failpoint::hit("run:supervisor-spawned")?;
         timeline.note("start supervisor", start);
 
         let start = Instant::now();
@@ -110,7 +110,7 @@ impl Node {
         }
         tokio::task::spawn_blocking(move || child.wait());
         let pid = set_up?;
-        failpoint::hit("run:supervisor-ready");
+        failpoint::hit("run:supervisor-ready")?;
         timeline.note("namespaces", start);
 
         let attachment = self.connect_network(sandbox, pid).await?;
@@ -129,7 +129,7 @@ impl Node {
             ..sandbox.record(Phase::Ready)
         };
         self.write_record(&self.paths.sandbox_record(&sandbox.id), &record)?;
-        failpoint::hit("run:ready");
+        failpoint::hit("run:ready")?;
         timeline.note("files and record", start);
         Ok(live)
     }
@@ -187,7 +187,7 @@ impl Node {
         let source = format!("/proc/{pid}/ns/net");
         network::netns::pin(source.as_ref(), pin)
             .map_err(Error::at(at("pin the network namespace")))?;
-        failpoint::hit("run:netns-pinned");
+        failpoint::hit("run:netns-pinned")?;
         sandbox.timeline.note("pin netns", start);
 
         let start = Instant::now();
@@ -206,7 +206,7 @@ impl Node {
             .add(&pod, &sandbox.timeline)
             .await
             .map_err(Error::at(format!("network for pod {}", sandbox.pod())))?;
-        failpoint::hit("run:network-added");
+        failpoint::hit("run:network-added")?;
         sandbox.timeline.note("network", start);
         Ok(Some(attachment))
     }
@@ -227,7 +227,7 @@ impl Node {
         tokio::spawn(async move {
             supervisor.gone().await;
             // Ours if this daemon started it; otherwise there is nothing to reap.
-            crate::node::reap(supervisor.pid());
+            crate::node::reap(&supervisor);
             let mut state = sandbox.lock();
             if let State::Ready(live) = &*state {
                 tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "supervisor died: sandbox is not ready");

@@ -48,9 +48,9 @@ impl Node {
             .await
             .into_iter()
             .collect::<Result<(), Error>>()?;
-        failpoint::hit("stop-sandbox:containers-stopped");
+        failpoint::hit("stop-sandbox:containers-stopped")?;
         self.disconnect_network(sandbox).await?;
-        failpoint::hit("stop-sandbox:network-deleted");
+        failpoint::hit("stop-sandbox:network-deleted")?;
         self.end_supervisor(sandbox).await?;
         let attachment = match &*sandbox.lock() {
             State::Stopping { attachment, .. } => attachment.clone(),
@@ -58,8 +58,7 @@ impl Node {
         };
         sandbox.set_state(State::Stopped { attachment });
         self.write_sandbox(sandbox, Phase::Stopped)?;
-        failpoint::hit("stop-sandbox:recorded");
-        Ok(())
+        failpoint::hit("stop-sandbox:recorded")
     }
 
     /// Removes a sandbox and all its containers, stopping them first if need be. An unknown one is
@@ -90,7 +89,7 @@ impl Node {
     pub(crate) async fn remove_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
         self.write_sandbox(sandbox, Phase::Removing)?;
         sandbox.set_state(State::Removing);
-        failpoint::hit("remove-sandbox:begun");
+        failpoint::hit("remove-sandbox:begun")?;
         let containers = self.containers_of(&sandbox.id);
         let removals = containers
             .iter()

@@ -31,6 +31,8 @@ pub enum Error {
     Version(u16),
     #[error("supervisor answers {0:?}")]
     Refused(Reply),
+    #[error(transparent)]
+    Failpoint(crate::error::Error),
     #[error("talk to supervisor")]
     Io(#[from] io::Error),
 }
@@ -43,6 +45,8 @@ pub struct Exit {
     /// Nanoseconds since the epoch.
     pub started_at: i64,
     pub finished_at: i64,
+    /// Lines of output that could not be written to the log. Not known of an exit that was only on file.
+    pub dropped_lines: u64,
 }
 
 impl From<ExitRecord> for Exit {
@@ -57,6 +61,7 @@ impl From<ExitRecord> for Exit {
             wait_status,
             started_at,
             finished_at,
+            dropped_lines: 0,
         }
     }
 }
@@ -99,6 +104,8 @@ struct Shared {
     connection: Connection,
     /// Changes once, when the supervisor clones itself to be the pod's.
     pid: AtomicU32,
+    /// Pid of the init of the pod's shared PID namespace, which dies with the supervisor; 0 if there is none.
+    reaper: AtomicU32,
     ready: bool,
     next: AtomicU32,
     waiting: Mutex<Waiting>,
@@ -142,6 +149,7 @@ impl Supervisor {
         let shared = Arc::new(Shared {
             connection,
             pid: AtomicU32::new(pid),
+            reaper: AtomicU32::new(0),
             ready,
             next: AtomicU32::new(1),
             waiting: Mutex::default(),
@@ -155,6 +163,12 @@ impl Supervisor {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.pid.load(Ordering::Relaxed)
+    }
+
+    /// The processes that end with the supervisor, itself included, as far as this daemon saw them start.
+    #[must_use]
+    pub fn pids(&self) -> [u32; 2] {
+        [self.pid(), self.0.reaper.load(Ordering::Relaxed)]
     }
 
     /// Whether the pod had been set up when this connection was made.
@@ -221,10 +235,10 @@ impl Supervisor {
         let id = start.id;
         let exit = self.expect_exit(id);
         let reply = match self.send(RequestBody::Start(start), fds).await {
-            Ok(pending) => {
-                failpoint::hit("start:sent");
-                pending.wait(self).await
-            }
+            Ok(pending) => match failpoint::hit("start:sent") {
+                Ok(()) => pending.wait(self).await,
+                Err(error) => Err(Error::Failpoint(error)),
+            },
             Err(error) => Err(error),
         };
         match reply {
@@ -329,8 +343,9 @@ impl Shared {
         match event {
             Event::Hello { .. } => {}
             Event::Reply { seq, reply } => {
-                if let Reply::Ready { pid, .. } = reply {
+                if let Reply::Ready { pid, reaper_pid } = reply {
                     self.pid.store(pid, Ordering::Relaxed);
+                    self.reaper.store(reaper_pid.unwrap_or(0), Ordering::Relaxed);
                 }
                 if let Some(waiter) = waiting.replies.remove(&seq) {
                     let _ = waiter.send((reply, fds));
@@ -341,12 +356,14 @@ impl Shared {
                 wait_status,
                 started_at,
                 finished_at,
+                dropped_lines,
             } => {
                 if let Some(waiter) = waiting.exits.remove(&id) {
                     let _ = waiter.send(Exit {
                         wait_status,
                         started_at,
                         finished_at,
+                        dropped_lines,
                     });
                 }
             }

@@ -390,6 +390,7 @@ impl Supervisor {
             wait_status: exit.wait_status,
             started_at: process.started_at,
             finished_at: exit.finished_at,
+            dropped_lines: process.log.dropped_lines(),
         };
         self.send(&event, None)
     }

@@ -136,6 +136,8 @@ pub enum Event {
         wait_status: i32,
         started_at: i64,
         finished_at: i64,
+        /// As in [`Entry`].
+        dropped_lines: u64,
     },
     /// Part of the answer to [`RequestBody::List`]. While the process runs, its pidfd is beside it.
     Entry(Entry),

@@ -153,6 +153,7 @@ impl Domain for Fake {
             info: ContainerInfo {
                 sandbox_id: sandbox.to_string(),
                 pid: Some(43),
+                dropped_log_lines: None,
                 cgroup: "/pods/y".into(),
                 timeline: Vec::new(),
                 runtime_spec: Arc::new(Spec::default()),
