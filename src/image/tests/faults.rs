@@ -303,7 +303,7 @@ fn an_archive_is_read_to_its_end() {
     let mut rest = &archive[..];
     ground
         .store
-        .import(&mut rest, &Names::FromArchive, &|_| {})
+        .import(rest.by_ref(), &Names::FromArchive, &|_| {})
         .unwrap();
     assert!(rest.is_empty());
 }
