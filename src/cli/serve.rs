@@ -22,8 +22,8 @@ use crate::image::ImageStore;
 use crate::network::{self, Network};
 use crate::node::{self, Decode, Node, Parts, Paths};
 use crate::spec::host::HostFacts;
-use crate::store::syncer::Syncer;
 use crate::store::rootfs::Builder;
+use crate::store::syncer::Syncer;
 use crate::supervisor::Binary;
 use crate::{cri, sys, telemetry};
 
@@ -121,7 +121,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // volumes) has the modes that others expect.
     umask(Mode::from_bits_truncate(0o022));
     let cgroups = Cgroups::detect().context("cgroups")?;
-    let host = HostFacts::detect(cgroups.version() == cgroup::Version::V2).context("look at the host")?;
+    let host =
+        HostFacts::detect(cgroups.version() == cgroup::Version::V2).context("look at the host")?;
     sys::raise_open_files().context("raise the limit on open files")?;
     socket::private_dir(&config.root)?;
     socket::private_dir(&config.state)?;
@@ -167,18 +168,25 @@ async fn answer(
 /// The node, recovered, behind its gRPC services.
 async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::Result<Routes> {
     let supervisor = config.libexec.find_supervisor()?;
-    let binary = Binary::load(&supervisor).with_context(|| format!("supervisor {}", supervisor.display()))?;
+    let binary = Binary::load(&supervisor)
+        .with_context(|| format!("supervisor {}", supervisor.display()))?;
     // The orphans of a supervisor that dies come to us, with their exit codes.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become a subreaper")?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .context("become a subreaper")?;
     let root = config.root.clone();
-    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root)).await?.context("open the images")?;
+    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root))
+        .await?
+        .context("open the images")?;
     let network = Network::open(network::Settings {
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
         own_plugins: config.libexec.find_cni().ok(),
         cache_dir: config.root.join("network"),
         timeout: config.network.timeout,
-        default_network: config.network.default_network.then(|| DEFAULT_NETWORK.to_owned()),
+        default_network: config
+            .network
+            .default_network
+            .then(|| DEFAULT_NETWORK.to_owned()),
     });
     let parts = Parts {
         paths: Paths {
@@ -198,12 +206,18 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
     };
-    let decode = Decode { sandbox: cri::decode_sandbox, container: cri::decode_container };
+    let decode = Decode {
+        sandbox: cri::decode_sandbox,
+        container: cri::decode_container,
+    };
     let node = Node::open(parts, decode).await.context("recover")?;
     tokio::spawn(node::orphans::reap_orphans());
     tokio::spawn(Arc::clone(&node).release_networks());
     let configuration = serde_json::to_value(&config).context("configuration")?;
-    Ok(cri::routes(Arc::new(cri::Served { node, configuration })))
+    Ok(cri::routes(Arc::new(cri::Served {
+        node,
+        configuration,
+    })))
 }
 
 /// Ends with the name of the signal that asks the daemon to stop.

@@ -9,7 +9,6 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
-use crate::store::layers::LayerId;
 use crate::node::Node;
 use crate::sandbox::{self, Sandbox, files};
 use crate::spec::config::{ContainerConfig, PidScope};
@@ -18,6 +17,7 @@ use crate::spec::plan;
 use crate::spec::signal;
 use crate::spec::user::{self, User};
 use crate::store::RootFd;
+use crate::store::layers::LayerId;
 use crate::store::rootfs::Overlay;
 
 impl Node {
@@ -117,7 +117,7 @@ impl Node {
             id,
             sandbox: sandbox.id,
             request,
-            image_id: image.id.clone(),
+            image_id: image.id,
             image_ref: image
                 .digests
                 .first()

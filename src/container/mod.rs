@@ -29,11 +29,11 @@ pub use exec::ExecOutput;
 
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::ImageId;
-use crate::store::layers::LayerId;
 use crate::spec::config::ContainerConfig;
 use crate::spec::oci::Source;
 use crate::spec::plan::Compiled;
 use crate::spec::user::User;
+use crate::store::layers::LayerId;
 use crate::timeline::Timeline;
 
 /// A container in memory.
@@ -184,7 +184,7 @@ impl Container {
             id: self.id,
             sandbox: self.sandbox,
             request: self.request.clone(),
-            image_id: self.image_id.clone(),
+            image_id: self.image_id,
             image_ref: self.image_ref.clone(),
             layers: self.layers.clone(),
             created_at: self.created_at,

@@ -173,10 +173,14 @@ pub(crate) fn join_fd(join: &Join, source: &FdSource) -> Result<Option<OwnedFd>,
             Some(tasks) => tasks,
             None => {
                 let null = File::options().write(true).open("/dev/null");
-                return null.map(|null| Some(null.into())).map_err(Error::at("open /dev/null"));
+                return null
+                    .map(|null| Some(null.into()))
+                    .map_err(Error::at("open /dev/null"));
             }
         },
         _ => return Ok(None),
     };
-    fd.try_clone().map(Some).map_err(Error::at("duplicate a descriptor"))
+    fd.try_clone()
+        .map(Some)
+        .map_err(Error::at("duplicate a descriptor"))
 }

@@ -70,7 +70,10 @@ impl Progress {
     }
 
     pub fn layer(&self, digest: String, state: LayerState) {
-        self.tell(Step::Layer(LayerProgress { digest, state: state.into() }));
+        self.tell(Step::Layer(LayerProgress {
+            digest,
+            state: state.into(),
+        }));
     }
 
     fn tell(&self, step: Step) {

@@ -25,7 +25,11 @@ pub struct Served {
 }
 
 impl Domain for Served {
-    async fn run_sandbox(&self, config: SandboxConfig, request: Vec<u8>) -> Result<SandboxId, Error> {
+    async fn run_sandbox(
+        &self,
+        config: SandboxConfig,
+        request: Vec<u8>,
+    ) -> Result<SandboxId, Error> {
         self.node.run_sandbox(config, request).await
     }
 
@@ -42,7 +46,10 @@ impl Domain for Served {
     }
 
     fn sandbox(&self, id: &SandboxId) -> Option<SandboxDetail> {
-        let sandbox = self.node.sandbox(id).filter(|sandbox| sandbox.is_listed())?;
+        let sandbox = self
+            .node
+            .sandbox(id)
+            .filter(|sandbox| sandbox.is_listed())?;
         Some(SandboxDetail {
             view: sandbox_view(&sandbox),
             request: sandbox.request.clone(),
@@ -56,7 +63,11 @@ impl Domain for Served {
     }
 
     fn sandboxes(&self) -> Vec<SandboxView> {
-        self.node.sandboxes().iter().map(|sandbox| sandbox_view(sandbox)).collect()
+        self.node
+            .sandboxes()
+            .iter()
+            .map(|sandbox| sandbox_view(sandbox))
+            .collect()
     }
 
     async fn create_container(
@@ -122,15 +133,28 @@ impl Domain for Served {
     }
 
     fn containers(&self) -> Vec<ContainerView> {
-        self.node.containers().iter().map(|container| container_view(container)).collect()
+        self.node
+            .containers()
+            .iter()
+            .map(|container| container_view(container))
+            .collect()
     }
 
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error> {
-        Ok(self.node.images.resolve(name).map(|image| image_view(&image)))
+        Ok(self
+            .node
+            .images
+            .resolve(name)
+            .map(|image| image_view(&image)))
     }
 
     fn images(&self) -> Vec<ImageView> {
-        self.node.images.list().iter().map(|image| image_view(image)).collect()
+        self.node
+            .images
+            .list()
+            .iter()
+            .map(|image| image_view(image))
+            .collect()
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), Error> {
@@ -139,15 +163,25 @@ impl Domain for Served {
 
     async fn image_usage(&self) -> Result<ImageUsage, Error> {
         let usage = self.node.images.disk_usage();
-        Ok(ImageUsage { path: self.node.paths.root.clone(), bytes: usage.bytes, inodes: usage.inodes })
+        Ok(ImageUsage {
+            path: self.node.paths.root.clone(),
+            bytes: usage.bytes,
+            inodes: usage.inodes,
+        })
     }
 
     async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {
         let report = move |step: image::Progress| match step {
             image::Progress::Received { bytes } => progress.received(bytes),
-            image::Progress::Shared { layer } => progress.layer(layer.to_string(), LayerState::Shared),
-            image::Progress::Unpacking { layer } => progress.layer(layer.to_string(), LayerState::Unpacking),
-            image::Progress::Unpacked { layer } => progress.layer(layer.to_string(), LayerState::Unpacked),
+            image::Progress::Shared { layer } => {
+                progress.layer(layer.to_string(), LayerState::Shared)
+            }
+            image::Progress::Unpacking { layer } => {
+                progress.layer(layer.to_string(), LayerState::Unpacking)
+            }
+            image::Progress::Unpacked { layer } => {
+                progress.layer(layer.to_string(), LayerState::Unpacked)
+            }
             // The answer itself says so.
             image::Progress::Recorded { .. } => {}
         };
@@ -158,12 +192,18 @@ impl Domain for Served {
     fn network_status(&self) -> Result<(), NetworkNotReady> {
         match self.node.network.status() {
             Ok(_name) => Ok(()),
-            Err(why) => Err(NetworkNotReady { reason: why.reason.to_owned(), message: why.message }),
+            Err(why) => Err(NetworkNotReady {
+                reason: why.reason.to_owned(),
+                message: why.message,
+            }),
         }
     }
 
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
-        self.node.network.set_pod_cidr(cidr).map_err(|error| Error::InvalidArgument(error.to_string()))
+        self.node
+            .network
+            .set_pod_cidr(cidr)
+            .map_err(|error| Error::InvalidArgument(error.to_string()))
     }
 
     fn configuration(&self) -> serde_json::Value {
@@ -198,7 +238,9 @@ fn container_view(container: &Container) -> ContainerView {
         created_at: container.created_at,
         state: container.with_state(|state| match state {
             State::Created { .. } => ContainerState::Created,
-            State::Running(running) => ContainerState::Running { started_at: running.started_at },
+            State::Running(running) => ContainerState::Running {
+                started_at: running.started_at,
+            },
             State::Exited(exited) | State::Removing(Some(exited)) => exited_view(exited),
             State::Removing(None) => ContainerState::Unknown,
         }),
@@ -222,7 +264,9 @@ fn image_view(image: &Image) -> ImageView {
         tags: image.tags.clone(),
         digests: image.digests.clone(),
         size: image.size,
-        user: config.and_then(|config| config.user().clone()).unwrap_or_default(),
+        user: config
+            .and_then(|config| config.user().clone())
+            .unwrap_or_default(),
         pinned: image.pinned,
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::{Error, Progress};
 use crate::store::blobs::{Section, Spool};
 use crate::store::unpack::tar::{Archive, Kind};
-use crate::store::unpack::{Decompressed, Limits, UnpackError};
+use crate::store::unpack::{Bounded, Limits, UnpackError};
 
 /// The files of an archive.
 #[derive(Debug)]
@@ -29,6 +29,9 @@ enum Member {
 const MOST_LINKS: usize = 8;
 /// Received bytes between two reports.
 const REPORT: u64 = 8 << 20;
+
+/// Bytes after the end of the archive that are read, at most.
+const MOST_REST: u64 = 16 << 20;
 
 fn limits() -> Limits {
     Limits {
@@ -60,7 +63,7 @@ impl Members {
             reported: 0,
             progress,
         };
-        let stream = Decompressed::new(counting, limits.window).map_err(of_stream)?;
+        let stream = Bounded::without_digest(counting, &limits).map_err(of_stream)?;
         let mut archive = Archive::new(stream, &limits);
         let mut members = HashMap::new();
         while let Some(entry) = archive.next()? {
@@ -96,6 +99,9 @@ impl Members {
             }
             members.insert(path, member);
         }
+        // Whoever writes to a pipe must not fail because of what fills the archive's last blocks.
+        let mut rest = archive.into_inner().take(MOST_REST);
+        io::copy(&mut rest, &mut io::sink()).map_err(of_stream)?;
         Ok(Self { members })
     }
 

@@ -151,6 +151,7 @@ fn title(image: &Found) -> String {
 
 fn commit(found: &[Found], source: UnpackError) -> Error {
     let image = found.iter().map(title).collect::<Vec<_>>().join(", ");
+    let source = Box::new(source);
     Error::Commit { image, source }
 }
 
@@ -248,7 +249,7 @@ fn unpack(
         return Err(Error::Layer {
             image: job.image.clone(),
             layer: job.diff,
-            source,
+            source: Box::new(source),
         });
     }
     Ok(staged.into_inner().unwrap_or_else(PoisonError::into_inner))

@@ -11,6 +11,7 @@
 mod archive;
 mod config;
 mod import;
+mod index;
 mod json;
 mod manifest;
 mod platform;
@@ -78,10 +79,13 @@ pub enum Error {
     Layer {
         image: String,
         layer: Digest,
-        source: UnpackError,
+        source: Box<UnpackError>,
     },
     #[error("image {image}: {source}")]
-    Commit { image: String, source: UnpackError },
+    Commit {
+        image: String,
+        source: Box<UnpackError>,
+    },
     #[error("{object}: {source}")]
     Store { object: String, source: io::Error },
 }
@@ -105,7 +109,7 @@ impl Error {
             Self::Reference(_) | Self::Archive(_) => true,
             Self::Layer { source, .. } | Self::Commit { source, .. } => {
                 matches!(
-                    source,
+                    **source,
                     Invalid(_) | Entry { .. } | TooMuch { .. } | Digest { .. }
                 )
             }

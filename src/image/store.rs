@@ -4,15 +4,13 @@
 //! written into the record of its new image, then taken out of the old one's: if a kill comes between, the later
 //! record wins at the next start.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use serde::{Deserialize, Serialize};
-
 use super::config::Checked;
-use super::reference::Reference;
+use super::index::{Entry, Index, Record, drop_name};
 use super::{Error, Image, ImageId};
 use crate::store::blobs::Digest;
 use crate::store::gc::{Collected, Detached};
@@ -33,34 +31,6 @@ struct Inner {
     index: RwLock<Index>,
 }
 
-#[derive(Debug, Default)]
-struct Index {
-    images: BTreeMap<ImageId, Entry>,
-    /// Tags and digest references.
-    names: HashMap<String, ImageId>,
-    /// Removed or replaced, but perhaps held by someone who is making a container of it.
-    retired: Vec<Weak<Image>>,
-}
-
-#[derive(Debug, Clone)]
-struct Entry {
-    record: Record,
-    image: Arc<Image>,
-}
-
-/// What is written down of an image.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Record {
-    /// Grows with every record written.
-    revision: u64,
-    tags: BTreeSet<String>,
-    digests: BTreeSet<String>,
-    size: u64,
-    pinned: bool,
-    /// Byte for byte, since its digest is the image's id.
-    config: String,
-}
-
 /// An image to be recorded, whose layers are there.
 pub(super) struct New {
     pub id: ImageId,
@@ -70,9 +40,6 @@ pub(super) struct New {
     pub checked: Checked,
     pub layers: Vec<LayerId>,
 }
-
-/// Hex digits that an abbreviated id has at least.
-const SHORTEST_ID: usize = 4;
 
 impl ImageStore {
     /// Opens the store below `root`, which is made if missing. Removes what is half made and puts damaged records into
@@ -96,10 +63,7 @@ impl ImageStore {
         empty(&temporary).map_err(store(temporary.clone()))?;
         let layers = LayerStore::open(&layers, &temporary, &quarantine).map_err(store(layers))?;
         let entries = load(&images, &layers, &quarantine).map_err(store(images.clone()))?;
-        let mut index = Index {
-            images: entries,
-            ..Index::default()
-        };
+        let mut index = Index::of(entries);
         for id in index.settle_tags() {
             let entry = &index.images[&id];
             let path = images.join(id.0.hex());
@@ -352,89 +316,8 @@ impl ImageStore {
     }
 }
 
-impl Index {
-    /// The image that a name stands for, and the tag or digest reference that it was found by.
-    fn find(&self, name: &str) -> Option<(ImageId, Option<String>)> {
-        let hex = name.strip_prefix("sha256:").unwrap_or(name);
-        if let Ok(digest) = Digest::from_hex(hex) {
-            let id = ImageId(digest);
-            return self.images.contains_key(&id).then_some((id, None));
-        }
-        // With both a tag and a digest it is the digest that counts.
-        let reference = name.parse::<Reference>().ok();
-        let names = reference.and_then(|name| name.digested().or_else(|| name.tagged()));
-        if let Some(name) = names
-            && let Some(&id) = self.names.get(&name)
-        {
-            return Some((id, Some(name)));
-        }
-        let is_hex = hex
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if hex.len() < SHORTEST_ID || hex.len() > 64 || !is_hex {
-            return None;
-        }
-        let lowest = Digest::from_hex(&format!("{hex:0<64}")).ok()?;
-        let mut from = self.images.range(ImageId(lowest)..).map(|(&id, _)| id);
-        let fits = |id: &ImageId| id.0.hex().starts_with(hex);
-        let first = from.next().filter(fits)?;
-        match from.next().filter(fits) {
-            Some(_) => None,
-            None => Some((first, None)),
-        }
-    }
-
-    fn put(&mut self, id: ImageId, entry: Entry) {
-        let old = self.images.insert(id, entry);
-        self.retire(old);
-        self.rename();
-    }
-
-    fn take(&mut self, id: ImageId) {
-        let old = self.images.remove(&id);
-        self.retire(old);
-        self.rename();
-    }
-
-    fn retire(&mut self, old: Option<Entry>) {
-        self.retired.retain(|image| image.strong_count() > 0);
-        self.retired
-            .extend(old.map(|entry| Arc::downgrade(&entry.image)));
-    }
-
-    fn rename(&mut self) {
-        self.names.clear();
-        for (&id, entry) in &self.images {
-            for name in entry.record.tags.iter().chain(&entry.record.digests) {
-                self.names.insert(name.clone(), id);
-            }
-        }
-    }
-
-    /// Leaves each tag to the image recorded last. Returns the images that lost one.
-    fn settle_tags(&mut self) -> BTreeSet<ImageId> {
-        let mut latest: HashMap<String, (u64, ImageId)> = HashMap::new();
-        for (&id, entry) in &self.images {
-            for tag in &entry.record.tags {
-                let owner = latest.entry(tag.clone()).or_insert((0, id));
-                *owner = (*owner).max((entry.record.revision, id));
-            }
-        }
-        let mut lost = BTreeSet::new();
-        for (&id, entry) in &mut self.images {
-            let count = entry.record.tags.len();
-            entry.record.tags.retain(|tag| latest[tag].1 == id);
-            if entry.record.tags.len() < count {
-                entry.image = Arc::new(entry.image.renamed(&entry.record));
-                lost.insert(id);
-            }
-        }
-        lost
-    }
-}
-
 impl Image {
-    fn renamed(&self, record: &Record) -> Self {
+    pub(super) fn renamed(&self, record: &Record) -> Self {
         Self {
             tags: record.tags.iter().cloned().collect(),
             digests: record.digests.iter().cloned().collect(),
@@ -454,24 +337,6 @@ fn image(id: ImageId, record: &Record, checked: Checked, layers: Vec<LayerId>) -
         layers,
         user: checked.user,
         pinned: record.pinned,
-    }
-}
-
-/// Takes a tag or digest reference away. With the last tag of a repository go its digests.
-fn drop_name(record: &mut Record, name: &str) {
-    if record.digests.remove(name) || !record.tags.remove(name) {
-        return;
-    }
-    let repository = name
-        .rsplit_once(':')
-        .map_or(name, |(repository, _)| repository);
-    let of_it = |other: &String, mark: char| {
-        other
-            .strip_prefix(repository)
-            .is_some_and(|rest| rest.starts_with(mark) && !rest.contains('/'))
-    };
-    if !record.tags.iter().any(|tag| of_it(tag, ':')) {
-        record.digests.retain(|digest| !of_it(digest, '@'));
     }
 }
 

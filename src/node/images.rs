@@ -19,10 +19,12 @@ impl Node {
     ) -> Result<Vec<Arc<Image>>, Error> {
         let node = Arc::clone(self);
         // A thread of its own: a panic in the unpacking of a hostile layer costs this import.
-        tokio::task::spawn_blocking(move || node.images.import(archive, &Names::FromArchive, &report))
-            .await
-            .map_err(Error::at("import"))?
-            .map_err(of_image)
+        tokio::task::spawn_blocking(move || {
+            node.images.import(archive, &Names::FromArchive, &report)
+        })
+        .await
+        .map_err(Error::at("import"))?
+        .map_err(of_image)
     }
 
     /// Removes an image, or one of its names. Layers that containers use stay until these are gone.
@@ -36,13 +38,19 @@ impl Node {
             node.collect_layers();
             Ok(())
         };
-        tokio::task::spawn_blocking(remove).await.map_err(Error::at("remove an image"))?
+        tokio::task::spawn_blocking(remove)
+            .await
+            .map_err(Error::at("remove an image"))?
     }
 
     /// Deletes the layers that neither an image nor a container uses.
     pub(crate) fn collect_layers(&self) {
-        let of_containers =
-            || self.containers().iter().flat_map(|container| container.layers.clone()).collect();
+        let of_containers = || {
+            self.containers()
+                .iter()
+                .flat_map(|container| container.layers.clone())
+                .collect()
+        };
         let collected = self.images.collect(of_containers);
         tracing::debug!(?collected, "unused layers");
     }

@@ -89,16 +89,17 @@ impl From<Digest> for String {
     }
 }
 
-/// A reader that hashes and counts what passes.
+/// A reader that counts what passes, and hashes it if that is wanted: on machines without instructions for it, hashing
+/// is what takes most of an import's time.
 pub struct Hashing<R> {
     inner: R,
-    hash: Sha256,
+    hash: Option<Sha256>,
     count: u64,
 }
 
 impl<R: Read> Hashing<R> {
     pub fn new(inner: R) -> Self {
-        let hash = Sha256::new();
+        let hash = Some(Sha256::new());
         Self {
             inner,
             hash,
@@ -111,20 +112,28 @@ impl<R: Read> Hashing<R> {
         self.count
     }
 
-    /// Reads what is left and gives the digest of the whole, and the inner reader.
+    /// Stops hashing: no digest is wanted.
+    pub fn only_count(&mut self) {
+        self.hash = None;
+    }
+
+    /// Reads what is left and gives the digest of the whole, if it was wanted, and the inner reader.
     ///
     /// # Errors
     /// Those of the inner reader.
-    pub fn finish(mut self) -> io::Result<(Digest, R)> {
+    pub fn finish(mut self) -> io::Result<(Option<Digest>, R)> {
         io::copy(&mut self, &mut io::sink())?;
-        Ok((Digest(self.hash.finalize().into()), self.inner))
+        let digest = self.hash.map(|hash| Digest(hash.finalize().into()));
+        Ok((digest, self.inner))
     }
 }
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..length]);
+        if let Some(hash) = &mut self.hash {
+            hash.update(&buffer[..length]);
+        }
         self.count += length as u64;
         Ok(length)
     }
@@ -309,6 +318,6 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let mut hashing = Hashing::new(second.reader());
         assert_eq!(hashing.read(&mut [0; 2]).unwrap(), 2);
-        assert_eq!(hashing.finish().unwrap().0, Digest::of(b"second"));
+        assert_eq!(hashing.finish().unwrap().0, Some(Digest::of(b"second")));
     }
 }

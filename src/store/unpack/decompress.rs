@@ -65,6 +65,15 @@ impl<R: Read> Decompressed<R> {
         }
     }
 
+    /// As [`Self::packed`], to change it.
+    pub fn packed_mut(&mut self) -> &mut R {
+        match self {
+            Self::Plain(reader) => reader.get_mut(),
+            Self::Gzip(decoder) => decoder.get_mut().get_mut(),
+            Self::Zstd(decoder) => decoder.reader.get_mut(),
+        }
+    }
+
     /// Gives the packed stream back, with what was read ahead lost.
     pub fn into_packed(self) -> R {
         match self {

@@ -90,7 +90,7 @@ impl Pax {
             b"numblocks" => sparse.count = need(value)?,
             b"offset" | b"numbytes" => {
                 // Strictly alternating, an offset first.
-                if (sparse.numbers.len() % 2 == 0) != (key == b"offset") {
+                if sparse.numbers.len().is_multiple_of(2) != (key == b"offset") {
                     return Err(bad("sparse file"));
                 }
                 sparse.numbers.extend(need(value)?);

@@ -130,6 +130,11 @@ impl<R: Read> Archive<R> {
         }
     }
 
+    /// What follows the end of the archive.
+    pub fn into_inner(self) -> R {
+        self.reader
+    }
+
     fn entry(
         &mut self,
         header: &[u8; BLOCK],
