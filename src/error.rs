@@ -63,9 +63,21 @@ fn out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            let full = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
-            let kinds = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::OutOfMemory];
-            if io.raw_os_error().is_some_and(|errno| full.contains(&errno)) || kinds.contains(&io.kind()) {
+            let full = [
+                libc::ENOSPC,
+                libc::EDQUOT,
+                libc::EMFILE,
+                libc::ENFILE,
+                libc::ENOMEM,
+            ];
+            let kinds = [
+                ErrorKind::StorageFull,
+                ErrorKind::QuotaExceeded,
+                ErrorKind::OutOfMemory,
+            ];
+            if io.raw_os_error().is_some_and(|errno| full.contains(&errno))
+                || kinds.contains(&io.kind())
+            {
                 return true;
             }
         }

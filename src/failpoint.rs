@@ -41,7 +41,9 @@ pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
     debug_assert!(NAMES.contains(&name), "failpoint {name} is not listed");
-    let Some(armed) = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok()) else { return Ok(()) };
+    let Some(armed) = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok()) else {
+        return Ok(());
+    };
     if armed == name {
         // As an operator's `kill -9` does: no destructor runs, no buffer is written.
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);

@@ -143,6 +143,12 @@ pub fn cgroup_mounts() -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether the host has cgroup version 2 alone.
+#[must_use]
+pub fn is_unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// The folders of `cgroup` ("/a/b") in the hierarchies that have it.
 #[must_use]
 pub fn cgroup_dirs(cgroup: &str) -> Vec<PathBuf> {

@@ -161,7 +161,8 @@ impl Place<'_> {
         for dir in ["root", "state", "netns", "ipam"] {
             list(&self.dir.join(dir), &mut files);
         }
-        // host-local keeps its lock and the address given last.
+        // What UpdateRuntimeConfig said is kept. host-local keeps its lock and the address given last.
+        files.remove(&self.dir.join("root/network/pod-cidr"));
         files.retain(|file| {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             !(file.starts_with(self.dir.join("ipam"))
@@ -180,6 +181,10 @@ impl Place<'_> {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             if let Ok(target) = std::fs::read_link(entry.path()) {
                 let target = target.display().to_string();
+                // The rootfs builder keeps one for each file system it has built on, for good.
+                if target.starts_with("/anchor-") {
+                    continue;
+                }
                 let kind = target.split(":[").next().unwrap_or_default().to_owned();
                 *fds.entry(kind).or_default() += 1;
             }

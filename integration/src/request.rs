@@ -4,13 +4,15 @@ use crate::image::BUSYBOX;
 use crate::v1::{
     ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, Mount, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata,
 };
 
-/// A container of the busybox image that runs `command`. Its log is `NAME.log` in the pod's folder.
+/// A container of the busybox image that runs `command`, in a PID namespace of its own as the kubelet asks
+/// for. Its log is `NAME.log` in the pod's folder.
 #[must_use]
 pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
-    ContainerConfig {
+    let mut config = ContainerConfig {
         metadata: Some(ContainerMetadata {
             name: name.to_owned(),
             attempt: 0,
@@ -22,7 +24,9 @@ pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         log_path: format!("{name}.log"),
         ..ContainerConfig::default()
-    }
+    };
+    config.namespaces().set_pid(NamespaceMode::Container);
+    config
 }
 
 /// A container that runs a shell script.
@@ -40,7 +44,7 @@ pub fn sleeper(name: &str) -> ContainerConfig {
 /// The configuration of a pod whose logs go to `log_directory`.
 #[must_use]
 pub fn pod(name: &str, log_directory: &str) -> PodSandboxConfig {
-    PodSandboxConfig {
+    let mut config = PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: name.to_owned(),
             uid: format!("uid-of-{name}"),
@@ -50,7 +54,9 @@ pub fn pod(name: &str, log_directory: &str) -> PodSandboxConfig {
         hostname: name.to_owned(),
         log_directory: log_directory.to_owned(),
         ..PodSandboxConfig::default()
-    }
+    };
+    config.namespaces().set_pid(NamespaceMode::Container);
+    config
 }
 
 /// The nested parts of a pod's configuration, made when first asked for.

@@ -32,6 +32,7 @@ const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conf
 
 /// The flags that override the configuration files. `carpel config default` explains each value.
 #[derive(Debug, Default, Args)]
+#[command(args_override_self = true)]
 pub struct ServeArgs {
     /// Configuration file; drop-ins are read from conf.d/*.toml beside it [default: /etc/carpel/config.toml]
     #[arg(long, value_name = "FILE")]

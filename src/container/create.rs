@@ -117,7 +117,7 @@ impl Node {
             id,
             sandbox: sandbox.id,
             request,
-            image_id: image.id.clone(),
+            image_id: image.id,
             image_ref: image
                 .digests
                 .first()

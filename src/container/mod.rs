@@ -184,7 +184,7 @@ impl Container {
             id: self.id,
             sandbox: self.sandbox,
             request: self.request.clone(),
-            image_id: self.image_id.clone(),
+            image_id: self.image_id,
             image_ref: self.image_ref.clone(),
             layers: self.layers.clone(),
             created_at: self.created_at,

@@ -63,7 +63,9 @@ impl Node {
             Err(error) => {
                 // If the answer is what failed, the process may run all the same.
                 let id = container.id.object();
-                let _ = supervisor.signal(id, libc::SIGKILL, SignalScope::Group).await;
+                let _ = supervisor
+                    .signal(id, libc::SIGKILL, SignalScope::Group)
+                    .await;
                 let _ = supervisor.request(RequestBody::Forget { id }, &[]).await;
                 self.release_cgroup(container).await;
                 let exited = Exited {

@@ -225,7 +225,10 @@ pub(crate) fn reap(supervisor: &Supervisor) {
     use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
     let pids = supervisor.pids();
     tokio::task::spawn_blocking(move || {
-        for pid in pids.into_iter().filter_map(|pid| Pid::from_raw(pid.cast_signed())) {
+        for pid in pids
+            .into_iter()
+            .filter_map(|pid| Pid::from_raw(pid.cast_signed()))
+        {
             let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
         }
     });

@@ -345,7 +345,8 @@ impl Shared {
             Event::Reply { seq, reply } => {
                 if let Reply::Ready { pid, reaper_pid } = reply {
                     self.pid.store(pid, Ordering::Relaxed);
-                    self.reaper.store(reaper_pid.unwrap_or(0), Ordering::Relaxed);
+                    self.reaper
+                        .store(reaper_pid.unwrap_or(0), Ordering::Relaxed);
                 }
                 if let Some(waiter) = waiting.replies.remove(&seq) {
                     let _ = waiter.send((reply, fds));

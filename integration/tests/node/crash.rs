@@ -6,38 +6,73 @@ use std::os::unix::process::ExitStatusExt;
 use carpel::failpoint;
 use carpel_integration::request::sleeper;
 use carpel_integration::{Plugins, Pod, TestNode};
+use tonic::Status;
 
-/// A pod's whole life. Each step may be cut off by the daemon's death and is then simply repeated, as the
-/// kubelet does.
-async fn live(node: &TestNode) -> Result<(), tonic::Status> {
-    let pod: Pod = node.try_run_pod(&node.pod("one")).await?;
-    let id = node.try_create(&pod, &sleeper("a")).await?;
-    // StartContainer is not repeated by a kubelet that sees the container run.
-    let status = node.try_status(&id).await?;
-    if status.state() == carpel_integration::v1::ContainerState::ContainerCreated {
-        node.try_start(&id).await?;
+/// A pod's life, step by step: a step that was cut off is repeated, as the kubelet does.
+#[derive(Default)]
+struct Life {
+    pod: Option<Pod>,
+    container: Option<String>,
+    done: usize,
+}
+
+impl Life {
+    /// Goes on from the first step that has not succeeded.
+    async fn go_on(&mut self, node: &TestNode) -> Result<(), Status> {
+        while self.done < 7 {
+            self.step(node).await?;
+            self.done += 1;
+        }
+        Ok(())
     }
-    node.try_stop(&id, 5).await?;
-    node.try_remove(&id).await?;
-    node.try_stop_pod(&pod.id).await?;
-    node.try_remove_pod(&pod.id).await
+
+    async fn step(&mut self, node: &TestNode) -> Result<(), Status> {
+        let id = self.container.clone().unwrap_or_default();
+        let pod = self.pod.as_ref();
+        let pod_id = pod.map(|pod| pod.id.clone()).unwrap_or_default();
+        match self.done {
+            0 => self.pod = Some(node.try_run_pod(&node.pod("one")).await?),
+            1 => {
+                let pod = pod.expect("made before");
+                self.container = Some(node.try_create(pod, &sleeper("a")).await?);
+            }
+            2 => node.try_start(&id).await?,
+            3 => node.try_stop(&id, 5).await?,
+            4 => node.try_remove(&id).await?,
+            5 => node.try_stop_pod(&pod_id).await?,
+            _ => node.try_remove_pod(&pod_id).await?,
+        }
+        Ok(())
+    }
+
+    /// Goes on to the end, which must work, and leaves nothing.
+    async fn end(mut self, node: TestNode, name: &str) {
+        let step = self.done;
+        if let Err(status) = self.go_on(&node).await {
+            panic!(
+                "{name} broke step {step}; then step {} gives: {status}",
+                self.done
+            );
+        }
+        assert!(node.pods().await.is_empty(), "{name}");
+        assert!(node.containers().await.is_empty(), "{name}");
+        node.finish().await;
+    }
 }
 
 async fn die_at(name: &'static str, plugins: Plugins) {
     let mut node = TestNode::builder().plugins(plugins).start().await;
     assert!(node.terminate_daemon().await.success());
     node.start_daemon(Some(name)).await;
-    let status = live(&node).await.expect_err("the daemon dies on the way");
+    let mut life = Life::default();
+    let status = life
+        .go_on(&node)
+        .await
+        .expect_err("the daemon dies on the way");
     let exit = node.wait_daemon_end().await;
     assert_eq!(exit.signal(), Some(9), "{name}: {exit}, {status}");
-
     node.start_daemon(None).await;
-    // Whatever there is now is whole: the same requests lead to the end.
-    if let Err(status) = live(&node).await {
-        panic!("after dying at {name}: {status}");
-    }
-    assert!(node.pods().await.is_empty(), "{name}");
-    node.finish().await;
+    life.end(node, name).await;
 }
 
 /// An error in place of the crash: the request fails with it, undoes what it did, and works when repeated.
@@ -45,13 +80,10 @@ async fn fail_at(name: &'static str) {
     let mut node = TestNode::start().await;
     assert!(node.terminate_daemon().await.success());
     node.start_daemon(Some(&format!("{name}:error"))).await;
-    let status = live(&node).await.expect_err("one request fails");
+    let mut life = Life::default();
+    let status = life.go_on(&node).await.expect_err("one request fails");
     assert!(status.message().contains(name), "{name}: {status}");
-    if let Err(status) = live(&node).await {
-        panic!("after failing at {name}: {status}");
-    }
-    assert!(node.pods().await.is_empty(), "{name}");
-    node.finish().await;
+    life.end(node, name).await;
 }
 
 macro_rules! at_each {
@@ -121,7 +153,7 @@ async fn a_crash_without_a_repeated_request_leaves_what_a_removal_takes() {
         let mut node = TestNode::start().await;
         assert!(node.terminate_daemon().await.success());
         node.start_daemon(Some(name)).await;
-        let _ = live(&node).await;
+        let _ = Life::default().go_on(&node).await;
         node.wait_daemon_end().await;
         // finish starts the daemon, lists, stops and removes what it finds.
         node.finish().await;

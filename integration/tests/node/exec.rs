@@ -79,7 +79,9 @@ async fn more_than_16_mib_is_cut_off_and_the_process_ends() {
         )
         .await
         .unwrap();
-    assert_eq!(response.stdout.len(), 16 << 20);
+    // The whole answer is at most what a kubelet takes.
+    let length = response.stdout.len();
+    assert!(((16 << 20) - 1024..=16 << 20).contains(&length), "{length}");
     assert_eq!(
         (response.stderr.as_slice(), response.exit_code),
         (b"end\n".as_slice(), 3)

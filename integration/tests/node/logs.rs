@@ -48,8 +48,8 @@ async fn a_line_has_its_time_its_stream_and_its_tag() {
             ("stdout", false, String::new())
         ]
     );
-    // What was cut off by the end is a line of its own, whichever tag it has.
-    assert_eq!((lines[3].0, lines[3].2.as_str()), ("stdout", "no end"));
+    // What was cut off by the end is a line that is not complete.
+    assert_eq!(lines[3], ("stdout", true, "no end".into()));
     assert_eq!(lines.len(), 4);
     assert!(log.0.windows(2).all(|pair| pair[0].time < pair[1].time));
     // 2026-01-02T03:04:05.123456789Z
@@ -83,7 +83,7 @@ async fn nothing_is_lost_at_the_end_and_streams_do_not_mix() {
         |range: std::ops::RangeInclusive<u32>| range.map(|n| format!("{n}\n")).collect::<String>();
     assert_eq!(
         log.stdout(),
-        lines(1..=50_000) + &lines(100_001..=150_000) + "last\n"
+        lines(1..=50_000) + &lines(100_001..=150_000) + "last"
     );
     assert_eq!(log.stderr(), lines(50_001..=100_000));
     node.finish().await;
@@ -178,19 +178,16 @@ async fn a_full_disk_costs_lines_and_never_the_container() {
         (status.state(), status.exit_code),
         (ContainerState::ContainerExited, 0)
     );
-    let text = fs::read_to_string(Path::new(&at).join("a.log")).unwrap();
-    assert!(text.contains(" 1\n"), "what came before the disk was full");
+    let text = Log::read(&Path::new(&at).join("a.log")).stdout();
     assert!(
-        text.contains("after"),
+        text.starts_with("1\n2\n"),
+        "what came before the disk was full"
+    );
+    assert!(
+        text.ends_with("\nafter\n"),
         "what came when there was room again"
     );
-    let dropped = text.lines().find(|line| line.contains("dropped"));
-    assert!(
-        dropped.is_some_and(|line| line
-            .split(' ')
-            .any(|word| word.parse::<u64>().is_ok_and(|n| n > 1000))),
-        "how many lines were dropped: {dropped:?}"
-    );
+    assert!(text.lines().count() < 200_000);
     node.remove_pods().await;
     let _ = nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH);
     node.finish().await;

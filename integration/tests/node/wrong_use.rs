@@ -94,19 +94,10 @@ async fn a_plugin_whose_name_is_a_path() {
 
 #[tokio::test]
 async fn a_plugin_that_fails() {
-    let script = r#"cat >/dev/null; echo '{"cniVersion":"1.0.0","code":7,"msg":"the switch is on fire","details":"rack 4"}'; exit 1"#;
+    let script = r#"cat >/dev/null; [ $CNI_COMMAND = DEL ] && exit 0
+        echo '{"cniVersion":"1.0.0","code":7,"msg":"the switch is on fire","details":"rack 4"}'; exit 1"#;
     let node = node_with_plugin("fails", Some(script)).await;
-    // Its DEL fails as well; it works again before the node is cleaned up.
-    let status = node
-        .try_run_pod(&node.pod("one"))
-        .await
-        .expect_err("no pod");
-    for part in ["fails", "the switch is on fire", "rack 4"] {
-        assert!(status.message().contains(part), "{status}");
-    }
-    node.write_plugin("fails", "cat >/dev/null; exit 0");
-    node.remove_pods().await;
-    node.finish().await;
+    pod_fails(node, &["fails", "the switch is on fire", "rack 4"]).await;
 }
 
 #[tokio::test]
@@ -269,31 +260,30 @@ async fn an_image_without_a_command() {
 #[tokio::test]
 async fn a_bad_user() {
     let mut node = TestNode::start().await;
-    for (n, user) in [
-        "nobody-here",
-        "4294967296",
-        "2147483648",
-        "-1",
-        "0x0",
-        "1000:99999999999",
-        "alice:nogroup",
-    ]
-    .iter()
-    .enumerate()
-    {
+    let pod = node.run_pod(&node.pod("one")).await;
+    // What no image can mean is refused when it is imported, what this one lacks when it is used.
+    for user in ["4294967296", "2147483648", "-1", "1000:99999999999"] {
         let image = Image::busybox()
-            .tagged(&format!("localhost/bad-user:{n}"))
+            .tagged("localhost/bad-user:1")
+            .set("User", json!(user));
+        refused(
+            node.cri.import(image.oci()).await,
+            Code::InvalidArgument,
+            user,
+        );
+    }
+    for user in ["nobody-here", "0x0", "alice:nogroup"] {
+        let image = Image::busybox()
+            .tagged("localhost/bad-user:2")
             .set("User", json!(user));
         node.import(image.oci()).await;
-    }
-    let pod = node.run_pod(&node.pod("one")).await;
-    for n in 0..7 {
         let mut config = sleeper("a");
-        config.image.as_mut().unwrap().image = format!("localhost/bad-user:{n}");
+        config.image.as_mut().unwrap().image = "localhost/bad-user:2".into();
+        let part = user.rsplit(':').next().unwrap();
         refused(
             node.try_create(&pod, &config).await,
             Code::InvalidArgument,
-            "",
+            part,
         );
     }
     let mut config = sleeper("a");
@@ -710,10 +700,8 @@ async fn a_seccomp_profile_that_forbids_what_a_start_needs_is_named() {
         localhost_ref: profile.display().to_string(),
     });
     let status = try_run(&node, &pod, &config).await.expect_err("no exec");
-    assert!(
-        status.message().to_lowercase().contains("seccomp"),
-        "{status}"
-    );
+    // The step that the profile forbids is named.
+    assert!(status.message().contains("exec"), "{status}");
     node.finish().await;
 }
 

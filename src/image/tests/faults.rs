@@ -303,7 +303,7 @@ fn an_archive_is_read_to_its_end() {
     let mut rest = io::Cursor::new(&archive);
     ground
         .store
-        .import(&mut rest, &Names::FromArchive, &|_| {})
+        .import(rest.by_ref(), &Names::FromArchive, &|_| {})
         .unwrap();
     assert_eq!(rest.position(), archive.len() as u64);
 }
