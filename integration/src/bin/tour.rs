@@ -2,10 +2,11 @@
 //!
 //! `ONCE=1` ends after the tour. The exit status is 0 only if every step held.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ use tempfile::TempDir;
 const TAG: &str = "localhost/busybox:tour";
 const PAGE: &str = "hello from a pod\n";
 const PORT: u16 = 8080;
+/// The bridge of the default network.
+const BRIDGE: &str = "carpel0";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -64,6 +67,8 @@ struct Tour {
     dir: TempDir,
     daemon: Child,
     cri: Cri,
+    /// Whether the bridge is somebody else's, too.
+    had_bridge: bool,
 }
 
 impl Tour {
@@ -71,6 +76,7 @@ impl Tour {
         let begin = Instant::now();
         let dir = tempfile::Builder::new().prefix("carpel-run-").tempdir()?;
         let log = File::create(dir.path().join("daemon.log"))?;
+        let had_bridge = Path::new("/sys/class/net").join(BRIDGE).exists();
         let path = |sub: &str| dir.path().join(sub);
         let carpel = bin_dir().join("carpel");
         let mut command = Command::new(&carpel);
@@ -88,6 +94,9 @@ impl Tour {
             .arg(path("netns"))
             .arg("--cni-conf-dir")
             .arg(path("net.d"))
+            // An empty folder: the tour shows carpel's own plugins, whatever else is installed.
+            .arg("--cni-bin-dir")
+            .arg(path("bin"))
             .args(["--cgroup-parent", "/carpel-run"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -99,7 +108,12 @@ impl Tour {
             .spawn()
             .with_context(|| carpel.display().to_string())?;
         let cri = Cri::new(&path("carpel.sock"));
-        let mut tour = Self { dir, daemon, cri };
+        let mut tour = Self {
+            dir,
+            daemon,
+            cri,
+            had_bridge,
+        };
         let version = tour.first_answer().await?;
         screen.step(
             "daemon",
@@ -177,7 +191,7 @@ impl Tour {
         let size = archive.len() as f64 / f64::from(1 << 20);
         screen.step(
             "image",
-            &format!("{TAG}: Debian's busybox-static in two layers, {size:.1} MiB"),
+            &format!("{TAG}: Debian's busybox in two layers, {size:.1} MiB"),
             begin,
         );
         let begin = Instant::now();
@@ -395,6 +409,12 @@ impl Tour {
         for dir in host::cgroup_dirs("/carpel-run") {
             std::fs::remove_dir(&dir).with_context(|| dir.display().to_string())?;
         }
+        if !self.had_bridge {
+            let delete = Command::new("ip")
+                .args(["link", "delete", BRIDGE])
+                .status()?;
+            ensure!(delete.success(), "the bridge {BRIDGE} stays");
+        }
         screen.step(
             "gone",
             "the pod removed, the daemon stopped, nothing left behind",
@@ -439,11 +459,17 @@ struct Span {
     duration_us: u64,
 }
 
-fn spans(info: &std::collections::BTreeMap<String, String>) -> anyhow::Result<Vec<Span>> {
-    let text = info
-        .get("timeline")
-        .context("a verbose status has no timeline")?;
-    let mut spans: Vec<Span> = serde_json::from_str(text).context("timeline")?;
+/// The part of a verbose status's details that is shown here.
+#[derive(Debug, Deserialize)]
+struct Details {
+    timeline: Vec<Span>,
+}
+
+fn spans(info: &BTreeMap<String, String>) -> anyhow::Result<Vec<Span>> {
+    let text = info.get("info").context("a verbose status has no info")?;
+    let mut spans = serde_json::from_str::<Details>(text)
+        .context("a verbose status's info")?
+        .timeline;
     ensure!(!spans.is_empty(), "the timeline is empty");
     spans.sort_by_key(|span| (span.start_us, std::cmp::Reverse(span.duration_us)));
     Ok(spans)

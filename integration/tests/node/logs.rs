@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use carpel_integration::request::sleeper;
-use carpel_integration::v1::{ContainerState, ReopenContainerLogRequest};
+use carpel_integration::v1::{ContainerState, ContainerStatusRequest, ReopenContainerLogRequest};
 use carpel_integration::{Log, TestNode, host, sh};
 use tonic::{Code, Status};
 
@@ -191,7 +191,21 @@ async fn a_full_disk_costs_lines_and_never_the_container() {
         text.ends_with("\nafter\n"),
         "what came when there was room again"
     );
-    assert!(text.lines().count() < 200_000);
+    // 1 to 200,000 and "after" were written; what is missing is counted.
+    let missing = 200_001 - text.lines().count();
+    assert!(missing > 1000);
+    let request = ContainerStatusRequest {
+        container_id: id.clone(),
+        verbose: true,
+    };
+    let response = node.cri.runtime().container_status(request).await;
+    let info = response.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let counted = info["droppedLogLines"].as_u64().expect("a number");
+    assert!(
+        counted.abs_diff(missing as u64) <= 1,
+        "{counted} of {missing}"
+    );
     node.remove_pods().await;
     let _ = nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH);
     node.finish().await;
