@@ -198,9 +198,10 @@ impl Node {
         let dir = self.paths.container(id);
         let at = |doing: &str| format!("{doing} of container {id}");
         let (upper, work) = (dir.join("upper"), dir.join("work"));
-        crate::node::make_root_dir(&upper).map_err(Error::at(at("make the writable layer")))?;
-        crate::node::make_dir(&work).map_err(Error::at(at("make the writable layer")))?;
         let layers = self.images.layer_dirs(layers);
+        crate::node::make_root_dir(&upper, layers.last().map(PathBuf::as_path))
+            .map_err(Error::at(at("make the writable layer")))?;
+        crate::node::make_dir(&work).map_err(Error::at(at("make the writable layer")))?;
         let overlay = Overlay {
             layers,
             upper,

@@ -64,7 +64,7 @@ impl Node {
                 // If the answer is what failed, the process may run all the same.
                 let id = container.id.object();
                 let _ = supervisor
-                    .signal(id, libc::SIGKILL, SignalScope::Group)
+                    .signal(id, libc::SIGKILL, SignalScope::Process)
                     .await;
                 let _ = supervisor.request(RequestBody::Forget { id }, &[]).await;
                 self.release_cgroup(container).await;
@@ -77,7 +77,9 @@ impl Node {
                     message: error.to_string(),
                 };
                 container.set_exited(exited);
-                self.write_container(container)?;
+                if let Err(error) = self.write_container(container) {
+                    tracing::warn!(container.id = %container.id, %error, "failed start is not on disk");
+                }
                 Err(error)
             }
         }

@@ -126,7 +126,10 @@ impl Node {
             // Drops the root file system of one that never ran.
             *state = State::Removing(exited);
         }
-        self.write_container(container)?;
+        // Without room for it the removal, which makes room, goes on all the same.
+        if let Err(error) = self.write_container(container) {
+            tracing::warn!(container.id = %container.id, %error, "removal is not on disk");
+        }
         failpoint::hit("remove:begun")?;
         self.release_cgroup(container).await;
         let (node, id) = (Arc::clone(self), container.id);

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// Makes a folder that only root may enter, with its parents. One that is there is fine.
@@ -13,13 +13,20 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Makes the folder that a container sees as "/": its mode is the container's, whatever our umask.
+/// Makes the folder that a container sees as "/": owner and mode are those of the image's own, whatever
+/// our umask, as an overlay shows its upper folder's.
 ///
 /// # Errors
-/// As `mkdir(2)`, `chmod(2)`.
-pub(crate) fn make_root_dir(path: &Path) -> io::Result<()> {
+/// As `mkdir(2)`, `chown(2)`, `chmod(2)`.
+pub(crate) fn make_root_dir(path: &Path, top_layer: Option<&Path>) -> io::Result<()> {
     DirBuilder::new().recursive(true).create(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o755))
+    let mut mode = 0o755;
+    if let Some(layer) = top_layer {
+        let root = std::fs::metadata(layer)?;
+        std::os::unix::fs::chown(path, Some(root.uid()), Some(root.gid()))?;
+        mode = root.mode() & 0o7777;
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// Removes a folder and all that is in it. Missing is fine.

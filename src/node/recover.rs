@@ -231,6 +231,11 @@ impl Node {
         }
         // Commands whose client died with the daemon, and containers whose record is gone.
         for (id, (entry, _)) in entries {
+            let scope = if entry.init {
+                SignalScope::Process
+            } else {
+                SignalScope::Group
+            };
             let ended = if entry.exited.is_some() {
                 supervisor
                     .request(RequestBody::Forget { id }, &[])
@@ -238,7 +243,7 @@ impl Node {
                     .map(|_| ())
             } else {
                 supervisor
-                    .signal(id, libc::SIGKILL, SignalScope::Group)
+                    .signal(id, libc::SIGKILL, scope)
                     .await
                     .map(|_| ())
             };

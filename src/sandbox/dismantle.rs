@@ -102,6 +102,14 @@ impl Node {
         crate::node::remove_tree(&dir).map_err(Error::at(at("remove the record")))
     }
 
+    /// Writes down how far the end of a sandbox has come. On a full disk it goes on without: removing
+    /// makes room, and a new daemon finds out what is left.
+    pub(crate) fn note_phase(&self, sandbox: &Sandbox, phase: Phase) {
+        if let Err(error) = self.write_sandbox(sandbox, phase) {
+            tracing::warn!(sandbox.id = %sandbox.id, %error, "state is not on disk");
+        }
+    }
+
     pub(crate) fn write_sandbox(&self, sandbox: &Sandbox, phase: Phase) -> Result<(), Error> {
         self.write_record(
             &self.paths.sandbox_record(&sandbox.id),

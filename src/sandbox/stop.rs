@@ -57,7 +57,7 @@ impl Node {
             _ => None,
         };
         sandbox.set_state(State::Stopped { attachment });
-        self.write_sandbox(sandbox, Phase::Stopped)?;
+        self.note_phase(sandbox, Phase::Stopped);
         failpoint::hit("stop-sandbox:recorded")
     }
 
@@ -87,7 +87,7 @@ impl Node {
 
     /// Deletes a stopped sandbox and its containers.
     pub(crate) async fn remove_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
-        self.write_sandbox(sandbox, Phase::Removing)?;
+        self.note_phase(sandbox, Phase::Removing);
         sandbox.set_state(State::Removing);
         failpoint::hit("remove-sandbox:begun")?;
         let containers = self.containers_of(&sandbox.id);

@@ -149,14 +149,8 @@ async fn a_pid_namespace_is_the_containers_the_pods_the_targets_or_the_nodes() {
         "/bin/busybox\nsh\n"
     );
     // Each sees the other's processes in a namespace that is the pod's.
-    assert_eq!(
-        node.exec(&a, "ps | grep -c '[0-9] sleep 3600'").await,
-        "2\n"
-    );
-    assert_eq!(
-        node.exec(&own_ns, "ps | grep -c '[0-9] sleep 3600'").await,
-        "2\n"
-    );
+    assert_eq!(node.exec(&a, &sleeps(2)).await, "2\n");
+    assert_eq!(node.exec(&own_ns, &sleeps(2)).await, "2\n");
 
     // The first of them ends; the other goes on.
     node.try_stop(&a, 5).await.unwrap();
@@ -287,4 +281,11 @@ async fn a_pod_may_bind_low_ports_and_ping_without_capabilities() {
         "0\n0\t2147483647\n"
     );
     node.finish().await;
+}
+
+/// Waits until so many sleepers are seen, as a shell has to fork its first, and says how many there are.
+fn sleeps(count: u32) -> String {
+    format!(
+        "for i in $(seq 100); do n=$(ps | grep -c '[0-9] sleep 3600'); [ $n = {count} ] && break; usleep 20000; done; echo $n"
+    )
 }
