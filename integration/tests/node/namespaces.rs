@@ -122,7 +122,7 @@ async fn a_pid_namespace_is_the_containers_the_pods_the_targets_or_the_nodes() {
     config.namespaces().set_pid(NamespaceMode::Pod);
     let pod = node.run_pod(&config).await;
     let with = |name: &str, mode: NamespaceMode, target: &str| {
-        let mut config = sleeper(name);
+        let mut config = sleeper(name).env("WHO", name.as_bytes());
         config.namespaces().set_pid(mode);
         config.namespaces().target_id = target.to_owned();
         config
@@ -148,9 +148,10 @@ async fn a_pid_namespace_is_the_containers_the_pods_the_targets_or_the_nodes() {
             .await,
         "/bin/busybox\nsh\n"
     );
-    // Each sees the other's processes in a namespace that is the pod's.
-    assert_eq!(node.exec(&a, &sleeps(2)).await, "2\n");
-    assert_eq!(node.exec(&own_ns, &sleeps(2)).await, "2\n");
+    // Each sees the other's processes in a namespace that they share.
+    let who = "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep ^WHO= | sort -u | tr '\\n' ' '";
+    assert_eq!(node.exec(&a, who).await, "WHO=a WHO=b ");
+    assert_eq!(node.exec(&own_ns, who).await, "WHO=debug WHO=own ");
 
     // The first of them ends; the other goes on.
     node.try_stop(&a, 5).await.unwrap();
@@ -281,11 +282,4 @@ async fn a_pod_may_bind_low_ports_and_ping_without_capabilities() {
         "0\n0\t2147483647\n"
     );
     node.finish().await;
-}
-
-/// Waits until so many sleepers are seen, as a shell has to fork its first, and says how many there are.
-fn sleeps(count: u32) -> String {
-    format!(
-        "for i in $(seq 100); do n=$(ps | grep -c '[0-9] sleep 3600'); [ $n = {count} ] && break; usleep 20000; done; echo $n"
-    )
 }
