@@ -150,11 +150,12 @@ async fn a_pid_namespace_is_the_containers_the_pods_the_targets_or_the_nodes() {
     );
     // Each sees the other's processes in a namespace that is the pod's.
     assert_eq!(
-        node.exec(&a, "ps | grep -c '[0-9] sleep 3600'").await,
+        node.exec(&a, "ps -o args | grep -c '^sleep 3600'").await,
         "2\n"
     );
     assert_eq!(
-        node.exec(&own_ns, "ps | grep -c '[0-9] sleep 3600'").await,
+        node.exec(&own_ns, "ps -o args | grep -c '^sleep 3600'")
+            .await,
         "2\n"
     );
 
