@@ -30,6 +30,7 @@ DEV_BIN := $(TARGET)/carpel-dev
 BUILD_PACKAGES := gcc libc6-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) busybox-static iproute2 iptables nftables
 TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins
+BENCH_PACKAGES := $(TEST_PACKAGES) containerd runc
 
 # $(call install-packages,NAMES): what is missing of Debian's packages, without a word if it works.
 define install-packages
@@ -92,7 +93,7 @@ lint:
 	@$(CARGO) clippy -q --profile supervisor -p carpel-supervisor --features binary --bin carpel-supervisor -- -D warnings
 
 bench: need-root build
-	@$(call install-packages,$(TEST_PACKAGES))
+	@$(call install-packages,$(BENCH_PACKAGES))
 	@$(CARGO) build -q --release -p carpel-integration --bin bench
 	@CARPEL_BIN_DIR=$(BIN) $(TARGET)/release/bench $(BENCH_ARGS)
 

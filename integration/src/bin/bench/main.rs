@@ -7,8 +7,7 @@
 mod cycle;
 mod memory;
 mod report;
-
-use std::collections::BTreeMap;
+mod runtimes;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -19,14 +18,14 @@ use cycle::{Peer, Samples};
 #[derive(Debug, Parser)]
 struct Arguments {
     /// A runtime: NAME=ENDPOINT, as carpel=unix:///run/carpel/carpel.sock. The first one is compared with
-    /// the others.
-    #[arg(long = "peer", value_name = "NAME=ENDPOINT", required = true)]
+    /// the others. Without any, carpel is started from this tree and beside it the containerd at hand.
+    #[arg(long = "peer", value_name = "NAME=ENDPOINT")]
     peers: Vec<String>,
     /// Processes that belong to a runtime, by the beginning of their names: NAME=PREFIX,PREFIX
     #[arg(long = "processes", value_name = "NAME=PREFIX,…")]
     processes: Vec<String>,
     /// Image that the containers run; it must be there already, with /bin/busybox in it
-    #[arg(long, default_value = "carpel.test/busybox:latest")]
+    #[arg(long, default_value = runtimes::IMAGE)]
     image: String,
     /// Runtime handler (RuntimeClass) of the pods
     #[arg(long, default_value = "")]
@@ -48,28 +47,28 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let processes = pairs(&arguments.processes)?;
+    // Held until the end: they stop when it is dropped.
+    let started = if arguments.peers.is_empty() {
+        Some(runtimes::Runtimes::start()?)
+    } else {
+        None
+    };
+    let wanted = match &started {
+        Some(started) => started.peers.clone(),
+        None => given(&arguments)?,
+    };
     let mut peers = Vec::new();
-    for (name, endpoint) in pairs(&arguments.peers)? {
-        let prefixes = processes.get(&name).map(String::as_str).unwrap_or(&name);
-        let prefixes = prefixes.split(',').map(str::to_owned).collect();
+    for (name, endpoint, processes) in wanted {
         let peer = Peer::connect(
             &name,
             &endpoint,
             &arguments.image,
             &arguments.handler,
-            prefixes,
+            processes,
         )
         .await;
         peers.push(peer.with_context(|| format!("{name} at {endpoint}"))?);
     }
-    // In the order in which they were given: the first is compared with the others.
-    peers.sort_by_key(|peer| {
-        arguments
-            .peers
-            .iter()
-            .position(|given| given.starts_with(&format!("{}=", peer.name)))
-    });
 
     let mut report = report::Report::new(peers.iter().map(|peer| peer.name.clone()).collect());
     for peer in &mut peers {
@@ -111,7 +110,19 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-fn pairs(arguments: &[String]) -> Result<BTreeMap<String, String>> {
+/// The runtimes of the command line: name, endpoint, process names.
+fn given(arguments: &Arguments) -> Result<Vec<(String, String, Vec<String>)>> {
+    let processes = pairs(&arguments.processes)?;
+    let named = |(name, endpoint): (String, String)| {
+        let of_name = processes.iter().find(|(of, _)| *of == name);
+        let prefixes = of_name.map_or(name.as_str(), |(_, prefixes)| prefixes);
+        let prefixes = prefixes.split(',').map(str::to_owned).collect();
+        (name, endpoint, prefixes)
+    };
+    Ok(pairs(&arguments.peers)?.into_iter().map(named).collect())
+}
+
+fn pairs(arguments: &[String]) -> Result<Vec<(String, String)>> {
     let split = |argument: &String| {
         let pair = argument.split_once('=');
         let (name, value) = pair.with_context(|| format!("{argument:?} is not NAME=VALUE"))?;
