@@ -55,7 +55,10 @@ impl Runtimes {
             ("image.tar", Image::busybox().tagged(IMAGE)),
             (
                 "pause.tar",
-                Image::busybox().tagged(PAUSE).set("Entrypoint", sleep),
+                Image::busybox()
+                    .tagged(PAUSE)
+                    .set("Entrypoint", sleep)
+                    .set("Cmd", json!([])),
             ),
         ];
         let write = |(name, image): (&str, Image)| {
