@@ -189,6 +189,10 @@ impl Place<'_> {
                 *fds.entry(kind).or_default() += 1;
             }
         }
+        // Cgroup v2: the program of the usual device rules is loaded once, for every container.
+        if let Some(programs) = fds.get_mut("anon_inode:bpf-prog") {
+            *programs -= 1;
+        }
         fds
     }
 }
