@@ -195,7 +195,7 @@ impl Node {
     /// "<parent>/<name>".
     pub(crate) fn cgroup_path(&self, parent: Option<&str>, name: &str) -> String {
         let parent = parent.unwrap_or(&self.settings.cgroup_parent);
-        format!("{}/{name}", parent.trim_end_matches('/'))
+        Cgroups::path(parent, name)
     }
 
     /// Writes a record; it is synced with others within a second.
