@@ -15,6 +15,7 @@ impl Supervisor {
         };
         let reply = match body {
             RequestBody::Setup(setup) => self.set_up(seq, &setup, fds).err(),
+            RequestBody::Adopt(adopt) => Some(self.adopt(&adopt, fds)),
             RequestBody::Start(start) => self.start(seq, &start, fds).err(),
             RequestBody::Signal { id, signal, scope } => Some(self.signal(&id, signal, scope)),
             RequestBody::ReopenLog { id, log } => Some(self.reopen_log(&id, log, &mut fds)),
