@@ -156,8 +156,9 @@ impl Node {
             plan: descriptors.plan,
             exits: descriptors.add(exits),
             shared_pid_namespace: sandbox.config.pid == PidScope::Pod,
+            succession: None,
         };
-        let (reply, _pidfd) = supervisor
+        let (reply, _) = supervisor
             .request(RequestBody::Setup(setup), &descriptors.borrow())
             .await
             .map_err(Error::at(at("set up the supervisor")))?;
@@ -211,28 +212,9 @@ impl Node {
         Ok(Some(attachment))
     }
 
-    fn open_exits(&self, id: &SandboxId) -> std::io::Result<OwnedFd> {
+    pub(super) fn open_exits(&self, id: &SandboxId) -> std::io::Result<OwnedFd> {
         let mut options = std::fs::OpenOptions::new();
         options.create(true).append(true);
         Ok(options.open(self.paths.exits(id))?.into())
-    }
-
-    /// Notes when a ready sandbox loses its supervisor.
-    pub(crate) fn watch_supervisor(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-        supervisor: Supervisor,
-    ) {
-        let sandbox = Arc::clone(sandbox);
-        tokio::spawn(async move {
-            supervisor.gone().await;
-            // Ours if this daemon started it; otherwise there is nothing to reap.
-            crate::node::reap(&supervisor);
-            let mut state = sandbox.lock();
-            if let State::Ready(live) = &*state {
-                tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "supervisor died: sandbox is not ready");
-                *state = State::stopping(live);
-            }
-        });
     }
 }
