@@ -103,24 +103,45 @@ impl Node {
         let running = self.running_of(sandbox);
         let known: HashSet<u32> = running.iter().map(|(_, running)| running.pid).collect();
         for (container, _) in running {
-            // With the host's processes, its own orphans are the daemon's children too.
-            if container.compiled.pid_namespace == PidNamespace::Host {
-                continue;
-            }
-            let pids = self.cgroups.open(&container.cgroup).pids();
-            for pid in pids.unwrap_or_default() {
-                let Some(pid) = Pid::from_raw(pid.cast_signed()).filter(|_| !known.contains(&pid))
-                else {
-                    continue;
-                };
-                let pidfd = pidfd_open(pid, PidfdFlags::empty());
-                if let Ok(pidfd) = pidfd
-                    && orphans::is_child(pid)
-                {
-                    orphans::end(&pidfd).await;
-                }
+            // Among the host's processes its own orphans are the daemon's children too.
+            if container.compiled.pid_namespace != PidNamespace::Host {
+                self.end_children(&container, &known).await;
             }
         }
+    }
+
+    /// After the exit of a container that runs among the host's processes: kills and reaps those of it that
+    /// have become the daemon's children, as its first process may have been when it was adopted.
+    pub(super) async fn end_orphans(&self, container: &Container) {
+        // Those whose parents are killed come next.
+        const GENERATIONS: usize = 16;
+        if container.compiled.pid_namespace != PidNamespace::Host {
+            return;
+        }
+        for _ in 0..GENERATIONS {
+            if !self.end_children(container, &HashSet::new()).await {
+                return;
+            }
+        }
+    }
+
+    /// Ends the daemon's own children in a container's cgroup but the `known`. Whether there were any.
+    async fn end_children(&self, container: &Container, known: &HashSet<u32>) -> bool {
+        let mut found = false;
+        let pids = self.cgroups.open(&container.cgroup).pids();
+        for pid in pids.unwrap_or_default() {
+            let Some(pid) = Pid::from_raw(pid.cast_signed()).filter(|_| !known.contains(&pid))
+            else {
+                continue;
+            };
+            if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+                && orphans::is_child(pid)
+            {
+                orphans::end(&pidfd).await;
+                found = true;
+            }
+        }
+        found
     }
 
     /// Cuts off lines that a supervisor was killed in the midst of.

@@ -138,6 +138,7 @@ impl Node {
     /// Kills what is left in the container's cgroup and removes it. Returns whether the kernel had killed
     /// for memory in it. Missing is fine.
     pub(crate) async fn release_cgroup(&self, container: &Container) -> bool {
+        self.end_orphans(container).await;
         let cgroup = self.cgroups.open(&container.cgroup);
         let own_pids = has_own_pids(container);
         let released = tokio::task::spawn_blocking(move || {

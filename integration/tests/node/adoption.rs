@@ -77,7 +77,7 @@ async fn a_pod_survives_its_supervisor_again_and_again() {
     let before = node.exec(&forever, place).await;
     let mut ids = Vec::new();
     for n in 0..4 {
-        let config = counter(&format!("c{n}"), 40, 20 + n);
+        let config = counter(&format!("c{n}"), 120, 20 + n);
         ids.push(node.start_container(&pod, &config).await);
     }
     let pids: Vec<_> = ids.iter().map(|id| node.container_pid(id)).collect();
@@ -92,7 +92,7 @@ async fn a_pod_survives_its_supervisor_again_and_again() {
         let status = node.wait_exit(id).await;
         assert_eq!(status.exit_code, 20 + n);
         assert!(status.finished_at > status.started_at && status.started_at > status.created_at);
-        assert_counted(&node.log(&pod, &format!("c{n}")), 40, 3);
+        assert_counted(&node.log(&pod, &format!("c{n}")), 120, 3);
     }
     // New containers are in the same pod as the old ones.
     let config = sh("new", &format!("{place}; cat /dev/shm/file"));
