@@ -22,6 +22,7 @@ use super::{Live, Sandbox, State};
 use crate::container::Adopted;
 use crate::container::processes::{Descriptors, Streams};
 use crate::error::Error;
+use crate::failpoint;
 use crate::node::{Node, orphans};
 use crate::spec::config::PidScope;
 use crate::spec::plan::{self, Namespace};
@@ -145,20 +146,27 @@ impl Node {
         namespaces: &Namespaces,
     ) -> Result<(Supervisor, Vec<Adopted>), Error> {
         let id = &sandbox.id;
+        failpoint::hit("adopt:dead")?;
         let spawned = Supervisor::spawn(&self.binary, &self.paths.pod_state(id), id).await;
         let (supervisor, mut child) = spawned.map_err(Error::at(format!(
             "start another supervisor of sandbox {id}"
         )))?;
         let ready = async {
+            failpoint::hit("adopt:spawned")?;
             let adopted = self.adopt_containers(id, &supervisor).await?;
+            failpoint::hit("adopt:handed-over")?;
             self.set_up_successor(sandbox, &supervisor, reaper, namespaces)
                 .await?;
+            failpoint::hit("adopt:ready")?;
             Ok(adopted)
         };
         let ready = ready.await;
         // The process as spawned ends now: the pod's supervisor is its clone.
         if ready.is_err() {
             let _ = child.kill();
+            if let Some(pidfd) = supervisor.pidfd() {
+                orphans::end(&pidfd).await;
+            }
         }
         tokio::task::spawn_blocking(move || child.wait());
         ready.map(|adopted| (supervisor, adopted))

@@ -87,11 +87,13 @@ impl Supervisor {
     /// Ends the supervisor, after the answer.
     fn shut_down(&mut self, seq: u32) -> Result<(), Reply> {
         let runs = |phase: &Phase| !matches!(phase, Phase::Exited { .. });
-        if self
-            .memory
-            .table
-            .iter()
-            .any(|(_, process)| runs(&process.phase))
+        // Before it is set up, what it has adopted is not its own yet.
+        if self.pod.is_some()
+            && self
+                .memory
+                .table
+                .iter()
+                .any(|(_, process)| runs(&process.phase))
         {
             return Err(Reply::Busy);
         }

@@ -369,3 +369,47 @@ async fn requests_that_meet_a_dying_supervisor_leave_nothing_behind() {
     }
     node.finish().await;
 }
+
+#[tokio::test]
+async fn the_daemon_may_die_at_any_step_of_it() {
+    for name in carpel::failpoint::ADOPTION {
+        let mut node = TestNode::start().await;
+        assert!(node.terminate_daemon().await.success());
+        node.start_daemon(Some(name)).await;
+        let mut config = node.pod("one");
+        config.namespaces().set_pid(NamespaceMode::Pod);
+        let pod = node.run_pod(&config).await;
+        let id = node.start_container(&pod, &counter("a", 60, 8)).await;
+        host::kill_9(supervisor(&node, &pod).await);
+        node.wait_daemon_end().await;
+        node.start_daemon(None).await;
+        let state = node.pod_status(&pod).await.state();
+        let status = node.wait_exit(&id).await;
+        if *name == "adopt:ready" {
+            assert_eq!(
+                (state, status.exit_code),
+                (PodSandboxState::SandboxReady, 8)
+            );
+            assert_counted(&node.log(&pod, "a"), 60, 1);
+        } else {
+            assert_eq!(state, PodSandboxState::SandboxNotready, "{name}");
+            assert_eq!(status.exit_code, 137, "{name}");
+        }
+        node.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_step_of_it_that_fails_is_tried_again() {
+    for name in carpel::failpoint::ADOPTION {
+        let mut node = TestNode::start().await;
+        assert!(node.terminate_daemon().await.success());
+        node.start_daemon(Some(&format!("{name}:error"))).await;
+        let pod = node.run_pod(&node.pod("one")).await;
+        let id = node.start_container(&pod, &counter("a", 60, 8)).await;
+        kill_supervisor(&node, &pod).await;
+        assert_eq!(node.wait_exit(&id).await.exit_code, 8, "{name}");
+        assert_counted(&node.log(&pod, "a"), 60, 2);
+        node.finish().await;
+    }
+}
