@@ -81,13 +81,9 @@ impl Node {
                 tracing::warn!(sandbox.id = %sandbox.id, "supervisor does not end, killing it");
             }
             cgroup.kill().map_err(Error::at(at("kill what is left")))?;
-            for pidfd in [
-                supervisor.pidfd(),
-                supervisor.reaper().map(|reaper| reaper.pidfd),
-            ] {
-                if let Some(pidfd) = pidfd {
-                    tokio::spawn(async move { orphans::end(&pidfd).await });
-                }
+            let reaper = supervisor.reaper().map(|reaper| reaper.pidfd);
+            for pidfd in [supervisor.pidfd(), reaper].into_iter().flatten() {
+                tokio::spawn(async move { orphans::end(&pidfd).await });
             }
         }
         cgroup.kill().map_err(Error::at(at("kill what is left")))?;
