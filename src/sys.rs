@@ -177,6 +177,34 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
     check(result).map(drop)
 }
 
+/// `struct pidfd_info` of `ioctl_pidfd(2)` as it was at first.
+#[repr(C)]
+#[derive(Default)]
+struct RawPidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// _IOWR(0xff, 11, struct pidfd_info).
+const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+
+/// How a process ended that has been reaped, by whomever, as `wait(2)` tells it. `None` before that, and on
+/// kernels before 6.15, which do not keep it.
+pub fn reaped_status(pidfd: &OwnedFd) -> Option<i32> {
+    const { assert!(size_of::<RawPidfdInfo>() == 64) };
+    let mut info = RawPidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..RawPidfdInfo::default()
+    };
+    // SAFETY: the kernel reads and writes one structure of the size that is in the command; `info` outlives
+    // the call, and the descriptor is borrowed, so it is open.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+}
+
 /// The result of a raw system call made through libc, or its errno.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 {

@@ -173,27 +173,28 @@ impl Cgroups {
         }
     }
 
-    /// Makes the cgroup of a pod's supervisor, without limits, and returns what it needs to enter. On v1 it
-    /// is only in hierarchies that count or kill.
+    /// Makes the cgroup of a pod's supervisor, without limits. On v1 it is only in hierarchies that count
+    /// or kill.
     ///
     /// # Errors
     /// As [`Cgroups::create`].
-    pub fn create_for_supervisor(&self, path: &str) -> Result<Join, Error> {
-        let opened = match &*self.0 {
-            Hierarchies::V1(mounted) => {
-                if !is_normal(path) {
-                    return Err(Error::Path(path.to_owned()));
-                }
-                mounted.make(path, v1::Occupant::Supervisor)?;
-                mounted.join(path, v1::Occupant::Supervisor).map(Join::V1)
-            }
-            Hierarchies::V2(_) => self.create(path, None, &DevicePolicy::AllowAll)?.join(),
-        };
-        opened.map_err(|source| Error::Io {
-            cgroup: path.to_owned(),
-            action: "open".to_owned(),
-            source,
-        })
+    pub fn create_for_supervisor(&self, path: &str) -> Result<(), Error> {
+        match &*self.0 {
+            Hierarchies::V1(_) if !is_normal(path) => Err(Error::Path(path.to_owned())),
+            Hierarchies::V1(mounted) => mounted.make(path, v1::Occupant::Supervisor),
+            Hierarchies::V2(_) => self.create(path, None, &DevicePolicy::AllowAll).map(drop),
+        }
+    }
+
+    /// What a supervisor needs to enter the cgroup that was made for it.
+    ///
+    /// # Errors
+    /// As `open(2)`: `NotFound` if the cgroup is gone.
+    pub fn join_as_supervisor(&self, path: &str) -> io::Result<Join> {
+        match &*self.0 {
+            Hierarchies::V1(mounted) => mounted.join(path, v1::Occupant::Supervisor).map(Join::V1),
+            Hierarchies::V2(mounted) => mounted.join(path).map(Join::V2),
+        }
     }
 
     /// A cgroup that is there, or was.

@@ -211,7 +211,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         container: cri::decode_container,
     };
     let node = Node::open(parts, decode).await.context("recover")?;
-    tokio::spawn(node::orphans::reap_orphans());
+    tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
     tokio::spawn(Arc::clone(&node).release_networks());
     let configuration = serde_json::to_value(&config).context("configuration")?;
     Ok(cri::routes(Arc::new(cri::Served {

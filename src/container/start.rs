@@ -7,7 +7,7 @@ use std::time::Instant;
 use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
 
 use super::devices;
-use super::processes::{Descriptors, Streams};
+use super::processes::{self, Descriptors, Kept, Streams};
 use super::{Container, Exited, Running, State};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
@@ -34,7 +34,7 @@ impl Node {
     }
 
     async fn start_in_turn(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
-        let supervisor = self.supervisor_of(container)?;
+        let supervisor = self.supervisor_of(container).await?;
         let rootfs = match &mut *container.lock() {
             State::Created { rootfs } => rootfs.take(),
             State::Running(_) => return Ok(()),
@@ -50,14 +50,16 @@ impl Node {
             }
         };
         match self.launch(container, &supervisor, rootfs).await {
-            Ok(started) => {
+            Ok((started, kept)) => {
                 let running = Running {
                     pid: started.pid,
                     started_at: started.started_at,
                     pidfd: Arc::new(started.pidfd),
+                    supervisor,
+                    kept: Arc::new(kept),
                 };
                 *container.lock() = State::Running(running.clone());
-                self.watch_container(container, running, started.exit, supervisor);
+                self.watch_container(container, running, started.exit);
                 Ok(())
             }
             Err(error) => {
@@ -67,6 +69,10 @@ impl Node {
                     .signal(id, libc::SIGKILL, SignalScope::Process)
                     .await;
                 let _ = supervisor.request(RequestBody::Forget { id }, &[]).await;
+                if !supervisor.is_alive() {
+                    // What it has cloned goes on by itself.
+                    self.kill_cgroup(container).await;
+                }
                 self.release_cgroup(container).await;
                 let exited = Exited {
                     started_at: 0,
@@ -90,7 +96,7 @@ impl Node {
         container: &Arc<Container>,
         supervisor: &Supervisor,
         rootfs: Option<OwnedFd>,
-    ) -> Result<Started, Error> {
+    ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
@@ -109,12 +115,13 @@ impl Node {
             .timeline
             .note_span("cgroup and mounts", start, opened - start);
 
+        let held = processes::held(&message);
         let started = supervisor.start(message, &descriptors.borrow()).await;
         container.timeline.note("clone to exec", opened);
         let started =
             started.map_err(|error| refused(container, &container.compiled.steps, error))?;
         failpoint::hit("start:started")?;
-        Ok(started)
+        Ok((started, descriptors.keep(&held)))
     }
 
     /// Everything that blocks: the cgroup, the mounts, the log, the streams.
@@ -191,11 +198,13 @@ impl Node {
             })
     }
 
-    /// The supervisor of a container's pod.
-    pub(crate) fn supervisor_of(&self, container: &Container) -> Result<Supervisor, Error> {
-        let sandbox = self.sandbox(&container.sandbox);
-        let live = sandbox.and_then(|sandbox| sandbox.live());
-        live.map(|live| live.supervisor).ok_or_else(|| {
+    /// The supervisor of a container's pod. While that is being replaced it waits.
+    pub(crate) async fn supervisor_of(&self, container: &Container) -> Result<Supervisor, Error> {
+        let supervisor = match self.sandbox(&container.sandbox) {
+            Some(sandbox) => sandbox.supervisor().await,
+            None => None,
+        };
+        supervisor.ok_or_else(|| {
             let text = format!(
                 "sandbox {} of container {} is not ready",
                 container.sandbox, container.id

@@ -98,7 +98,6 @@ impl Node {
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
         let (first, mut child) = spawned.map_err(Error::at(at("start the supervisor")))?;
-        failpoint::hit("run:supervisor-spawned")?;
         timeline.note("start supervisor", start);
 
         let pod = self.make_pod(sandbox, &first).await;
@@ -136,6 +135,7 @@ impl Node {
         sandbox: &Sandbox,
         supervisor: &Supervisor,
     ) -> Result<Option<Attachment>, Error> {
+        failpoint::hit("run:supervisor-spawned")?;
         let at = |doing: &str| format!("{doing} of sandbox {}", sandbox.id);
         let start = Instant::now();
         let flags = plan::sandbox_namespaces(&sandbox.config);
@@ -166,10 +166,11 @@ impl Node {
     fn prepare_setup(&self, sandbox: &Sandbox) -> Result<(Compiled, Setup, Descriptors), Error> {
         let id = &sandbox.id;
         let at = |doing: &str| format!("{doing} of sandbox {id}");
-        let join = self
-            .cgroups
+        self.cgroups
             .create_for_supervisor(&sandbox.cgroup)
             .map_err(Error::at(at("make the cgroup")))?;
+        let join = self.cgroups.join_as_supervisor(&sandbox.cgroup);
+        let join = join.map_err(Error::at(at("open the cgroup")))?;
         let compiled = plan::compile_sandbox(&sandbox.config, &self.host)
             .map_err(Error::at(at("compile the plan")))?;
         let exits = self
@@ -182,6 +183,7 @@ impl Node {
             plan: descriptors.plan,
             exits: descriptors.add(exits),
             shared_pid_namespace: sandbox.config.pid == PidScope::Pod,
+            succession: None,
         };
         Ok((compiled, setup, descriptors))
     }
@@ -195,7 +197,7 @@ impl Node {
     ) -> Result<(), Error> {
         let id = &sandbox.id;
         let start = Instant::now();
-        let (reply, _pidfd) = supervisor
+        let (reply, _) = supervisor
             .request(RequestBody::Setup(setup), &descriptors.borrow())
             .await
             .map_err(Error::at(format!("set up the supervisor of sandbox {id}")))?;
@@ -253,28 +255,9 @@ impl Node {
         Ok(Some(attachment))
     }
 
-    fn open_exits(&self, id: &SandboxId) -> std::io::Result<OwnedFd> {
+    pub(super) fn open_exits(&self, id: &SandboxId) -> std::io::Result<OwnedFd> {
         let mut options = std::fs::OpenOptions::new();
         options.create(true).append(true);
         Ok(options.open(self.paths.exits(id))?.into())
-    }
-
-    /// Notes when a ready sandbox loses its supervisor.
-    pub(crate) fn watch_supervisor(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-        supervisor: Supervisor,
-    ) {
-        let sandbox = Arc::clone(sandbox);
-        tokio::spawn(async move {
-            supervisor.gone().await;
-            // Ours if this daemon started it; otherwise there is nothing to reap.
-            crate::node::reap(&supervisor);
-            let mut state = sandbox.lock();
-            if let State::Ready(live) = &*state {
-                tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "supervisor died: sandbox is not ready");
-                *state = State::stopping(live);
-            }
-        });
     }
 }

@@ -32,13 +32,9 @@ impl Node {
     }
 
     async fn stop_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
-        {
-            let mut state = sandbox.lock();
-            match &*state {
-                State::Ready(live) => *state = State::stopping(live),
-                State::Stopping { .. } => {}
-                State::Making | State::Stopped { .. } | State::Removing => return Ok(()),
-            }
+        sandbox.end_ready();
+        if !matches!(*sandbox.lock(), State::Stopping { .. }) {
+            return Ok(());
         }
         let containers = self.containers_of(&sandbox.id);
         let stops = containers

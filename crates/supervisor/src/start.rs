@@ -99,6 +99,7 @@ impl Supervisor {
         let process = Process {
             id: start.id,
             init: start.init,
+            adopted: false,
             pid,
             pidfd: Some(pidfd),
             exited_pidfd: None,
