@@ -10,7 +10,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use super::start::has_own_pids;
 use super::{Container, Exited, Running};
 use crate::error::Error;
-use crate::node::Node;
+use crate::node::{EventKind, Node};
 use crate::supervisor::{Exit, ExitWait, Lost, Supervisor};
 
 /// How long a killed process may take to die before its exit is reported without a code.
@@ -44,6 +44,7 @@ impl Node {
         let oom_killed = self.release_cgroup(container).await;
         let exit_code = exit_code(exit.wait_status);
         if exit.dropped_lines > 0 {
+            crate::metrics::lines_dropped(exit.dropped_lines);
             let (id, lines) = (container.id, exit.dropped_lines);
             tracing::warn!(container.id = %id, lines, "log lines dropped, as its log could not be written");
         }
@@ -118,6 +119,7 @@ impl Node {
         if let Err(error) = self.write_container(container) {
             tracing::warn!(container.id = %container.id, %error, "exit is not on disk yet");
         }
+        self.announce_container(EventKind::Stopped, container);
     }
 
     /// Kills what is left in the container's cgroup and removes it. Returns whether the kernel had killed

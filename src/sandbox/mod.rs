@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::SandboxId;
 use crate::network::Attachment;
 use crate::spec::config::{SandboxConfig, Scope};
+use crate::stats::Rate;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -41,6 +42,8 @@ pub struct Sandbox {
     pub netns: Option<PathBuf>,
     /// Whoever changes this sandbox has its turn.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// How fast its CPU time grows.
+    pub(crate) rate: Rate,
     state: Mutex<State>,
 }
 
@@ -58,16 +61,6 @@ pub enum State {
         attachment: Option<Attachment>,
     },
     Removing,
-}
-
-impl State {
-    /// What a ready sandbox becomes when it stops or loses its supervisor.
-    pub(crate) fn stopping(live: &Live) -> Self {
-        Self::Stopping {
-            supervisor: Some(live.supervisor.clone()),
-            attachment: live.attachment.clone(),
-        }
-    }
 }
 
 /// What a ready sandbox has.
@@ -117,6 +110,7 @@ impl Sandbox {
             cgroup: record.cgroup.clone(),
             timeline: Timeline::default(),
             turn: tokio::sync::Mutex::default(),
+            rate: Rate::default(),
             state: Mutex::new(state),
         }
     }
@@ -133,6 +127,19 @@ impl Sandbox {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A ready sandbox becomes one that stops. Says whether it was ready: this happens once.
+    pub(crate) fn leave_ready(&self) -> bool {
+        let mut state = self.lock();
+        let State::Ready(live) = &*state else {
+            return false;
+        };
+        *state = State::Stopping {
+            supervisor: Some(live.supervisor.clone()),
+            attachment: live.attachment.clone(),
+        };
+        true
     }
 
     /// What the sandbox has, if it is ready and its supervisor lives.

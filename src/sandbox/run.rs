@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::Node;
+use crate::node::{EventKind, Node};
 use crate::spec::config::{PidScope, SandboxConfig};
 use crate::spec::plan;
 use crate::supervisor::Supervisor;
@@ -74,6 +74,8 @@ impl Node {
         match self.construct(&sandbox).await {
             Ok(live) => {
                 sandbox.set_state(State::Ready(live.clone()));
+                self.announce_sandbox(EventKind::Created, &sandbox);
+                self.announce_sandbox(EventKind::Started, &sandbox);
                 self.watch_supervisor(&sandbox, live.supervisor);
                 Ok(id)
             }
@@ -223,15 +225,14 @@ impl Node {
         sandbox: &Arc<Sandbox>,
         supervisor: Supervisor,
     ) {
-        let sandbox = Arc::clone(sandbox);
+        let (node, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         tokio::spawn(async move {
             supervisor.gone().await;
             // Ours if this daemon started it; otherwise there is nothing to reap.
             crate::node::reap(&supervisor);
-            let mut state = sandbox.lock();
-            if let State::Ready(live) = &*state {
+            if sandbox.leave_ready() {
                 tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "supervisor died: sandbox is not ready");
-                *state = State::stopping(live);
+                node.announce_sandbox(EventKind::Stopped, &sandbox);
             }
         });
     }
