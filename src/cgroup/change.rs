@@ -81,7 +81,11 @@ fn make_room(path: &str, limit: &Limit, dir: &Dir) -> Result<(), Error> {
     let Ok(max) = limit.value.parse::<u64>() else {
         return Ok(());
     };
-    let excess = |used: Option<u64>| used.unwrap_or(0).checked_sub(max).filter(|excess| *excess > 0);
+    let excess = |used: Option<u64>| {
+        used.unwrap_or(0)
+            .checked_sub(max)
+            .filter(|excess| *excess > 0)
+    };
     let Some(excess_now) = excess(used(dir)) else {
         return Ok(());
     };

@@ -101,7 +101,10 @@ pub(super) fn v2(resources: &Resources) -> Result<Vec<Limit>, Error> {
         (quota, None) => quota,
     };
     push("cpu.max", bandwidth);
-    push("memory.max", resources.memory_limit.map(|max| max.to_string()));
+    push(
+        "memory.max",
+        resources.memory_limit.map(|max| max.to_string()),
+    );
     push("memory.swap.max", swap(resources).map(text));
     push("pids.max", resources.pids_limit.map(text));
     // Without accounting of swap nothing can be allowed or forbidden.
@@ -301,7 +304,10 @@ mod tests {
         assert!(limits[1].optional);
         assert_eq!(
             text(&v1(&resources).unwrap()),
-            ["memory.limit_in_bytes=100", "memory.memsw.limit_in_bytes=100"]
+            [
+                "memory.limit_in_bytes=100",
+                "memory.memsw.limit_in_bytes=100"
+            ]
         );
         resources.unified = [("memory.swap.max".to_owned(), "7".to_owned())].into();
         assert_eq!(
@@ -331,7 +337,11 @@ mod tests {
         );
         assert_eq!(
             text(&v1(&resources).unwrap()),
-            ["cpu.cfs_period_us=50000", "cpu.cfs_quota_us=-1", "pids.max=max"]
+            [
+                "cpu.cfs_period_us=50000",
+                "cpu.cfs_quota_us=-1",
+                "pids.max=max"
+            ]
         );
     }
 

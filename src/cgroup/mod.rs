@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use devices::{Access, DeviceKind, DevicePolicy, DeviceRule};
-pub use usage::{CpuUsage, FileReader, MemoryUsage, Pressure, Stall, SwapUsage, Usage};
+pub use usage::{CpuUsage, FileReader, MemoryUsage, Pressure, Stall, SwapUsage, Usage, Wanted};
 
 use crate::spec::config::Resources;
 use limits::Limit;
@@ -315,10 +315,10 @@ impl Cgroup {
     ///
     /// # Errors
     /// As `read(2)`.
-    pub fn usage(&self, files: &mut FileReader) -> io::Result<Usage> {
+    pub fn usage(&self, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
         match &*self.hierarchies.0 {
-            Hierarchies::V1(mounted) => mounted.usage(&self.path, files),
-            Hierarchies::V2(mounted) => mounted.usage(&self.path, files),
+            Hierarchies::V1(mounted) => mounted.usage(&self.path, wanted, files),
+            Hierarchies::V2(mounted) => mounted.usage(&self.path, wanted, files),
         }
     }
 

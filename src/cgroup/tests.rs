@@ -11,6 +11,11 @@ use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags, openat};
 
+const ALL: Wanted = Wanted {
+    limits: true,
+    pids: true,
+};
+
 /// A parent cgroup that is removed with all in it.
 struct Parent {
     cgroups: Cgroups,
@@ -277,10 +282,13 @@ fn memory_in_use_is_not_taken_away() {
         "(head -c 40000000 /dev/zero; sleep 100) | tail -n 1",
     );
     let mut files = FileReader::default();
-    let mut rss = || cgroup.usage(&mut files).unwrap().memory.unwrap().rss;
+    let mut rss = || cgroup.usage(ALL, &mut files).unwrap().memory.unwrap().rss;
     eventually(|| rss() > 40_000_000);
     let error = cgroup.update(&megabytes(16)).unwrap_err();
-    assert!(matches!(error, Error::InUse { used, .. } if used > 40_000_000), "{error}");
+    assert!(
+        matches!(error, Error::InUse { used, .. } if used > 40_000_000),
+        "{error}"
+    );
     assert_eq!(cgroup.oom_kills().unwrap(), 0);
     // Some of it is free, and file pages would be.
     cgroup.update(&megabytes(64)).unwrap();
@@ -302,10 +310,10 @@ fn usage_is_that_of_the_processes() {
         "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exec sleep 100",
     );
     eventually(|| {
-        let usage = cgroup.usage(&mut FileReader::default()).unwrap();
+        let usage = cgroup.usage(ALL, &mut FileReader::default()).unwrap();
         usage.cpu.unwrap().total > 5_000_000
     });
-    let usage = cgroup.usage(&mut files).unwrap();
+    let usage = cgroup.usage(ALL, &mut files).unwrap();
     assert_eq!(usage.pids, Some(1));
     let memory = usage.memory.unwrap();
     assert_eq!(memory.limit, Some(64 << 20));
@@ -316,7 +324,7 @@ fn usage_is_that_of_the_processes() {
     cgroup.kill().unwrap();
     child.wait().unwrap();
     cgroup.remove().unwrap();
-    assert_eq!(cgroup.usage(&mut files).unwrap(), Usage::default());
+    assert_eq!(cgroup.usage(ALL, &mut files).unwrap(), Usage::default());
 }
 
 #[test]

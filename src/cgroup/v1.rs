@@ -13,7 +13,7 @@ use super::detect;
 use super::devices::{DevicePolicy, DeviceRule, lines};
 use super::dir::Dir;
 use super::limits::Limit;
-use super::usage::{self, FileReader, Usage};
+use super::usage::{self, FileReader, Usage, Wanted};
 use super::{Error, PATIENCE, keyed};
 
 /// The controllers that every container gets a cgroup of: those that are limited or asked, now or
@@ -279,14 +279,14 @@ impl Mounted {
         }
     }
 
-    pub fn usage(&self, path: &str, files: &mut FileReader) -> io::Result<Usage> {
+    pub fn usage(&self, path: &str, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
         let root = |controller| self.with(controller).map(|hierarchy| &hierarchy.root);
         let roots = usage::v1::Roots {
             cpuacct: root("cpuacct"),
             memory: root("memory"),
             pids: root("pids"),
         };
-        usage::v1::read(roots, path, files)
+        usage::v1::read(roots, path, wanted, files)
     }
 
     pub fn remove(&self, path: &str, end: Instant) -> io::Result<()> {

@@ -13,7 +13,7 @@ use super::change;
 use super::devices::{DevicePolicy, program};
 use super::dir::{Dir, is_gone};
 use super::limits::Limit;
-use super::usage::{self, FileReader, Usage};
+use super::usage::{self, FileReader, Usage, Wanted};
 use super::{Error, PATIENCE, keyed};
 use crate::sys::{attach_device_program, load_device_program};
 
@@ -100,7 +100,9 @@ impl Mounted {
             .child(path)
             .map_err(|error| failed(path, "open", error))?;
         let places: Vec<_> = limits.iter().map(|limit| (limit, &dir)).collect();
-        change::apply(path, &places, |limit| missing_file(&dir, path, limit, &refused))
+        change::apply(path, &places, |limit| {
+            missing_file(&dir, path, limit, &refused)
+        })
     }
 
     /// The controllers of these limits that there are.
@@ -179,9 +181,9 @@ impl Mounted {
         }
     }
 
-    pub fn usage(&self, path: &str, files: &mut FileReader) -> io::Result<Usage> {
+    pub fn usage(&self, path: &str, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
         match self.root.child(path) {
-            Ok(dir) => usage::v2::read(&dir, files),
+            Ok(dir) => usage::v2::read(&dir, wanted, files),
             Err(Errno::NOENT) => Ok(Usage::default()),
             Err(error) => Err(error.into()),
         }

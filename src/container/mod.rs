@@ -224,6 +224,12 @@ impl Container {
         limits.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The limits of memory and of swap, in bytes.
+    pub(crate) fn memory_limits(&self) -> (Option<u64>, Option<u64>) {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.resources.memory_and_swap()
+    }
+
     pub(crate) fn set_limits(&self, limits: Limits) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }

@@ -92,7 +92,10 @@ impl Node {
         match set.await.map_err(Error::at("set limits"))? {
             Err(error) if cgroup::Error::is_gone(&error) => Err(not_running(container)),
             result => result.map_err(|error| {
-                of_cgroup(format!("update the limits of container {}", container.id), error)
+                of_cgroup(
+                    format!("update the limits of container {}", container.id),
+                    error,
+                )
             }),
         }
     }

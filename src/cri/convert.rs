@@ -8,8 +8,8 @@ use prost::Message;
 use super::domain::{
     ContainerDetail, ContainerState, ContainerView, ImageView, SandboxDetail, SandboxView,
 };
-use super::{signal, update};
 use super::validate::{ContainerQuery, SandboxQuery};
+use super::{signal, update};
 use crate::spec::config::{PidScope, SandboxConfig, Scope};
 
 /// Whether each of the wanted labels is there with just that value.

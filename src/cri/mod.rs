@@ -12,13 +12,13 @@
 mod containers;
 mod convert;
 mod domain;
+mod events;
 mod images;
 mod import;
 mod node;
 mod node_calls;
 mod platform;
 mod runtime;
-mod events;
 mod sandboxes;
 mod signal;
 mod stats;

@@ -77,11 +77,16 @@ fn merge(
 }
 
 /// The limits that were asked for last: in an update, else when the container was created.
-pub fn asked(updated: Option<&[u8]>, created: &cri::ContainerConfig) -> cri::LinuxContainerResources {
+pub fn asked(
+    updated: Option<&[u8]>,
+    created: &cri::ContainerConfig,
+) -> cri::LinuxContainerResources {
     let updated = updated.and_then(|asked| cri::LinuxContainerResources::decode(asked).ok());
     updated.unwrap_or_else(|| {
         let linux = created.linux.as_ref();
-        linux.and_then(|linux| linux.resources.clone()).unwrap_or_default()
+        linux
+            .and_then(|linux| linux.resources.clone())
+            .unwrap_or_default()
     })
 }
 

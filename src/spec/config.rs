@@ -179,6 +179,24 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+impl Resources {
+    /// The limits of memory and of swap, in bytes; `None` is no limit. CRI limits both together, cgroup v2
+    /// swap alone.
+    #[must_use]
+    pub fn memory_and_swap(&self) -> (Option<u64>, Option<u64>) {
+        let swap = match (self.memory_limit, self.memory_swap_limit) {
+            // A file that is named is written last.
+            _ if self.unified.contains_key("memory.swap.max") => {
+                self.unified["memory.swap.max"].trim().parse().ok()
+            }
+            (Some(memory), Some(Ceiling::At(both))) => Some(both.saturating_sub(memory)),
+            (_, Some(Ceiling::Unlimited)) => None,
+            (memory, _) => memory.map(|_| 0),
+        };
+        (self.memory_limit, swap)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Security {
     pub privileged: bool,

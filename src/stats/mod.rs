@@ -21,8 +21,10 @@ pub use disk::{DiskTotal, DiskUsage};
 pub use network::{Interface, NetworkUsage};
 pub(crate) use rate::Rate;
 
-use crate::cgroup::{FileReader, Usage};
-use crate::container::{Container, Status};
+use tokio::task::JoinError;
+
+use crate::cgroup::{FileReader, Usage, Wanted};
+use crate::container::Container;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::node::Node;
@@ -85,12 +87,13 @@ impl Node {
     ) -> Result<Vec<ContainerFigures>, Error> {
         self.walker.wanted();
         let node = Arc::clone(self);
-        let read = move || {
+        let read = move |part: &[Arc<Container>]| {
             let mut files = FileReader::default();
-            let read = |container: &Arc<Container>| node.read_container(container, &mut files);
-            containers.iter().map(read).collect()
+            let read =
+                |container: &Arc<Container>| node.read_container(container, false, &mut files);
+            part.iter().map(read).collect()
         };
-        tokio::task::spawn_blocking(read)
+        in_parts(containers, read)
             .await
             .map_err(Error::at("read the figures of containers"))
     }
@@ -105,13 +108,13 @@ impl Node {
     ) -> Result<Vec<Option<SandboxFigures>>, Error> {
         self.walker.wanted();
         let node = Arc::clone(self);
-        let read = move || {
+        let pods = Pods::of(&node);
+        let read = move |part: &[Arc<Sandbox>]| {
             let mut files = FileReader::default();
-            let pods = Pods::of(&node);
             let read = |sandbox: &Arc<Sandbox>| node.read_sandbox(sandbox, &pods, &mut files);
-            sandboxes.iter().map(read).collect()
+            part.iter().map(read).collect()
         };
-        tokio::task::spawn_blocking(read)
+        in_parts(sandboxes, read)
             .await
             .map_err(Error::at("read the figures of pods"))
     }
@@ -126,15 +129,22 @@ impl Node {
             .collect()
     }
 
-    fn read_container(&self, container: &Container, files: &mut FileReader) -> ContainerFigures {
-        let figures = match container.status() {
-            Status::Running(running) => {
-                let usage = self.read_cgroup(&container.cgroup, files);
-                let started = Some(running.started_at);
-                usage.map(|usage| figures(usage, &container.remembered.rate, started))
-            }
-            _ => None,
+    fn read_container(
+        &self,
+        container: &Container,
+        pids: bool,
+        files: &mut FileReader,
+    ) -> ContainerFigures {
+        let wanted = Wanted {
+            limits: false,
+            pids,
         };
+        let figures = container.running().and_then(|running| {
+            let mut usage = self.read_cgroup(&container.cgroup, wanted, files)?;
+            fill_limits(&mut usage, container);
+            let started = Some(running.started_at);
+            Some(figures(usage, &container.remembered.rate, started))
+        });
         ContainerFigures {
             figures,
             disk: container.remembered.disk(),
@@ -148,20 +158,27 @@ impl Node {
         files: &mut FileReader,
     ) -> Option<SandboxFigures> {
         let live = sandbox.live()?;
+        let own_cgroup = pods.own_cgroup(sandbox);
         let containers = pods.containers.get(&sandbox.id);
         let containers: Vec<_> = containers
             .into_iter()
             .flatten()
             .map(|container| {
-                let figures = self.read_container(container, files);
+                let figures = self.read_container(container, own_cgroup.is_none(), files);
                 (container.id, figures)
             })
             .collect();
-        let usage = match pods.own_cgroup(sandbox) {
-            Some(parent) => self.read_cgroup(parent, files)?,
+        let wanted = Wanted {
+            limits: own_cgroup.is_some(),
+            pids: true,
+        };
+        let usage = match own_cgroup {
+            Some(parent) => self.read_cgroup(parent, wanted, files)?,
             None => {
-                let own = self.read_cgroup(&sandbox.cgroup, files)?;
-                let others = containers.iter().filter_map(|(_, all)| all.figures.as_ref());
+                let own = self.read_cgroup(&sandbox.cgroup, wanted, files)?;
+                let others = containers
+                    .iter()
+                    .filter_map(|(_, all)| all.figures.as_ref());
                 others.fold(own, |sum, figures| add(sum, &figures.usage))
             }
         };
@@ -179,14 +196,55 @@ impl Node {
     }
 
     /// `None` if the cgroup is gone, or cannot be read, which is not worth failing a whole list for.
-    fn read_cgroup(&self, path: &str, files: &mut FileReader) -> Option<Usage> {
-        match self.cgroups.open(path).usage(files) {
+    fn read_cgroup(&self, path: &str, wanted: Wanted, files: &mut FileReader) -> Option<Usage> {
+        match self.cgroups.open(path).usage(wanted, files) {
             Ok(usage) => Some(usage).filter(|usage| *usage != Usage::default()),
             Err(error) => {
                 tracing::warn!(cgroup = path, %error, "figures cannot be read");
                 None
             }
         }
+    }
+}
+
+/// Has `read` done for a list by as many threads as are worth it. The kernel's part takes some tens of
+/// microseconds for each cgroup, so that this decides how long a long list takes.
+async fn in_parts<T, R>(
+    list: Vec<Arc<T>>,
+    read: impl Fn(&[Arc<T>]) -> Vec<R> + Send + Sync + 'static,
+) -> Result<Vec<R>, JoinError>
+where
+    T: Send + Sync + 'static,
+    R: Send + 'static,
+{
+    /// A thread costs as much as some cgroups.
+    const LEAST: usize = 8;
+    const THREADS: usize = 4;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let size = list.len().div_ceil(threads.min(THREADS)).max(LEAST);
+    let read = Arc::new(read);
+    let parts: Vec<_> = list
+        .chunks(size)
+        .map(|part| {
+            let (part, read) = (part.to_vec(), Arc::clone(&read));
+            tokio::task::spawn_blocking(move || read(&part))
+        })
+        .collect();
+    let mut all = Vec::with_capacity(list.len());
+    for part in parts {
+        all.extend(part.await?);
+    }
+    Ok(all)
+}
+
+/// A container's limits are those that it was given: they need not be read.
+fn fill_limits(usage: &mut Usage, container: &Container) {
+    let (memory, swap) = container.memory_limits();
+    if let Some(usage) = &mut usage.memory {
+        usage.limit = memory;
+    }
+    if let Some(usage) = &mut usage.swap {
+        usage.limit = swap;
     }
 }
 

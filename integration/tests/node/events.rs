@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use carpel_integration::cri::Cri;
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{
     ContainerEventResponse, ContainerEventType, ContainerState, GetEventsRequest, PodSandboxState,
@@ -55,7 +56,9 @@ async fn a_pods_life_is_told() {
         assert_eq!(event.containers_statuses, []);
     }
     let before = host_nanoseconds();
-    let id = node.start_container(&pod, &sh("a", "sleep 0.1; exit 3")).await;
+    let id = node
+        .start_container(&pod, &sh("a", "sleep 0.1; exit 3"))
+        .await;
     let states = [
         (Created, ContainerState::ContainerCreated),
         (Started, ContainerState::ContainerRunning),
@@ -64,7 +67,10 @@ async fn a_pods_life_is_told() {
     let mut last = before;
     for (kind, state) in states {
         let event = next(&mut events).await;
-        assert_eq!((event.container_event_type(), &event.container_id), (kind, &id));
+        assert_eq!(
+            (event.container_event_type(), &event.container_id),
+            (kind, &id)
+        );
         assert!(event.created_at >= last && event.created_at <= host_nanoseconds());
         last = event.created_at;
         let [status] = &event.containers_statuses[..] else {
@@ -79,7 +85,10 @@ async fn a_pods_life_is_told() {
     }
     node.try_remove(&id).await.unwrap();
     let event = next(&mut events).await;
-    assert_eq!((event.container_event_type(), &event.container_id), (Deleted, &id));
+    assert_eq!(
+        (event.container_event_type(), &event.container_id),
+        (Deleted, &id)
+    );
     assert_eq!(event.containers_statuses, []);
     node.try_stop_pod(&pod.id).await.unwrap();
     node.try_stop_pod(&pod.id).await.unwrap();
@@ -87,13 +96,18 @@ async fn a_pods_life_is_told() {
     node.try_remove_pod(&pod.id).await.unwrap();
     for kind in [Stopped, Deleted] {
         let event = next(&mut events).await;
-        assert_eq!((event.container_event_type(), &event.container_id), (kind, &pod.id));
+        assert_eq!(
+            (event.container_event_type(), &event.container_id),
+            (kind, &pod.id)
+        );
         let status = event.pod_sandbox_status.expect("the last status");
         assert_eq!(status.state(), PodSandboxState::SandboxNotready);
     }
     no_more(&mut events).await;
     // Each reader has them all.
-    for kind in [Created, Started, Created, Started, Stopped, Deleted, Stopped, Deleted] {
+    for kind in [
+        Created, Started, Created, Started, Stopped, Deleted, Stopped, Deleted,
+    ] {
         assert_eq!(next(&mut other).await.container_event_type(), kind);
     }
     no_more(&mut other).await;
@@ -115,7 +129,10 @@ async fn a_failed_start_and_a_lost_supervisor_are_told() {
     node.try_start(&id).await.expect_err("no program");
     assert_eq!(next(&mut events).await.container_event_type(), Created);
     let event = next(&mut events).await;
-    assert_eq!((event.container_event_type(), event.container_id), (Stopped, id));
+    assert_eq!(
+        (event.container_event_type(), event.container_id),
+        (Stopped, id)
+    );
     assert_eq!(event.containers_statuses[0].reason, "StartError");
     let supervisor = node.try_pod_status(&pod.id).await.unwrap().info["info"].clone();
     let supervisor: serde_json::Value = serde_json::from_str(&supervisor).unwrap();
@@ -139,7 +156,9 @@ async fn of_many_at_once_none_is_lost_or_doubled() {
     let lives = (0..20).map(|n| {
         let (node, pod) = (&node, &pod);
         async move {
-            let id = node.start_container(pod, &sh(&format!("c{n}"), "exit 0")).await;
+            let id = node
+                .start_container(pod, &sh(&format!("c{n}"), "exit 0"))
+                .await;
             node.wait_exit(&id).await;
             node.try_remove(&id).await.unwrap();
             id
@@ -163,7 +182,13 @@ async fn of_many_at_once_none_is_lost_or_doubled() {
 async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let mut asleep = listen(&node).await;
+    // On a connection of its own: what it does not read would hold up all else on it.
+    let connection = Cri::new(&node.socket());
+    let asleep = connection
+        .runtime()
+        .get_container_events(GetEventsRequest {})
+        .await;
+    let mut asleep = asleep.expect("GetContainerEvents").into_inner();
     let mut awake = listen(&node).await;
     let reader = tokio::spawn(async move {
         let mut count = 0;
@@ -207,5 +232,9 @@ async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
     assert_eq!(next(&mut again).await.container_event_type(), Stopped);
     drop(again);
     node.finish().await;
-    assert_eq!(reader.await.unwrap(), ROUNDS * TOGETHER * 2 + 2, "the other reader has all");
+    assert_eq!(
+        reader.await.unwrap(),
+        ROUNDS * TOGETHER * 2 + 2,
+        "the other reader has all"
+    );
 }

@@ -40,9 +40,18 @@ async fn what_the_daemon_does_is_counted() {
         ("carpel_containers{state=\"created\"}", 1.0),
         ("carpel_containers{state=\"running\"}", 1.0),
         ("carpel_containers{state=\"exited\"}", 1.0),
-        ("carpel_rpc_duration_seconds_count{method=\"RunPodSandbox\",code=\"OK\"}", 1.0),
-        ("carpel_rpc_duration_seconds_count{method=\"CreateContainer\",code=\"OK\"}", 3.0),
-        ("carpel_rpc_duration_seconds_count{method=\"ContainerStatus\",code=\"NotFound\"}", 1.0),
+        (
+            "carpel_rpc_duration_seconds_count{method=\"RunPodSandbox\",code=\"OK\"}",
+            1.0,
+        ),
+        (
+            "carpel_rpc_duration_seconds_count{method=\"CreateContainer\",code=\"OK\"}",
+            3.0,
+        ),
+        (
+            "carpel_rpc_duration_seconds_count{method=\"ContainerStatus\",code=\"NotFound\"}",
+            1.0,
+        ),
         (
             "carpel_cni_duration_seconds_count{plugin=\"bridge\",verb=\"ADD\",outcome=\"success\"}",
             1.0,
@@ -101,5 +110,8 @@ fn an_address_that_is_none_stops_the_daemon_at_once() {
     check.args(["config", "check", "--config"]).arg(&file);
     let output = check.output().expect("carpel");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && text.contains("config.toml:2: "), "{text}");
+    assert!(
+        !output.status.success() && text.contains("config.toml:2: "),
+        "{text}"
+    );
 }

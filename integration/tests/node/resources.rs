@@ -38,7 +38,11 @@ fn swap_file(node: &TestNode, id: &str) -> Option<String> {
 
 /// What stands in the swap file when `both` are allowed together.
 fn swap(memory: i64, both: i64) -> Option<String> {
-    let megabytes = if host::is_unified() { both - memory } else { both };
+    let megabytes = if host::is_unified() {
+        both - memory
+    } else {
+        both
+    };
     Some((megabytes << 20).to_string())
 }
 
@@ -210,7 +214,9 @@ async fn limits_change_in_place_and_are_remembered() {
     }
     assert_eq!(node.container_pid(&id), pid, "the same process");
     // What is not said stays, and what was said by others is not undone.
-    node.try_update(&id, &memory(64)).await.expect_err("beyond memory and swap");
+    node.try_update(&id, &memory(64))
+        .await
+        .expect_err("beyond memory and swap");
     node.try_update(&id, &memory(40)).await.unwrap();
     assert_eq!(swap_file(&node, &id), swap(40, 48));
     node.finish().await;
@@ -291,7 +297,11 @@ async fn a_change_that_fails_changes_nothing() {
         ),
     ];
     for (limits, part) in wrong {
-        refused(node.try_update(&id, &limits).await, Code::InvalidArgument, part);
+        refused(
+            node.try_update(&id, &limits).await,
+            Code::InvalidArgument,
+            part,
+        );
         assert_eq!((files(), node.limits(&id).await), before, "{part}");
     }
     node.try_stop(&id, 0).await.unwrap();
@@ -307,7 +317,8 @@ async fn memory_in_use_is_not_taken_away() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     // tail keeps what has no line end.
-    let script = "(head -c 40000000 /dev/zero; echo; echo up >&2; sleep 1000) | tail -n 1 >/dev/null";
+    let script =
+        "(head -c 40000000 /dev/zero; echo; echo up >&2; sleep 1000) | tail -n 1 >/dev/null";
     let mut config = sh("a", script);
     *config.resources() = memory(128);
     let id = node.start_container(&pod, &config).await;

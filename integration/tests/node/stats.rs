@@ -8,7 +8,7 @@ use carpel_integration::v1::{
     ImageFsInfoRequest, LinuxPodSandboxStats, ListContainerStatsRequest,
     ListPodSandboxStatsRequest, NamespaceMode, PodSandboxStatsRequest, UInt64Value,
 };
-use carpel_integration::{ContainerConfigExt, PodConfigExt, Pod, TestNode, host, sh};
+use carpel_integration::{ContainerConfigExt, Pod, PodConfigExt, TestNode, host, sh};
 use tonic::Code;
 
 use crate::refused;
@@ -80,8 +80,14 @@ async fn a_containers_figures_are_those_of_its_processes() {
     let rate = number(&new.usage_nano_cores);
     assert!((50_000_000..1_500_000_000).contains(&rate), "{rate}");
     let memory = second.memory.unwrap();
-    let (usage, working_set) = (number(&memory.usage_bytes), number(&memory.working_set_bytes));
-    assert!(usage > 0 && usage <= 128 << 20 && working_set <= usage, "{memory:?}");
+    let (usage, working_set) = (
+        number(&memory.usage_bytes),
+        number(&memory.working_set_bytes),
+    );
+    assert!(
+        usage > 0 && usage <= 128 << 20 && working_set <= usage,
+        "{memory:?}"
+    );
     assert_eq!(number(&memory.available_bytes), (128 << 20) - working_set);
     number(&memory.rss_bytes);
     number(&memory.page_faults);
@@ -109,8 +115,11 @@ async fn the_writable_layer_is_measured_in_the_background() {
     };
     let fresh = layer().await;
     assert!(fresh.timestamp > 0 && number(&fresh.used_bytes) < 1 << 20);
-    node.exec(&id, "head -c 5000000 /dev/zero >/big; mkdir /d; touch /d/1 /d/2")
-        .await;
+    node.exec(
+        &id,
+        "head -c 5000000 /dev/zero >/big; mkdir /d; touch /d/1 /d/2",
+    )
+    .await;
     let enough = |layer: &FilesystemUsage| number(&layer.used_bytes) >= 5_000_000;
     let grown = eventually("the layer grows", async || {
         Some(layer().await).filter(enough)
@@ -169,8 +178,7 @@ async fn a_pods_figures_are_those_of_all_in_it() {
     let a = node.start_container(&pod, &sleeper("a")).await;
     node.start_container(&pod, &sleeper("b")).await;
     let before = pod_stats(&node, &pod).await;
-    let ip = node.pod_ip(&pod).await;
-    node.net.command(&["ping", "-c", "3", "-i", "0.1", "-s", "1000", &ip.to_string()]);
+    node.exec(&a, "ping -c 3 -s 1000 10.118.0.1").await;
     tokio::time::sleep(Duration::from_millis(600)).await;
     let after = pod_stats(&node, &pod).await;
     let main = |stats: &LinuxPodSandboxStats| {
@@ -180,7 +188,10 @@ async fn a_pods_figures_are_those_of_all_in_it() {
     };
     let (old, new) = (main(&before), main(&after));
     assert_eq!(new.name, "eth0");
-    assert!(number(&new.rx_bytes) >= number(&old.rx_bytes) + 3000, "{old:?} {new:?}");
+    assert!(
+        number(&new.rx_bytes) >= number(&old.rx_bytes) + 3000,
+        "{old:?} {new:?}"
+    );
     assert!(number(&new.tx_bytes) >= number(&old.tx_bytes) + 3000);
     assert_eq!((number(&new.rx_errors), number(&new.tx_errors)), (0, 0));
     // The supervisor, and two shells with a sleep each.
@@ -221,7 +232,8 @@ async fn a_pods_own_cgroup_remembers_what_is_gone() {
     node.remove_pods().await;
     for dir in host::cgroup_dirs(node.cgroup_parent()) {
         let tree = host::tree(&dir);
-        tree.iter().for_each(|dir| std::fs::remove_dir(dir).unwrap());
+        tree.iter()
+            .for_each(|dir| std::fs::remove_dir(dir).unwrap());
     }
     node.finish().await;
 }

@@ -74,6 +74,14 @@ pub struct Stall {
     pub total: u64,
 }
 
+/// Which figures are wanted beside the usage of CPU, memory and swap: each costs some files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The limits of memory and swap, where the caller has not set them itself.
+    pub limits: bool,
+    pub pids: bool,
+}
+
 /// The longest file that is read: memory.stat has some 2 kB. What is longer is cut.
 const MAX_FILE: usize = 16 << 10;
 
@@ -108,5 +116,13 @@ impl FileReader {
 
     fn number(&mut self, dir: &Dir, path: &str) -> io::Result<Option<u64>> {
         Ok(self.read(dir, path)?.and_then(parse::number))
+    }
+
+    fn number_if(&mut self, wanted: bool, dir: &Dir, path: &str) -> io::Result<Option<u64>> {
+        if wanted {
+            self.number(dir, path)
+        } else {
+            Ok(None)
+        }
     }
 }

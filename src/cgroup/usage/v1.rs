@@ -3,7 +3,7 @@
 use std::io;
 
 use super::super::dir::Dir;
-use super::{CpuUsage, FileReader, MemoryUsage, SwapUsage, Usage, parse};
+use super::{CpuUsage, FileReader, MemoryUsage, SwapUsage, Usage, Wanted, parse};
 
 /// The roots of the hierarchies with these controllers, as far as they are mounted.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +17,12 @@ pub struct Roots<'a> {
 ///
 /// # Errors
 /// As `read(2)`.
-pub fn read(roots: Roots<'_>, path: &str, files: &mut FileReader) -> io::Result<Usage> {
+pub fn read(
+    roots: Roots<'_>,
+    path: &str,
+    wanted: Wanted,
+    files: &mut FileReader,
+) -> io::Result<Usage> {
     let path = path.trim_start_matches('/');
     let mut usage = Usage::default();
     if let Some(root) = roots.cpuacct {
@@ -30,9 +35,9 @@ pub fn read(roots: Roots<'_>, path: &str, files: &mut FileReader) -> io::Result<
     if let Some(root) = roots.memory
         && let Ok(dir) = root.child(path)
     {
-        (usage.memory, usage.swap) = memory(&dir, files)?;
+        (usage.memory, usage.swap) = memory(&dir, wanted, files)?;
     }
-    if let Some(root) = roots.pids {
+    if let Some(root) = roots.pids.filter(|_| wanted.pids) {
         usage.pids = files.number(root, &format!("{path}/pids.current"))?;
     }
     Ok(usage)
@@ -41,12 +46,13 @@ pub fn read(roots: Roots<'_>, path: &str, files: &mut FileReader) -> io::Result<
 /// The "total_" figures are those of the cgroup with all below it, as the usage is.
 fn memory(
     dir: &Dir,
+    wanted: Wanted,
     files: &mut FileReader,
 ) -> io::Result<(Option<MemoryUsage>, Option<SwapUsage>)> {
     let Some(usage) = files.number(dir, "memory.usage_in_bytes")? else {
         return Ok((None, None));
     };
-    let limit = files.number(dir, "memory.limit_in_bytes")?;
+    let limit = files.number_if(wanted.limits, dir, "memory.limit_in_bytes")?;
     let keys = [
         "total_rss",
         "total_inactive_file",
@@ -69,7 +75,7 @@ fn memory(
     let swap = match swapped {
         None => None,
         Some(usage) => {
-            let both = files.number(dir, "memory.memsw.limit_in_bytes")?;
+            let both = files.number_if(wanted.limits, dir, "memory.memsw.limit_in_bytes")?;
             let limit = both.map(|both| both.saturating_sub(limit.unwrap_or(0)));
             Some(SwapUsage { usage, limit })
         }
@@ -82,6 +88,11 @@ mod tests {
     use super::*;
     use std::path::Path;
 
+    const ALL: Wanted = Wanted {
+        limits: true,
+        pids: true,
+    };
+
     #[test]
     fn the_files_of_a_container_are_understood() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cgroup/usage/fixtures/v1");
@@ -91,7 +102,7 @@ mod tests {
             memory: Some(&root),
             pids: Some(&root),
         };
-        let usage = read(roots, "/pod/a", &mut FileReader::default()).unwrap();
+        let usage = read(roots, "/pod/a", ALL, &mut FileReader::default()).unwrap();
         assert_eq!(usage.cpu.unwrap().total, 48_123_456_789);
         let memory = usage.memory.unwrap();
         assert_eq!(memory.usage, 104_857_600);
@@ -107,7 +118,7 @@ mod tests {
             })
         );
         assert_eq!(usage.pids, Some(7));
-        let gone = read(roots, "/pod/b", &mut FileReader::default()).unwrap();
+        let gone = read(roots, "/pod/b", ALL, &mut FileReader::default()).unwrap();
         assert_eq!(gone, Usage::default());
     }
 }

@@ -3,13 +3,13 @@
 use std::io;
 
 use super::super::dir::Dir;
-use super::{CpuUsage, FileReader, MemoryUsage, Pressure, SwapUsage, Usage, parse};
+use super::{CpuUsage, FileReader, MemoryUsage, Pressure, SwapUsage, Usage, Wanted, parse};
 
 /// Reads what the cgroup with this directory uses.
 ///
 /// # Errors
 /// As `read(2)`.
-pub fn read(dir: &Dir, files: &mut FileReader) -> io::Result<Usage> {
+pub fn read(dir: &Dir, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
     let stat = files.read(dir, "cpu.stat")?;
     let total = stat.and_then(|text| parse::keyed(text, ["usage_usec"])[0]);
     let cpu = match total {
@@ -21,14 +21,14 @@ pub fn read(dir: &Dir, files: &mut FileReader) -> io::Result<Usage> {
     };
     Ok(Usage {
         cpu,
-        memory: memory(dir, files)?,
-        swap: swap(dir, files)?,
+        memory: memory(dir, wanted, files)?,
+        swap: swap(dir, wanted, files)?,
         io_pressure: pressure(dir, files, "io.pressure")?,
-        pids: files.number(dir, "pids.current")?,
+        pids: files.number_if(wanted.pids, dir, "pids.current")?,
     })
 }
 
-fn memory(dir: &Dir, files: &mut FileReader) -> io::Result<Option<MemoryUsage>> {
+fn memory(dir: &Dir, wanted: Wanted, files: &mut FileReader) -> io::Result<Option<MemoryUsage>> {
     // The machine's root has no such file, nor has a cgroup without the controller.
     let Some(usage) = files.number(dir, "memory.current")? else {
         return Ok(None);
@@ -39,7 +39,7 @@ fn memory(dir: &Dir, files: &mut FileReader) -> io::Result<Option<MemoryUsage>> 
     Ok(Some(MemoryUsage {
         usage,
         working_set: usage.saturating_sub(inactive),
-        limit: files.number(dir, "memory.max")?,
+        limit: files.number_if(wanted.limits, dir, "memory.max")?,
         rss: anon,
         faults,
         major_faults: major,
@@ -47,12 +47,12 @@ fn memory(dir: &Dir, files: &mut FileReader) -> io::Result<Option<MemoryUsage>> 
     }))
 }
 
-fn swap(dir: &Dir, files: &mut FileReader) -> io::Result<Option<SwapUsage>> {
+fn swap(dir: &Dir, wanted: Wanted, files: &mut FileReader) -> io::Result<Option<SwapUsage>> {
     Ok(match files.number(dir, "memory.swap.current")? {
         None => None,
         Some(usage) => Some(SwapUsage {
             usage,
-            limit: files.number(dir, "memory.swap.max")?,
+            limit: files.number_if(wanted.limits, dir, "memory.swap.max")?,
         }),
     })
 }
@@ -66,10 +66,15 @@ mod tests {
     use super::*;
     use std::path::Path;
 
+    const ALL: Wanted = Wanted {
+        limits: true,
+        pids: true,
+    };
+
     #[test]
     fn the_files_of_a_container_are_understood() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cgroup/usage/fixtures/v2");
-        let usage = read(&Dir::open(&path).unwrap(), &mut FileReader::default()).unwrap();
+        let usage = read(&Dir::open(&path).unwrap(), ALL, &mut FileReader::default()).unwrap();
         let cpu = usage.cpu.unwrap();
         assert_eq!(cpu.total, 48_123_456_000);
         assert_eq!(cpu.pressure.unwrap().some.total, 900);
@@ -96,7 +101,7 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let dir = Dir::open(empty.path()).unwrap();
         assert_eq!(
-            read(&dir, &mut FileReader::default()).unwrap(),
+            read(&dir, ALL, &mut FileReader::default()).unwrap(),
             Usage::default()
         );
     }

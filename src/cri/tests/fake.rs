@@ -2,8 +2,8 @@
 
 use std::io::Read;
 use std::net::IpAddr;
-use std::path::Path;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

@@ -102,7 +102,10 @@ async fn figures_are_told_with_their_times() {
     let attributes = stats.attributes.expect("whose");
     assert_eq!(attributes.labels["app"], "a");
     let cpu = stats.cpu.expect("cpu");
-    assert_eq!((cpu.timestamp, number(cpu.usage_core_nano_seconds)), (11, Some(5)));
+    assert_eq!(
+        (cpu.timestamp, number(cpu.usage_core_nano_seconds)),
+        (11, Some(5))
+    );
     assert_eq!(number(cpu.usage_nano_cores), Some(2));
     let memory = stats.memory.expect("memory");
     assert_eq!(number(memory.working_set_bytes), Some(60));
@@ -153,7 +156,11 @@ async fn limits_are_laid_over_those_before() {
     let status = response.into_inner().status.expect("a status");
     let linux = status.resources.and_then(|all| all.linux).expect("limits");
     assert_eq!(
-        (linux.memory_limit_in_bytes, linux.cpu_quota, linux.cpu_shares),
+        (
+            linux.memory_limit_in_bytes,
+            linux.cpu_quota,
+            linux.cpu_shares
+        ),
         (1 << 20, -1, 1)
     );
     let wrong = cri::LinuxContainerResources {
@@ -166,7 +173,9 @@ async fn limits_are_laid_over_those_before() {
         .expect_err("less than memory");
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(
-        refused.message().starts_with("linux.memory_swap_limit_in_bytes: 1024 "),
+        refused
+            .message()
+            .starts_with("linux.memory_swap_limit_in_bytes: 1024 "),
         "{refused}"
     );
 }

@@ -47,9 +47,9 @@ pub(super) fn resources(
     if let Some(file) = unified.keys().next()
         && !platform.unified
     {
-        return Err(unified_field.key(file).invalid(
-            "this node has cgroup v1, where the files of cgroup v2 do not exist",
-        ));
+        return Err(unified_field
+            .key(file)
+            .invalid("this node has cgroup v1, where the files of cgroup v2 do not exist"));
     }
     Ok(Resources {
         cpu_period: within(&field.member("cpu_period"), raw.cpu_period, PERIOD)?,
@@ -188,8 +188,7 @@ fn unified(field: &Field<'_>, mut files: BTreeMap<String, String>) -> Result<Uni
     text::no_more_than(field, files.len(), MAX_UNIFIED)?;
     for (file, value) in &files {
         let entry = field.key(file);
-        let allowed =
-            |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
         let controller = file.split_once('.').filter(|(controller, rest)| {
             !controller.is_empty() && !rest.is_empty() && !file.contains("..")
         });

@@ -26,8 +26,8 @@ pub use calls::{
     exec_sync, image_filter, image_name, pod_cidr, sandbox_id, sandbox_query, sandbox_stats_query,
     stop_timeout, update_container,
 };
-pub use limits::updated as updated_resources;
 pub use container::{container_config, create_container, fits_sandbox};
+pub use limits::updated as updated_resources;
 pub use sandbox::run_pod_sandbox;
 
 /// What the node's kernel has, where it decides whether a request can be honoured.
