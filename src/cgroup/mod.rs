@@ -22,10 +22,12 @@
 //! All calls block for microseconds to milliseconds, but for [`Cgroup::kill`] and [`Cgroup::remove`],
 //! which may wait for dying processes, as long as [`PATIENCE`].
 
+mod change;
 mod detect;
 mod devices;
 mod dir;
 mod limits;
+mod usage;
 mod v1;
 mod v2;
 
@@ -35,6 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use devices::{Access, DeviceKind, DevicePolicy, DeviceRule};
+pub use usage::{CpuUsage, FileReader, MemoryUsage, Pressure, Stall, SwapUsage, Usage, Wanted};
 
 use crate::spec::config::Resources;
 use limits::Limit;
@@ -75,8 +78,42 @@ pub enum Error {
     },
     #[error("cgroup setting {key:?}: {reason}")]
     Unified { key: String, reason: &'static str },
+    #[error(
+        "cgroup {cgroup}: {file} cannot become {value}: {used} bytes are in use and cannot be reclaimed"
+    )]
+    InUse {
+        cgroup: String,
+        file: String,
+        value: String,
+        used: u64,
+    },
     #[error("a limit of memory and swap together needs one of memory, of at most as much")]
     Swap,
+}
+
+impl Error {
+    /// Whether it is the limits that are wrong, and not the machine.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        match self {
+            Self::Controller { .. } | Self::Unified { .. } | Self::Swap => true,
+            // What these files say of a value that they do not take. A cpuset beyond its parent's is EACCES.
+            Self::Write { source, .. } => matches!(
+                source.raw_os_error(),
+                Some(libc::EINVAL | libc::ERANGE | libc::EACCES | libc::EDOM | libc::EOPNOTSUPP)
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether the cgroup is not there (any more).
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Write { source, .. } => dir::is_gone(source),
+            _ => false,
+        }
+    }
 }
 
 /// Which interface the controllers have.
@@ -251,10 +288,10 @@ impl Cgroup {
         }
     }
 
-    /// Changes limits. One that is `None` stays as it is.
+    /// Changes limits while the cgroup is in use. One that is `None` stays as it is.
     ///
     /// # Errors
-    /// As [`Cgroups::create`]; the limits written before the error stay.
+    /// As [`Cgroups::create`], and [`Error::InUse`]. All limits are as before then.
     pub fn update(&self, resources: &Resources) -> Result<(), Error> {
         let limits = self.limits(Some(resources))?;
         match &*self.hierarchies.0 {
@@ -297,6 +334,17 @@ impl Cgroup {
         match &*self.hierarchies.0 {
             Hierarchies::V1(mounted) => mounted.oom_kills(&self.path),
             Hierarchies::V2(mounted) => mounted.oom_kills(&self.path),
+        }
+    }
+
+    /// What the cgroup and those below it use. Of one that is gone, nothing.
+    ///
+    /// # Errors
+    /// As `read(2)`.
+    pub fn usage(&self, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
+        match &*self.hierarchies.0 {
+            Hierarchies::V1(mounted) => mounted.usage(&self.path, wanted, files),
+            Hierarchies::V2(mounted) => mounted.usage(&self.path, wanted, files),
         }
     }
 

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::change;
 use super::detect;
 use super::devices::{DevicePolicy, DeviceRule, lines};
 use super::dir::Dir;
 use super::limits::Limit;
+use super::usage::{self, FileReader, Usage, Wanted};
 use super::{Error, PATIENCE, keyed};
 
 /// The controllers that every container gets a cgroup of: those that are limited or asked, now or
@@ -110,7 +112,7 @@ impl Mounted {
         if let Some(cpuset) = self.with("cpuset") {
             cpuset.fill_cpuset(path, limits)?;
         }
-        self.update(path, limits)?;
+        self.set(path, limits)?;
         match devices {
             DevicePolicy::AllowAll => Ok(()),
             DevicePolicy::Rules(rules) => self.restrict_devices(path, rules),
@@ -146,41 +148,73 @@ impl Mounted {
         Ok(())
     }
 
+    /// Writes the limits of a new cgroup.
+    fn set(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
+        let mut again: Vec<(&Limit, &Dir)> = Vec::new();
+        let dirs = self.dirs(path, limits)?;
+        for (limit, dir) in self.places(path, limits, &dirs)? {
+            match dir.write(&limit.file, &limit.value) {
+                // Two limits of a controller may not contradict each other at any time (quota and
+                // period together against the parent's): if not in this order, then in the other.
+                Err(Errno::INVAL) => again.push((limit, dir)),
+                result => check(path, limit, result)?,
+            }
+        }
+        for (limit, dir) in again {
+            check(path, limit, dir.write(&limit.file, &limit.value))?;
+        }
+        Ok(())
+    }
+
+    /// Changes the limits of a cgroup in use; if one cannot be changed, none is.
     pub fn update(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
-        let mut dir: Option<(&str, Dir)> = None;
-        let mut again: Vec<&Limit> = Vec::new();
-        for (at, limit) in limits.iter().enumerate() {
-            if dir
-                .as_ref()
-                .is_none_or(|(controller, _)| *controller != limit.controller)
+        let dirs = self.dirs(path, limits)?;
+        let places = self.places(path, limits, &dirs)?;
+        change::apply(path, &places, |limit| Error::Controller {
+            cgroup: path.to_owned(),
+            file: limit.file.clone(),
+            controller: limit.controller.clone(),
+            reason: NO_SUCH_FILE.to_owned(),
+        })
+    }
+
+    /// The cgroup's directory for each controller that these limits are of, as far as it is mounted.
+    fn dirs(&self, path: &str, limits: &[Limit]) -> Result<Vec<(String, Dir)>, Error> {
+        let mut dirs: Vec<(String, Dir)> = Vec::new();
+        for limit in limits {
+            let known = dirs.iter().any(|(name, _)| *name == limit.controller);
+            if let Some(hierarchy) = self.with(&limit.controller)
+                && !known
             {
-                let hierarchy = self
-                    .with(&limit.controller)
-                    .ok_or_else(|| Error::Controller {
+                dirs.push((limit.controller.clone(), hierarchy.child(path)?));
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// Where each limit is written. One that may be missing, and whose controller is, has no place.
+    fn places<'a>(
+        &self,
+        path: &str,
+        limits: &'a [Limit],
+        dirs: &'a [(String, Dir)],
+    ) -> Result<Vec<(&'a Limit, &'a Dir)>, Error> {
+        let mut places = Vec::with_capacity(limits.len());
+        for limit in limits {
+            match dirs.iter().find(|(name, _)| *name == limit.controller) {
+                Some((_, dir)) => places.push((limit, dir)),
+                None if limit.optional => {}
+                None => {
+                    return Err(Error::Controller {
                         cgroup: path.to_owned(),
                         file: limit.file.clone(),
                         controller: limit.controller.clone(),
                         reason: NOT_MOUNTED.to_owned(),
-                    })?;
-                dir = Some((&limit.controller, hierarchy.child(path)?));
-            }
-            let Some((_, dir)) = &dir else { continue };
-            let more = limits
-                .get(at + 1)
-                .is_some_and(|next| next.controller == limit.controller);
-            match dir.write(&limit.file, &limit.value) {
-                // Two limits of a controller may not contradict each other at any time (memory may not
-                // exceed memory and swap together): if not in this order, then in the other.
-                Err(Errno::INVAL) if more => again.push(limit),
-                result => check(path, limit, result)?,
-            }
-            if !more {
-                for limit in again.drain(..) {
-                    check(path, limit, dir.write(&limit.file, &limit.value))?;
+                    });
                 }
             }
         }
-        Ok(())
+        Ok(places)
     }
 
     pub fn join(&self, path: &str, occupant: Occupant) -> io::Result<Vec<OwnedFd>> {
@@ -264,6 +298,16 @@ impl Mounted {
         }
     }
 
+    pub fn usage(&self, path: &str, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
+        let root = |controller| self.with(controller).map(|hierarchy| &hierarchy.root);
+        let roots = usage::v1::Roots {
+            cpuacct: root("cpuacct"),
+            memory: root("memory"),
+            pids: root("pids"),
+        };
+        usage::v1::read(roots, path, wanted, files)
+    }
+
     pub fn remove(&self, path: &str, end: Instant) -> io::Result<()> {
         let mut result = Ok(());
         for hierarchy in &self.0 {
@@ -274,6 +318,7 @@ impl Mounted {
 }
 
 const NOT_MOUNTED: &str = "this machine has not mounted it";
+const NO_SUCH_FILE: &str = "this kernel has no such file";
 
 impl Hierarchy {
     /// Makes a cgroup, anew. Says whether it was made: only below a parent that is there, if this
@@ -376,7 +421,7 @@ fn check(path: &str, limit: &Limit, result: rustix::io::Result<()>) -> Result<()
             cgroup: path.to_owned(),
             file: limit.file.clone(),
             controller: limit.controller.clone(),
-            reason: "this kernel has no such file".to_owned(),
+            reason: NO_SUCH_FILE.to_owned(),
         }),
         Err(error) => Err(Error::Write {
             cgroup: path.to_owned(),

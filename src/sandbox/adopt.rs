@@ -23,7 +23,7 @@ use crate::container::Adopted;
 use crate::container::processes::{Descriptors, Streams};
 use crate::error::Error;
 use crate::failpoint;
-use crate::node::{Node, orphans};
+use crate::node::{EventKind, Node, orphans};
 use crate::spec::config::PidScope;
 use crate::spec::plan::{self, Namespace};
 use crate::supervisor::{Reaper, Supervisor};
@@ -96,7 +96,10 @@ impl Node {
                 Ok(next) => next,
                 Err(error) => {
                     tracing::error!(sandbox.id = %id, pod, %error, "supervisor died and cannot be replaced: sandbox is not ready");
-                    return sandbox.end_ready();
+                    if sandbox.end_ready() {
+                        self.announce_sandbox(EventKind::Stopped, sandbox);
+                    }
+                    return;
                 }
             };
             let containers = adopted.len();

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::Node;
+use crate::node::{EventKind, Node};
 use crate::spec::config::{PidScope, SandboxConfig};
 use crate::spec::plan::{self, Compiled};
 use crate::supervisor::Supervisor;
@@ -73,6 +73,8 @@ impl Node {
         match self.construct(&sandbox).await {
             Ok(live) => {
                 sandbox.set_state(State::Ready(live.clone()));
+                self.announce_sandbox(EventKind::Created, &sandbox);
+                self.announce_sandbox(EventKind::Started, &sandbox);
                 self.watch_supervisor(&sandbox, live.supervisor);
                 Ok(id)
             }

@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxCpu, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids,
-    LinuxResources, LinuxSeccomp, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root,
-    Spec, User as OciUser,
+    Linux, LinuxCapabilities, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNamespace,
+    LinuxNamespaceType, LinuxPids, LinuxResources, LinuxSeccomp, PosixRlimit, PosixRlimitBuilder,
+    PosixRlimitType, Process, Root, Spec, User as OciUser,
 };
 use serde::{Deserialize, Serialize};
 
 use super::capability;
 use super::config::{
-    ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
+    Ceiling, ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
 };
 use super::devices;
 use super::env::{BinaryEnv, DEFAULT_PATH, Environment};
@@ -348,22 +348,37 @@ fn namespaces(input: &ContainerInput<'_>) -> Vec<LinuxNamespace> {
 
 fn resources(wanted: &Resources) -> LinuxResources {
     let signed = |value: Option<u64>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+    // The spec writes "unlimited" as -1.
+    let ceiling = |value: Option<Ceiling>| match value {
+        Some(Ceiling::Unlimited) => Some(-1),
+        Some(Ceiling::At(value)) => signed(Some(value)),
+        None => None,
+    };
     let mut cpu = LinuxCpu::default();
     cpu.set_shares(wanted.cpu_shares)
-        .set_quota(signed(wanted.cpu_quota))
+        .set_quota(ceiling(wanted.cpu_quota))
         .set_period(wanted.cpu_period)
         .set_cpus(wanted.cpuset_cpus.clone())
         .set_mems(wanted.cpuset_mems.clone());
     let mut memory = LinuxMemory::default();
     memory
         .set_limit(signed(wanted.memory_limit))
-        .set_swap(signed(wanted.memory_swap_limit));
+        .set_swap(ceiling(wanted.memory_swap_limit));
     let mut resources = LinuxResources::default();
     resources.set_cpu(Some(cpu)).set_memory(Some(memory));
-    if let Some(limit) = signed(wanted.pids_limit) {
+    if let Some(limit) = ceiling(wanted.pids_limit) {
         let mut pids = LinuxPids::default();
         pids.set_limit(limit);
         resources.set_pids(Some(pids));
+    }
+    if !wanted.huge_pages.is_empty() {
+        let limit = |(size, limit): (&String, &u64)| {
+            let mut huge_pages = LinuxHugepageLimit::default();
+            huge_pages.set_page_size(size.clone());
+            huge_pages.set_limit(signed(Some(*limit)).unwrap_or(i64::MAX));
+            huge_pages
+        };
+        resources.set_hugepage_limits(Some(wanted.huge_pages.iter().map(limit).collect()));
     }
     if !wanted.unified.is_empty() {
         resources.set_unified(Some(wanted.unified.clone().into_iter().collect()));
