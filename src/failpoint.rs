@@ -21,6 +21,7 @@ pub const NAMES: &[&str] = &[
     "start:rootfs",
     "start:sent",
     "start:started",
+    "update:set",
     "stop:signalled",
     "stop:exited",
     "stop-sandbox:containers-stopped",

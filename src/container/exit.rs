@@ -7,7 +7,7 @@ use carpel_wire::{ExitRecords, RequestBody, UNKNOWN_STATUS};
 use super::start::has_own_pids;
 use super::{Container, Exited, Running};
 use crate::error::Error;
-use crate::node::{Node, orphans};
+use crate::node::{EventKind, Node, orphans};
 use crate::supervisor::{Exit, ExitWait, Lost, Supervisor};
 
 /// Why an exit has no code.
@@ -47,6 +47,7 @@ impl Node {
         let known = exit.wait_status != UNKNOWN_STATUS;
         let exit_code = exit_code(exit.wait_status);
         if exit.dropped_lines > 0 {
+            crate::metrics::lines_dropped(exit.dropped_lines);
             let (id, lines) = (container.id, exit.dropped_lines);
             tracing::warn!(container.id = %id, lines, "log lines dropped, as its log could not be written");
         }
@@ -133,6 +134,7 @@ impl Node {
         if let Err(error) = self.write_container(container) {
             tracing::warn!(container.id = %container.id, %error, "exit is not on disk yet");
         }
+        self.announce_container(EventKind::Stopped, container);
     }
 
     /// Kills what is left in the container's cgroup and removes it. Returns whether the kernel had killed

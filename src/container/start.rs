@@ -8,12 +8,12 @@ use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
 
 use super::devices;
 use super::processes::{self, Descriptors, Kept, Streams};
-use super::{Container, Exited, Running, State};
+use super::{Container, Exited, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::node::{Node, Op};
+use crate::node::{EventKind, Node, Op};
 use crate::spec::plan;
 use crate::supervisor::{self, Started, Supervisor};
 
@@ -59,6 +59,9 @@ impl Node {
                     kept: Arc::new(kept),
                 };
                 *container.lock() = State::Running(running.clone());
+                self.adjust_started(container).await;
+                // Before anyone can learn of its exit.
+                self.announce_container(EventKind::Started, container);
                 self.watch_container(container, running, started.exit);
                 Ok(())
             }
@@ -86,6 +89,7 @@ impl Node {
                 if let Err(error) = self.write_container(container) {
                     tracing::warn!(container.id = %container.id, %error, "failed start is not on disk");
                 }
+                self.announce_container(EventKind::Stopped, container);
                 Err(error)
             }
         }
@@ -107,9 +111,9 @@ impl Node {
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
-        let (node, prepared) = (Arc::clone(self), Arc::clone(container));
-        let ready = tokio::task::spawn_blocking(move || node.open_all(&prepared, rootfs)).await;
-        let (message, descriptors) = ready.map_err(Error::at("prepare the start"))??;
+        // In place: what is opened is sent from the same thread, without waking another.
+        let (message, descriptors) =
+            tokio::task::block_in_place(|| self.open_all(container, rootfs))?;
         let opened = Instant::now();
         container
             .timeline
@@ -185,16 +189,13 @@ impl Node {
     }
 
     fn make_cgroup(&self, container: &Container) -> Result<Cgroup, Error> {
-        let mut resources = container.config.resources.clone();
-        resources.pids_limit = resources.pids_limit.or(self.settings.pids_limit);
+        let resources = self.with_defaults(&container.limits().resources);
         let devices = devices::policy(&container.source.spec)?;
         self.cgroups
             .create(&container.cgroup, Some(&resources), &devices)
             .map_err(|error| {
-                Error::wrap(
-                    format!("make the cgroup of container {}", container.id),
-                    error,
-                )
+                let doing = format!("make the cgroup of container {}", container.id);
+                update::of_cgroup(doing, error)
             })
     }
 

@@ -10,7 +10,7 @@ use super::{Container, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::node::{Node, Op};
+use crate::node::{EventKind, Node, Op};
 
 /// How long a killed container may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
@@ -140,6 +140,7 @@ impl Node {
             .await
             .map_err(Error::at("remove the container's files"))??;
         self.forget_container(container);
+        self.announce_container(EventKind::Deleted, container);
         Ok(())
     }
 

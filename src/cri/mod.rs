@@ -12,6 +12,7 @@
 mod containers;
 mod convert;
 mod domain;
+mod events;
 mod images;
 mod import;
 mod node;
@@ -20,7 +21,9 @@ mod platform;
 mod runtime;
 mod sandboxes;
 mod signal;
+mod stats;
 mod status;
+mod update;
 pub mod validate;
 mod verbose;
 
@@ -40,7 +43,7 @@ pub use domain::Domain;
 pub use node::Served;
 
 use crate::error::Error;
-use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
 use validate::Platform;
 
 /// The longest message that a client may send, and that clients accept.
@@ -70,6 +73,7 @@ const RECORDED: Platform = Platform {
     apparmor: false,
     selinux: false,
     recursive_read_only: true,
+    unified: true,
 };
 
 /// The checked configuration of a recorded sandbox.
@@ -94,4 +98,14 @@ pub fn decode_container(request: &[u8]) -> Result<ContainerConfig, Error> {
     let config = cri::ContainerConfig::decode(request)
         .map_err(Error::at("recorded request of a container"))?;
     Ok(validate::container_config(config, RECORDED)?)
+}
+
+/// The checked limits of a recorded container whose limits were changed.
+///
+/// # Errors
+/// If the record is of a version of carpel that accepted what this one does not.
+pub fn decode_resources(asked: &[u8]) -> Result<Resources, Error> {
+    let asked = cri::LinuxContainerResources::decode(asked)
+        .map_err(Error::at("recorded limits of a container"))?;
+    Ok(validate::updated_resources(asked, RECORDED)?)
 }

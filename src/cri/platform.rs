@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::validate::Platform;
+use crate::cgroup::{Cgroups, Version};
 
 /// Asks the kernel, once, at the daemon's start.
 #[must_use]
@@ -13,6 +14,7 @@ pub fn probe() -> Platform {
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         // mount_setattr(2) is there from 5.12 on.
         recursive_read_only: kernel_version().is_some_and(|version| version >= (5, 12)),
+        unified: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
     }
 }
 

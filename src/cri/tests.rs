@@ -2,5 +2,6 @@
 
 mod calls;
 mod fake;
+mod figures;
 mod import;
 mod lists;

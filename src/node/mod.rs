@@ -3,6 +3,7 @@
 //! The tables are all that a list or a status reads. They are filled from the records at the start
 //! ([`recover`]), and changed by `sandbox/` and `container/`, which write the records first.
 
+mod events;
 mod files;
 mod images;
 pub mod orphans;
@@ -18,6 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use carpel_wire::{FdIndex, ObjectId};
 use serde::Serialize;
 
+pub(crate) use events::Events;
+pub use events::{Event, EventKind};
 pub(crate) use files::{base64, make_dir, make_root_dir, remove_entries_but, remove_tree};
 pub use paths::Paths;
 pub use recover::Decode;
@@ -33,6 +36,7 @@ use crate::network::Network;
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerName, PodName};
 use crate::spec::host::HostFacts;
+use crate::stats::Walker;
 use crate::store::record::{self, Durability};
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
@@ -73,6 +77,8 @@ pub struct Node {
     pub(crate) runs: Work<PodName, SandboxId>,
     pub(crate) creates: Work<(SandboxId, ContainerName), ContainerId>,
     pub(crate) operations: Work<(Op, ObjectId), ()>,
+    pub(crate) events: Events,
+    pub(crate) walker: Walker,
     syncer: Syncer,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
@@ -97,7 +103,7 @@ pub enum Lookup {
 }
 
 impl Node {
-    fn new(parts: Parts) -> Self {
+    fn new(parts: Parts, walker: Walker) -> Self {
         Self {
             paths: parts.paths,
             settings: parts.settings,
@@ -110,6 +116,8 @@ impl Node {
             runs: Work::default(),
             creates: Work::default(),
             operations: Work::default(),
+            events: Events::default(),
+            walker,
             syncer: parts.syncer,
             sandboxes: Table::default(),
             containers: Table::default(),

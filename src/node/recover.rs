@@ -22,12 +22,13 @@ use serde::de::DeserializeOwned;
 
 use super::{Node, Parts};
 use crate::container::processes::Kept;
-use crate::container::{self, Container, Exited, Running};
+use crate::container::{self, Container, Exited, Limits, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::{self, Live, Phase, Sandbox};
-use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::spec::plan;
+use crate::stats::Walker;
 use crate::store::record;
 use crate::supervisor::{Exit, Supervisor};
 
@@ -39,6 +40,8 @@ const NETWORK_RETRY: Duration = Duration::from_secs(30);
 pub struct Decode {
     pub sandbox: fn(&[u8], &str) -> Result<SandboxConfig, Error>,
     pub container: fn(&[u8]) -> Result<ContainerConfig, Error>,
+    /// Of limits that were changed.
+    pub resources: fn(&[u8]) -> Result<Resources, Error>,
 }
 
 /// The processes that a supervisor has in its table.
@@ -54,7 +57,8 @@ impl Node {
             .paths
             .make()
             .map_err(Error::at("make the daemon's folders"))?;
-        let node = Arc::new(Self::new(parts));
+        let (walker, asked) = Walker::new();
+        let node = Arc::new(Self::new(parts, walker));
         let sandboxes = node.load_sandboxes(decode).await?;
         node.load_containers(decode)?;
         join_all(
@@ -65,6 +69,9 @@ impl Node {
         .await;
         node.finish_removals().await;
         node.release_unowned().await;
+        asked
+            .serve(&node)
+            .map_err(Error::at("start the thread that measures writable layers"))?;
         Ok(node)
     }
 
@@ -110,18 +117,21 @@ impl Node {
                 continue;
             };
             let config = (decode.container)(&record.request);
+            let limits = changed_limits(&record, decode);
             let compiled = plan::compile_container(&record.source, &self.host)
                 .map_err(|error| Error::Internal(crate::error::chain(&error)));
-            match config.and_then(|config| Ok((config, compiled?))) {
-                Ok((config, compiled)) => {
+            match config.and_then(|config| Ok((config, compiled?, limits?))) {
+                Ok((config, compiled, limits)) => {
                     let state = match (&record.exited, record.removing) {
                         (exited, true) => container::State::Removing(exited.clone()),
                         (Some(exited), false) => container::State::Exited(exited.clone()),
                         (None, false) => container::State::Created { rootfs: None },
                     };
-                    self.insert_container(&Arc::new(Container::new(
-                        record, config, compiled, state,
-                    )));
+                    let container = Container::new(record, config, compiled, state);
+                    if let Some(limits) = limits {
+                        container.set_limits(limits);
+                    }
+                    self.insert_container(&Arc::new(container));
                 }
                 Err(error) => {
                     tracing::error!(container.id = %id, %error, "record of another version, quarantined");
@@ -395,6 +405,16 @@ impl Node {
             super::remove_tree(&self.paths.sandbox(id)).map_err(Error::at("remove")),
         );
     }
+}
+
+fn changed_limits(record: &container::Record, decode: Decode) -> Result<Option<Limits>, Error> {
+    let Some(asked) = &record.limits else {
+        return Ok(None);
+    };
+    Ok(Some(Limits {
+        resources: (decode.resources)(&asked.0)?,
+        asked: Some(asked.clone()),
+    }))
 }
 
 fn report(what: &str, result: Result<(), Error>) {

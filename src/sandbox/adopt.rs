@@ -23,7 +23,7 @@ use crate::container::Adopted;
 use crate::container::processes::{Descriptors, Streams};
 use crate::error::Error;
 use crate::failpoint;
-use crate::node::{Node, orphans};
+use crate::node::{EventKind, Node, orphans};
 use crate::spec::config::PidScope;
 use crate::spec::plan::{self, Namespace};
 use crate::supervisor::{Reaper, Supervisor};
@@ -96,7 +96,10 @@ impl Node {
                 Ok(next) => next,
                 Err(error) => {
                     tracing::error!(sandbox.id = %id, pod, %error, "supervisor died and cannot be replaced: sandbox is not ready");
-                    return sandbox.end_ready();
+                    if sandbox.end_ready() {
+                        self.announce_sandbox(EventKind::Stopped, sandbox);
+                    }
+                    return;
                 }
             };
             let containers = adopted.len();
@@ -182,7 +185,7 @@ impl Node {
     ) -> Result<(), Error> {
         let id = &sandbox.id;
         let at = |doing: &str| format!("{doing} of sandbox {id}");
-        let join = self.cgroups.open(&sandbox.cgroup).join();
+        let join = self.cgroups.join_as_supervisor(&sandbox.cgroup);
         let join = join.map_err(Error::at(at("open the cgroup")))?;
         let compiled = plan::compile_succession(&namespaces.paths(), &self.host)
             .map_err(Error::at(at("compile the plan")))?;

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use crate::ids::SandboxId;
 use crate::network::Attachment;
 use crate::spec::config::{SandboxConfig, Scope};
+use crate::stats::Rate;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -44,6 +45,8 @@ pub struct Sandbox {
     pub netns: Option<PathBuf>,
     /// Whoever changes this sandbox has its turn.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// How fast its CPU time grows.
+    pub(crate) rate: Rate,
     state: watch::Sender<State>,
 }
 
@@ -122,6 +125,7 @@ impl Sandbox {
             timeline: Timeline::default(),
             turn: tokio::sync::Mutex::default(),
             state: watch::Sender::new(state),
+            rate: Rate::default(),
         }
     }
 
@@ -140,8 +144,8 @@ impl Sandbox {
         self.state.borrow()
     }
 
-    /// From now on it is not ready any more, if it was.
-    pub(crate) fn end_ready(&self) {
+    /// A ready sandbox becomes one that stops. Says whether it was ready: this happens once.
+    pub(crate) fn end_ready(&self) -> bool {
         self.state.send_if_modified(|state| {
             let stopping = match state {
                 State::Ready(live) => State::stopping(live),
@@ -149,7 +153,7 @@ impl Sandbox {
             };
             *state = stopping;
             true
-        });
+        })
     }
 
     /// The supervisor, if the sandbox is ready. While one that died is being replaced it waits.

@@ -9,7 +9,7 @@ use super::{Phase, Sandbox, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
-use crate::node::{Node, Op};
+use crate::node::{EventKind, Node, Op};
 
 impl Node {
     /// Stops a sandbox: kills its containers, releases its network, ends its supervisor. Repeating it
@@ -31,8 +31,10 @@ impl Node {
             .await
     }
 
-    async fn stop_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
-        sandbox.end_ready();
+    async fn stop_in_turn(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        if sandbox.end_ready() {
+            self.announce_sandbox(EventKind::Stopped, sandbox);
+        }
         if !matches!(*sandbox.lock(), State::Stopping { .. }) {
             return Ok(());
         }
@@ -82,7 +84,10 @@ impl Node {
     }
 
     /// Deletes a stopped sandbox and its containers.
-    pub(crate) async fn remove_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
+    pub(crate) async fn remove_in_turn(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+    ) -> Result<(), Error> {
         self.note_phase(sandbox, Phase::Removing);
         sandbox.set_state(State::Removing);
         failpoint::hit("remove-sandbox:begun")?;
@@ -96,6 +101,7 @@ impl Node {
             .collect::<Result<(), Error>>()?;
         self.delete_sandbox_files(sandbox)?;
         self.forget_sandbox(sandbox);
+        self.announce_sandbox(EventKind::Deleted, sandbox);
         Ok(())
     }
 }

@@ -32,7 +32,7 @@ use crate::seccomp;
 use crate::store::bind::BindMount;
 
 pub use failure::describe_failure;
-pub use sandbox::{Namespace, compile_sandbox, compile_succession};
+pub use sandbox::{Namespace, compile_sandbox, compile_succession, sandbox_namespaces};
 
 /// CLONE_NEW* of `clone(2)`.
 const CLONE_NEWNS: u64 = 0x0002_0000;
