@@ -166,13 +166,21 @@ impl Disk {
             .container_filesystems
             .iter()
             .map(|fs| (fs, "containers"));
+        // What holds both has one line.
+        let mut folders: Vec<(String, String)> = Vec::new();
         for (usage, what) in of_images.chain(others) {
             let folder = usage.fs_id.clone().unwrap_or_default().mountpoint;
+            match folders.iter_mut().find(|(known, _)| *known == folder) {
+                Some((_, holds)) => holds.push_str(&format!(", {what}")),
+                None => folders.push((folder, what.to_owned())),
+            }
+        }
+        for (folder, what) in folders {
             let space = Space::of(Path::new(&folder));
             let text =
                 |figure: fn(&Space) -> String| space.as_ref().map(figure).unwrap_or_default();
             table.row([
-                folder.clone().into(),
+                folder.into(),
                 what.into(),
                 text(|space| units::bytes(space.size)).into(),
                 text(|space| units::bytes(space.free)).into(),

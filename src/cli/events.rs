@@ -1,5 +1,7 @@
 //! `carpel events`: what happens to containers, as it happens.
 
+use std::collections::HashMap;
+
 use carpel_api::cri::{
     ContainerEventResponse, ContainerEventType, ContainerStatus, GetEventsRequest,
 };
@@ -35,6 +37,7 @@ impl EventsArgs {
         let call = runtime.get_container_events(GetEventsRequest {});
         let mut events = client.unbounded("GetContainerEvents", call).await?;
         let screen = Screen::detect();
+        let mut names = Names::default();
         loop {
             let event = events.message().await;
             let Some(event) = event.map_err(|status| client.error("GetContainerEvents", status))?
@@ -49,13 +52,16 @@ impl EventsArgs {
             if self.format.is_json() {
                 output::print_json_line(&output::message("ContainerEventResponse", &event))?;
             } else {
-                output::print(line(&event, &screen))?;
+                output::print(line(&event, &mut names, &screen))?;
             }
         }
     }
 }
 
-fn line(event: &ContainerEventResponse, screen: &Screen) -> String {
+/// The names of containers by their ids: an event of one that is deleted no longer has it.
+type Names = HashMap<String, String>;
+
+fn line(event: &ContainerEventResponse, names: &mut Names, screen: &Screen) -> String {
     let status = event
         .containers_statuses
         .iter()
@@ -73,7 +79,7 @@ fn line(event: &ContainerEventResponse, screen: &Screen) -> String {
         units::time(event.created_at),
         units::short(&event.container_id),
     );
-    let what = printable(&path(event, status));
+    let what = printable(&path(event, status, names));
     let end = end(kind, status);
     format!("{time}  {word}  {id}  {what}{end}\n")
 }
@@ -88,14 +94,31 @@ fn word(kind: ContainerEventType) -> &'static str {
 }
 
 /// "namespace/pod/container", as much of it as is known. A pod's own events have its id.
-fn path(event: &ContainerEventResponse, status: Option<&ContainerStatus>) -> String {
+fn path(
+    event: &ContainerEventResponse,
+    status: Option<&ContainerStatus>,
+    names: &mut Names,
+) -> String {
     let pod = event.pod_sandbox_status.clone().unwrap_or_default();
     let metadata = pod.metadata.unwrap_or_default();
     let pod_path = format!("{}/{}", metadata.namespace, metadata.name);
-    match status.and_then(|status| status.metadata.as_ref()) {
-        Some(container) => format!("{pod_path}/{}", container.name),
-        None if pod.id == event.container_id => format!("{pod_path} (the pod)"),
-        None => pod_path,
+    if pod.id == event.container_id {
+        return format!("{pod_path} (the pod)");
+    }
+    let name = match status.and_then(|status| status.metadata.as_ref()) {
+        Some(metadata) => {
+            let name = metadata.name.clone();
+            names.insert(event.container_id.clone(), name.clone());
+            Some(name)
+        }
+        None => names.get(&event.container_id).cloned(),
+    };
+    if event.container_event_type() == ContainerEventType::ContainerDeletedEvent {
+        names.remove(&event.container_id);
+    }
+    match name {
+        Some(name) => format!("{pod_path}/{name}"),
+        None => format!("{pod_path} (a container)"),
     }
 }
 
@@ -149,12 +172,18 @@ mod tests {
             width: None,
             colour: false,
         };
+        let mut names = Names::new();
         assert_eq!(
-            line(&event, &screen),
+            line(&event, &mut names, &screen),
             "2026-01-02T15:04:05Z  stopped   abababababab  ns/web/app  exit 3 (Error)\n"
         );
+        // Gone, and still known by its name.
+        event.containers_statuses.clear();
+        event.set_container_event_type(ContainerEventType::ContainerDeletedEvent);
+        assert!(line(&event, &mut names, &screen).ends_with("  ns/web/app\n"));
+        assert!(line(&event, &mut names, &screen).ends_with("  ns/web (a container)\n"));
         event.container_id = "cd".repeat(32);
-        assert!(line(&event, &screen).contains("ns/web (the pod)"));
-        assert!(line(&ContainerEventResponse::default(), &screen).contains("created"));
+        assert!(line(&event, &mut names, &screen).contains("ns/web (the pod)"));
+        assert!(names.is_empty());
     }
 }

@@ -100,7 +100,10 @@ impl Facts<'_> {
             };
             lines.push(("cgroup driver".to_owned(), driver.to_owned(), None));
         }
-        lines.push(("runtime classes".to_owned(), self.handlers(), None));
+        let handlers = self.handlers();
+        if !handlers.is_empty() {
+            lines.push(("runtime classes".to_owned(), handlers, None));
+        }
         let (pods, containers) = (&self.all.pods, &self.all.containers);
         let ready = pods.iter().filter(|pod| pod.state == 0).count();
         lines.push((

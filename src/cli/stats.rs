@@ -225,7 +225,7 @@ fn containers(stats: &[ContainerStats], all: &Catalogue, meter: &Meter) -> Table
         flexible("NAME"),
         number("CPU"),
         number("MEMORY"),
-        number("FREE"),
+        number("LIMIT"),
         number("SWAP"),
         number("DISK"),
         flexible("POD"),
@@ -251,11 +251,7 @@ fn containers(stats: &[ContainerStats], all: &Catalogue, meter: &Meter) -> Table
             attributes.metadata.unwrap_or_default().name.into(),
             meter.cell(id),
             size(memory_in_use(memory)),
-            size(
-                memory
-                    .and_then(|memory| value(memory.available_bytes))
-                    .filter(|free| *free > 0),
-            ),
+            size(memory_limit(memory)),
             size(value(swap)),
             size(value(disk)),
             pod.unwrap_or_default().into(),
@@ -308,6 +304,12 @@ fn value(of: Option<UInt64Value>) -> Option<u64> {
 fn memory_in_use(memory: Option<&carpel_api::cri::MemoryUsage>) -> Option<u64> {
     let memory = memory?;
     value(memory.working_set_bytes).or(value(memory.usage_bytes))
+}
+
+/// What it may use at most; `None` without a limit.
+fn memory_limit(memory: Option<&carpel_api::cri::MemoryUsage>) -> Option<u64> {
+    let available = value(memory?.available_bytes).filter(|bytes| *bytes > 0)?;
+    Some(available.saturating_add(memory_in_use(memory)?))
 }
 
 fn size(bytes: Option<u64>) -> Cell {

@@ -11,7 +11,7 @@ use super::super::client::Connection;
 use super::super::df::Space;
 use super::super::units::bytes;
 use super::{Check, fail, ok, warn};
-use crate::config::{Config, Endpoint};
+use crate::config::{Config, Endpoint, Layer};
 
 /// Room for a few images: with less of it pulls fail.
 const LITTLE: u64 = 1 << 30;
@@ -36,6 +36,13 @@ pub async fn checks(config: &Config, connection: &Connection) -> Vec<Check> {
     checks.push(space(&config.root));
     checks.extend(daemon(connection).await);
     checks
+}
+
+/// What the daemon that listens says it runs with; `None` if none does, or if it is no carpel of this age.
+pub async fn configuration(connection: &Connection) -> Option<Layer> {
+    let client = connection.connect().await.ok()?;
+    let answer = client.status(StatusRequest { verbose: true }).await.ok()?;
+    serde_json::from_str(answer.info.get("config")?).ok()
 }
 
 /// A folder whose content is root's alone.

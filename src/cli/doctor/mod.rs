@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::client::Connection;
 use super::output::{self, Colour, FormatArgs, Screen, printable};
 use super::{FAILURE, Outcome, SUCCESS};
-use crate::config::{Config, Layer};
+use crate::config::Config;
 
 /// Columns of the checks' names.
 const NAMES: usize = 20;
@@ -116,7 +116,9 @@ pub fn run(args: DoctorArgs) -> Outcome {
 
 impl DoctorArgs {
     async fn examine(self) -> Outcome {
-        let loaded = Config::load(self.config.as_deref(), Layer::default());
+        // A daemon that runs knows best what it runs with: its flags are in no file.
+        let running = daemon::configuration(&self.connection).await;
+        let loaded = Config::load(self.config.as_deref(), running.unwrap_or_default());
         let (config, mut checks) = match loaded {
             Ok((config, files)) => (config, vec![configuration(&files)]),
             Err(error) => {
@@ -211,14 +213,15 @@ mod tests {
             width: None,
             colour: false,
         };
+        let arrow = format!("{:28}→", "");
         assert_eq!(
             text(&checks, &screen),
-            "ok    kernel                6.1\n\
-             warn  psi                   off\n      \
-                                         → boot with psi=1\n\
-             fail  root                  no\n      \
-                                         → use sudo\n\
-             \n1 to put right, 1 to look at\n"
+            format!(
+                "ok    kernel                6.1\n\
+                 warn  psi                   off\n{arrow} boot with psi=1\n\
+                 fail  root                  no\n{arrow} use sudo\n\
+                 \n1 to put right, 1 to look at\n"
+            )
         );
         assert_eq!(json(&checks)["ok"], false);
         assert_eq!(json(&checks[..2])["ok"], true);
