@@ -120,21 +120,25 @@ impl fmt::Display for CallError {
                     false => write!(f, " ({text})"),
                 }
             }
-            // tonic's own words for a connection that broke.
-            Code::Unavailable | Code::Unknown | Code::Cancelled
-                if text.is_empty()
-                    || text.contains("transport")
-                    || text.contains("h2 protocol") =>
-            {
+            // Not the runtime's words: those of the connection.
+            _ if std::error::Error::source(&self.status).is_some() || is_broken(&self.status) => {
                 write!(
                     f,
-                    "{call}: the runtime at {endpoint} went away; its log says why (journalctl -u carpel)"
+                    "{call}: the runtime at {endpoint} went away, or is none; its log says more (journalctl -u carpel)"
                 )
             }
             _ if text.is_empty() => write!(f, "{call}: {}", self.status.code()),
             _ => f.write_str(text),
         }
     }
+}
+
+/// Whether a status is what tonic makes of a connection that broke.
+fn is_broken(status: &Status) -> bool {
+    let text = status.message();
+    let codes = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+    let words = text.is_empty() || text.contains("transport error") || text.contains("h2 protocol");
+    codes.contains(&status.code()) && words
 }
 
 /// A connected runtime.
@@ -313,7 +317,7 @@ mod tests {
             ),
             (
                 Status::unknown("transport error"),
-                "Version: the runtime at unix:///x.sock went away; its log says why (journalctl -u carpel)",
+                "Version: the runtime at unix:///x.sock went away, or is none; its log says more (journalctl -u carpel)",
             ),
             (
                 Status::unavailable("registry: no route to host"),

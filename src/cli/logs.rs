@@ -328,8 +328,7 @@ mod tests {
         for line in lines {
             printer.line(line.as_bytes()).unwrap();
         }
-        let text = String::from_utf8(std::mem::take(&mut printer.buffer)).unwrap();
-        text
+        String::from_utf8(std::mem::take(&mut printer.buffer)).unwrap()
     }
 
     const LINES: [&str; 4] = [

@@ -157,7 +157,7 @@ async fn on_a_terminal_there_are_bars_and_then_the_result_alone() {
     }
     // The bars are gone from what stays on the screen.
     let last = text.rsplit("IMAGE").next().unwrap();
-    assert!(!last.contains('['), "{last:?}");
+    assert!(!last.contains("aaaaaaaaaaaa ["), "{last:?}");
 
     let mut running = Running::on_terminal(&carpel(&endpoint, &["pull", "app"]), 100);
     running.wait_for("aaaaaaaaaaaa [");

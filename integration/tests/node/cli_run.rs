@@ -127,7 +127,7 @@ async fn what_does_not_start_leaves_nothing() {
     for args in [
         &[BUSYBOX, "/nonexistent"][..],
         &["-u", "nobody-at-all", BUSYBOX, "true"],
-        &["-v", "/nonexistent/folder:/x", BUSYBOX, "true"],
+        &["-v", "/proc/nothing:/x", BUSYBOX, "true"],
         &["--pull", "never", "localhost/nothing:1"],
         &["localhost/nothing:1"],
         &["--name", "not a name", BUSYBOX, "true"],

@@ -241,7 +241,7 @@ impl RunArgs {
             status = signals.next() => Ok(Some(status)),
         };
         match outcome {
-            Ok(None) => return Ok(Ok(running)),
+            Ok(None) => Ok(Ok(running)),
             Ok(Some(status)) => running.remove().await.map(|()| Err(status)),
             Err(error) => {
                 // The first error is the one to tell.
