@@ -6,12 +6,10 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::unix::AsyncFd;
 
@@ -188,26 +186,6 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
-/// A memfd with `bytes` in it that nobody can change any more. `name` is seen in /proc only.
-///
-/// # Errors
-/// As `memfd_create(2)` and `write(2)`.
-pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        // NOEXEC_SEAL is of Linux 6.3.
-        Err(rustix::io::Errno::INVAL) => memfd_create(name, flags)?,
-        other => other?,
-    };
-    let mut file = File::from(fd);
-    file.write_all(bytes)?;
-    fcntl_add_seals(
-        file.as_fd(),
-        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-    )?;
-    Ok(file.into())
-}
-
 /// Raises the soft limit on open files to the hard one, and returns what it was before (soft, hard;
 /// `None` is no limit): containers get that one.
 ///
@@ -238,23 +216,10 @@ pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use std::os::unix::fs::FileExt;
+    use std::fs::File;
+    use std::os::fd::AsFd;
 
-    #[test]
-    fn a_sealed_memfd_can_be_read_and_not_written() {
-        let file = File::from(sealed_memfd("plan", b"steps").unwrap());
-        let mut bytes = [0; 8];
-        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 5);
-        assert_eq!(&bytes[..5], b"steps");
-        for result in [
-            file.write_at(b"x", 0).map(drop),
-            file.set_len(1),
-            file.set_len(10),
-        ] {
-            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        }
-    }
+    use super::*;
 
     #[test]
     fn the_kernel_says_what_is_wrong() {

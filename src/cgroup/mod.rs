@@ -155,7 +155,7 @@ impl Cgroups {
         let limits = cgroup.limits(resources)?;
         let filled = match &*self.0 {
             Hierarchies::V1(mounted) => {
-                mounted.make(path)?;
+                mounted.make(path, v1::Occupant::Container)?;
                 mounted.fill(path, &limits, devices)
             }
             Hierarchies::V2(mounted) => {
@@ -171,6 +171,29 @@ impl Cgroups {
                 Err(error)
             }
         }
+    }
+
+    /// Makes the cgroup of a pod's supervisor, without limits, and returns what it needs to enter. On v1 it
+    /// is only in hierarchies that count or kill.
+    ///
+    /// # Errors
+    /// As [`Cgroups::create`].
+    pub fn create_for_supervisor(&self, path: &str) -> Result<Join, Error> {
+        let opened = match &*self.0 {
+            Hierarchies::V1(mounted) => {
+                if !is_normal(path) {
+                    return Err(Error::Path(path.to_owned()));
+                }
+                mounted.make(path, v1::Occupant::Supervisor)?;
+                mounted.join(path, v1::Occupant::Supervisor).map(Join::V1)
+            }
+            Hierarchies::V2(_) => self.create(path, None, &DevicePolicy::AllowAll)?.join(),
+        };
+        opened.map_err(|source| Error::Io {
+            cgroup: path.to_owned(),
+            action: "open".to_owned(),
+            source,
+        })
     }
 
     /// A cgroup that is there, or was.
@@ -220,7 +243,9 @@ impl Cgroup {
     /// As `open(2)`: `NotFound` if the cgroup is gone.
     pub fn join(&self) -> io::Result<Join> {
         match &*self.hierarchies.0 {
-            Hierarchies::V1(mounted) => mounted.join(&self.path).map(Join::V1),
+            Hierarchies::V1(mounted) => mounted
+                .join(&self.path, v1::Occupant::Container)
+                .map(Join::V1),
             Hierarchies::V2(mounted) => mounted.join(&self.path).map(Join::V2),
         }
     }

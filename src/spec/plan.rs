@@ -30,7 +30,7 @@ use crate::seccomp;
 use crate::store::bind::BindMount;
 
 pub use failure::describe_failure;
-pub use sandbox::compile_sandbox;
+pub use sandbox::{compile_sandbox, sandbox_namespaces};
 
 /// CLONE_NEW* of `clone(2)`.
 const CLONE_NEWNS: u64 = 0x0002_0000;

@@ -21,6 +21,7 @@ impl Supervisor {
             RequestBody::Forget { id } => Some(self.forget(&id)),
             RequestBody::List => return self.tell(Item::List { seq, next: 0 }),
             RequestBody::Shutdown => self.shut_down(seq).err(),
+            RequestBody::Unshare { flags } => Some(self.unshare(flags)),
         };
         if let Some(reply) = reply {
             self.reply(seq, reply);

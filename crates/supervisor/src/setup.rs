@@ -51,6 +51,18 @@ fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
 }
 
 impl Supervisor {
+    /// Makes namespaces for the pod that this process will be set up as.
+    pub(crate) fn unshare(&self, flags: u64) -> Reply {
+        let possible = sys::CLONE_NEWNET | sys::CLONE_NEWIPC | sys::CLONE_NEWUTS;
+        if self.pod.is_some() || flags & !possible != 0 {
+            return Reply::Malformed;
+        }
+        match sys::unshare(flags) {
+            Ok(()) => Reply::Done,
+            Err(error) => call_failed(Call::Clone)(error),
+        }
+    }
+
     /// Does not return where the process is not the pod's supervisor afterwards.
     pub(crate) fn set_up(
         &mut self,

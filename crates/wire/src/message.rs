@@ -33,6 +33,10 @@ pub enum RequestBody {
     List,
     /// End: refused with [`Reply::Busy`] while a process runs.
     Shutdown,
+    /// Before [`RequestBody::Setup`]: make these namespaces (CLONE_NEW*, without CLONE_NEWNS and
+    /// CLONE_NEWPID), which the pod will then have. So the network can be worked on while the rest of the
+    /// pod is set up. Answered by [`Reply::Done`].
+    Unshare { flags: u64 },
 }
 
 /// How to become a pod's supervisor. The supervisor clones itself with `clone_flags` (and

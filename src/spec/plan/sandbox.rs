@@ -18,7 +18,21 @@ const SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
 
-/// The Plan of a pod's supervisor: the pod's namespaces, and a root of its own with no more in it than
+/// The namespaces (CLONE_NEW*) of a pod that its supervisor makes before it carries out the Plan.
+#[must_use]
+pub fn sandbox_namespaces(config: &SandboxConfig) -> u64 {
+    let network = match config.network {
+        Scope::Pod => CLONE_NEWNET | CLONE_NEWUTS,
+        Scope::Node => 0,
+    };
+    let ipc = match config.ipc {
+        Scope::Pod => CLONE_NEWIPC,
+        Scope::Node => 0,
+    };
+    network | ipc
+}
+
+/// The Plan of a pod's supervisor, in the pod's namespaces: what is set in them, and a root of its own with no more in it than
 /// containers need from there.
 ///
 /// # Errors
@@ -31,10 +45,8 @@ pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compi
         format!("set oom_score_adj to {value}"),
         &Step::OomScoreAdj { value },
     );
-    let mut flags = CLONE_NEWNS;
     // A pod in the host's network has the host's name too.
     if config.network == Scope::Pod {
-        flags |= CLONE_NEWNET | CLONE_NEWUTS;
         composer.step("bring the loopback interface up", &Step::LoopbackUp);
         if let Some(hostname) = &config.hostname {
             let name = hostname.as_bytes();
@@ -49,14 +61,11 @@ pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compi
             }
         }
     }
-    if config.ipc == Scope::Pod {
-        flags |= CLONE_NEWIPC;
-    }
     for (key, value) in &config.sysctls {
         sysctl(&mut composer, key, value)?;
     }
     root(&mut composer, config.ipc == Scope::Pod)?;
-    composer.finish(flags, PidNamespace::Host)
+    composer.finish(CLONE_NEWNS, PidNamespace::Host)
 }
 
 /// "net.ipv4.conf.eth0/1.forwarding" is net/ipv4/conf/eth0.1/forwarding.

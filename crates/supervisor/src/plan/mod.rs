@@ -99,6 +99,8 @@ pub fn carry_out(
     resources: Resources<'_>,
 ) -> core::result::Result<(), Failure> {
     let outline = outline(plan, purpose)?;
+    // What a Plan makes has exactly the mode that it says.
+    let umask = sys::set_umask(0);
     let mut process = Process {
         unshare_cgroup: resources.unshare_cgroup,
         resources,
@@ -118,6 +120,7 @@ pub fn carry_out(
         }
         process.step(&step).map_err(failure)?;
     }
+    sys::set_umask(umask);
     Ok(())
 }
 

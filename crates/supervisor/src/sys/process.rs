@@ -10,6 +10,9 @@ pub const CLONE_PARENT: u64 = nr::CLONE_PARENT as u64;
 pub const CLONE_NEWPID: u64 = nr::CLONE_NEWPID as u64;
 pub const CLONE_NEWNS: u64 = nr::CLONE_NEWNS as u64;
 pub const CLONE_NEWCGROUP: u64 = nr::CLONE_NEWCGROUP as u64;
+pub const CLONE_NEWUTS: u64 = nr::CLONE_NEWUTS as u64;
+pub const CLONE_NEWIPC: u64 = nr::CLONE_NEWIPC as u64;
+pub const CLONE_NEWNET: u64 = nr::CLONE_NEWNET as u64;
 /// The namespaces that a daemon may ask for.
 pub const CLONE_NAMESPACES: u64 = (nr::CLONE_NEWNS
     | nr::CLONE_NEWCGROUP
