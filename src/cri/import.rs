@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use carpel_api::carpel::images_server::Images;
 use carpel_api::carpel::import_response::Step;
-use carpel_api::carpel::{ImportRequest, ImportResponse, ImportedImage, LayerProgress, LayerState};
+use carpel_api::carpel::{
+    ImportRequest, ImportResponse, ImportedImage, LayerProgress, LayerState, PullRequest,
+    PullResponse,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::domain::{Domain, ImageView};
-use super::status::panicked;
+use super::status::{not_built, panicked};
 
 /// Chunks that may wait for the reader, and steps that may wait for the client.
 const WAITING_CHUNKS: usize = 4;
@@ -108,6 +111,12 @@ impl<D: Domain> Images for ImageImport<D> {
             report(outcome, steps).await;
         });
         Ok(Response::new(ReceiverStream::new(step_receiver)))
+    }
+
+    type PullStream = tokio_stream::Empty<Result<PullResponse, Status>>;
+
+    async fn pull(&self, _: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        Err(not_built("Pull"))
     }
 }
 

@@ -41,6 +41,7 @@ use tonic::service::Routes;
 
 pub use domain::Domain;
 pub use node::Served;
+pub use platform::parse_version as parse_kernel_version;
 
 use crate::error::Error;
 use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
