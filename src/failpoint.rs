@@ -34,6 +34,14 @@ pub const NAMES: &[&str] = &[
     "remove-sandbox:files-gone",
 ];
 
+/// Those on the way of a pod from a supervisor that died to another.
+pub const ADOPTION: &[&str] = &[
+    "adopt:dead",
+    "adopt:spawned",
+    "adopt:handed-over",
+    "adopt:ready",
+];
+
 /// Passes the failpoint `name`: dies there if a test armed it so.
 ///
 /// # Errors
@@ -41,7 +49,10 @@ pub const NAMES: &[&str] = &[
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    debug_assert!(NAMES.contains(&name), "failpoint {name} is not listed");
+    debug_assert!(
+        NAMES.contains(&name) || ADOPTION.contains(&name),
+        "failpoint {name} is not listed"
+    );
     let Some(armed) = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok()) else {
         return Ok(());
     };

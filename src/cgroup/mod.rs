@@ -192,7 +192,7 @@ impl Cgroups {
         let limits = cgroup.limits(resources)?;
         let filled = match &*self.0 {
             Hierarchies::V1(mounted) => {
-                mounted.make(path)?;
+                mounted.make(path, v1::Occupant::Container)?;
                 mounted.fill(path, &limits, devices)
             }
             Hierarchies::V2(mounted) => {
@@ -207,6 +207,30 @@ impl Cgroups {
                 let _ = cgroup.remove();
                 Err(error)
             }
+        }
+    }
+
+    /// Makes the cgroup of a pod's supervisor, without limits. On v1 it is only in hierarchies that count
+    /// or kill.
+    ///
+    /// # Errors
+    /// As [`Cgroups::create`].
+    pub fn create_for_supervisor(&self, path: &str) -> Result<(), Error> {
+        match &*self.0 {
+            Hierarchies::V1(_) if !is_normal(path) => Err(Error::Path(path.to_owned())),
+            Hierarchies::V1(mounted) => mounted.make(path, v1::Occupant::Supervisor),
+            Hierarchies::V2(_) => self.create(path, None, &DevicePolicy::AllowAll).map(drop),
+        }
+    }
+
+    /// What a supervisor needs to enter the cgroup that was made for it.
+    ///
+    /// # Errors
+    /// As `open(2)`: `NotFound` if the cgroup is gone.
+    pub fn join_as_supervisor(&self, path: &str) -> io::Result<Join> {
+        match &*self.0 {
+            Hierarchies::V1(mounted) => mounted.join(path, v1::Occupant::Supervisor).map(Join::V1),
+            Hierarchies::V2(mounted) => mounted.join(path).map(Join::V2),
         }
     }
 
@@ -257,7 +281,9 @@ impl Cgroup {
     /// As `open(2)`: `NotFound` if the cgroup is gone.
     pub fn join(&self) -> io::Result<Join> {
         match &*self.hierarchies.0 {
-            Hierarchies::V1(mounted) => mounted.join(&self.path).map(Join::V1),
+            Hierarchies::V1(mounted) => mounted
+                .join(&self.path, v1::Occupant::Container)
+                .map(Join::V1),
             Hierarchies::V2(mounted) => mounted.join(&self.path).map(Join::V2),
         }
     }

@@ -22,6 +22,16 @@ const NEEDED: [&str; 8] = [
     "memory", "cpu", "cpuacct", "cpuset", "pids", "devices", "freezer", "hugetlb",
 ];
 
+/// What a supervisor gets no cgroup of: those only restrict, and it is the runtime's own.
+const RESTRICTING: [&str; 3] = ["cpuset", "devices", "hugetlb"];
+
+/// Who a cgroup is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occupant {
+    Supervisor,
+    Container,
+}
+
 /// How long a frozen cgroup may take to stand still, before its processes are killed as they are.
 const FREEZE: Duration = Duration::from_millis(100);
 
@@ -37,6 +47,11 @@ struct Hierarchy {
 }
 
 impl Hierarchy {
+    fn is_for(&self, occupant: Occupant) -> bool {
+        let restricts = |name: &String| RESTRICTING.contains(&name.as_str());
+        occupant == Occupant::Container || !self.controllers.iter().any(restricts)
+    }
+
     fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }
@@ -70,9 +85,9 @@ impl Mounted {
     }
 
     /// Makes a cgroup in every hierarchy where it belongs, anew.
-    pub fn make(&self, path: &str) -> Result<(), Error> {
+    pub fn make(&self, path: &str, occupant: Occupant) -> Result<(), Error> {
         let mut made: Vec<&Hierarchy> = Vec::new();
-        for hierarchy in &self.0 {
+        for hierarchy in self.0.iter().filter(|one| one.is_for(occupant)) {
             match hierarchy.mkdir(path) {
                 Ok(true) => made.push(hierarchy),
                 Ok(false) => {}
@@ -202,10 +217,10 @@ impl Mounted {
         Ok(places)
     }
 
-    pub fn join(&self, path: &str) -> io::Result<Vec<OwnedFd>> {
+    pub fn join(&self, path: &str, occupant: Occupant) -> io::Result<Vec<OwnedFd>> {
         let mut tasks = Vec::with_capacity(self.0.len());
         let file = format!("{}/tasks", path.trim_start_matches('/'));
-        for hierarchy in &self.0 {
+        for hierarchy in self.0.iter().filter(|one| one.is_for(occupant)) {
             match hierarchy.root.file(&file) {
                 Ok(fd) => tasks.push(fd),
                 Err(Errno::NOENT) if !hierarchy.needed => {}
@@ -217,6 +232,10 @@ impl Mounted {
 
     /// Freezes the processes, so that none forks, kills them, and thaws them to die.
     pub fn kill(&self, path: &str) -> io::Result<()> {
+        // Freezing patches the running kernel: not for a cgroup that is empty, as most are by now.
+        if self.all_pids(path)?.is_empty() {
+            return Ok(());
+        }
         let end = Instant::now() + PATIENCE;
         let own = std::process::id();
         let freezer = match self.with("freezer").map(|freezer| freezer.root.child(path)) {

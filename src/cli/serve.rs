@@ -213,7 +213,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         resources: cri::decode_resources,
     };
     let node = Node::open(parts, decode).await.context("recover")?;
-    tokio::spawn(node::orphans::reap_orphans());
+    tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
     tokio::spawn(Arc::clone(&node).release_networks());
     if let Some(address) = config.telemetry.metrics {
         let server = metrics::Server::bind(address)

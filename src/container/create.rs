@@ -185,7 +185,6 @@ impl Node {
                 hostname,
                 resolv_conf,
             },
-            volumes: Vec::new(),
             host: &self.host,
         };
         oci::build(&input).map_err(|error| invalid(config, &error))

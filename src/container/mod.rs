@@ -10,6 +10,7 @@
 //! is made again only if the supervisor says that the container was never started. An exit is on disk
 //! before the supervisor forgets it.
 
+mod adopt;
 mod create;
 mod devices;
 mod exec;
@@ -26,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use adopt::Adopted;
 pub use exec::ExecOutput;
 pub use update::Merge;
 
@@ -37,6 +39,7 @@ use crate::spec::plan::Compiled;
 use crate::spec::user::User;
 use crate::stats::{DiskUsage, Remembered};
 use crate::store::layers::LayerId;
+use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
 /// A container in memory.
@@ -111,6 +114,9 @@ pub struct Running {
     /// Nanoseconds since the epoch.
     pub started_at: i64,
     pub pidfd: Arc<OwnedFd>,
+    /// The supervisor that looks after it.
+    pub(crate) supervisor: Supervisor,
+    pub(crate) kept: Arc<processes::Kept>,
 }
 
 /// How a container ended.
@@ -204,6 +210,17 @@ impl Container {
     /// Looks at the present state.
     pub fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.lock())
+    }
+
+    /// Another supervisor looks after the process now. `None` if it does not run any more.
+    pub(crate) fn set_supervisor(&self, supervisor: &Supervisor) -> Option<Running> {
+        match &mut *self.lock() {
+            State::Running(running) => {
+                running.supervisor = supervisor.clone();
+                Some(running.clone())
+            }
+            _ => None,
+        }
     }
 
     /// The present state, to be looked at without its lock.

@@ -40,7 +40,7 @@ use crate::stats::Walker;
 use crate::store::record::{self, Durability};
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
-use crate::supervisor::{Binary, Supervisor};
+use crate::supervisor::Binary;
 
 /// What the node's own code needs of the configuration.
 #[derive(Debug, Clone)]
@@ -225,19 +225,4 @@ pub fn now() -> i64 {
 /// The index of the next descriptor of a message. The Plan's compiler keeps it below 250.
 pub(crate) fn index(count: usize) -> FdIndex {
     FdIndex(u16::try_from(count).unwrap_or(u16::MAX))
-}
-
-/// Collects the exit statuses of a supervisor that is ending and of its reaper, if they are our children,
-/// without waiting for them here.
-pub(crate) fn reap(supervisor: &Supervisor) {
-    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
-    let pids = supervisor.pids();
-    tokio::task::spawn_blocking(move || {
-        for pid in pids
-            .into_iter()
-            .filter_map(|pid| Pid::from_raw(pid.cast_signed()))
-        {
-            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
-        }
-    });
 }

@@ -32,10 +32,10 @@ impl Node {
     }
 
     async fn stop_in_turn(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
-        if sandbox.leave_ready() {
+        if sandbox.end_ready() {
             self.announce_sandbox(EventKind::Stopped, sandbox);
         }
-        if !matches!(&*sandbox.lock(), State::Stopping { .. }) {
+        if !matches!(*sandbox.lock(), State::Stopping { .. }) {
             return Ok(());
         }
         let containers = self.containers_of(&sandbox.id);

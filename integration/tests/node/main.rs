@@ -6,6 +6,7 @@
 // Lists are compared with lists; a slice of one reference reads worse.
 #![allow(clippy::cloned_ref_to_slice_refs)]
 
+mod adoption;
 mod cgroups;
 mod config;
 mod crash;
