@@ -183,7 +183,7 @@ async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     // On a connection of its own: what it does not read would hold up all else on it.
-    let connection = Cri::new(&node.socket());
+    let connection = Cri::with_window(&node.socket(), Some(1 << 16));
     let asleep = connection
         .runtime()
         .get_container_events(GetEventsRequest {})
@@ -217,7 +217,8 @@ async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     let mut received = 0;
     let end = loop {
-        match asleep.message().await {
+        let message = tokio::time::timeout(Duration::from_secs(10), asleep.message()).await;
+        match message.expect("more, or the end") {
             Ok(Some(_)) => received += 1,
             end => break end,
         }
@@ -230,7 +231,7 @@ async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
     let mut again = listen(&node).await;
     node.try_stop_pod(&pod.id).await.unwrap();
     assert_eq!(next(&mut again).await.container_event_type(), Stopped);
-    drop(again);
+    drop((again, asleep, connection));
     node.finish().await;
     assert_eq!(
         reader.await.unwrap(),
