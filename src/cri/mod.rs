@@ -11,12 +11,14 @@
 
 mod containers;
 mod convert;
+mod deadline;
 mod domain;
 mod images;
 mod import;
 mod node;
 mod node_calls;
 mod platform;
+mod pull;
 mod runtime;
 mod sandboxes;
 mod signal;
@@ -60,8 +62,7 @@ pub fn routes<D: Domain>(domain: Arc<D>) -> Routes {
     let images = ImageServiceServer::new(images::Images(Arc::clone(&domain)))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let import =
-        ImagesServer::new(import::ImageImport(domain)).max_decoding_message_size(MAX_CHUNK);
+    let import = ImagesServer::new(import::OwnImages(domain)).max_decoding_message_size(MAX_CHUNK);
     Routes::new(runtime).add_service(images).add_service(import)
 }
 

@@ -10,9 +10,11 @@ use super::domain::{
     ImageView, Lookup, NetworkNotReady, SandboxDetail, SandboxInfo, SandboxView,
 };
 use super::import::{Archive, Progress};
+use super::pull::Steps;
 use crate::container::{Container, Exited, State};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::image::pull::Wanted;
 use crate::image::{self, Image};
 use crate::node::{self, Node};
 use crate::sandbox::Sandbox;
@@ -168,6 +170,15 @@ impl Domain for Served {
             bytes: usage.bytes,
             inodes: usage.inodes,
         })
+    }
+
+    async fn pull(&self, wanted: Wanted, steps: Option<Steps>) -> Result<ImageView, Error> {
+        let pull = self.node.pull_image(wanted);
+        let image = match steps {
+            None => pull.outcome().await?,
+            Some(mut steps) => steps.follow(&pull).await?,
+        };
+        Ok(image_view(&image))
     }
 
     async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {

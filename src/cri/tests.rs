@@ -4,3 +4,4 @@ mod calls;
 mod fake;
 mod import;
 mod lists;
+mod pull;

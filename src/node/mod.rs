@@ -5,6 +5,7 @@
 
 mod files;
 mod images;
+mod joint;
 pub mod orphans;
 mod paths;
 mod recover;
@@ -19,6 +20,8 @@ use carpel_wire::{FdIndex, ObjectId};
 use serde::Serialize;
 
 pub(crate) use files::{base64, make_dir, make_root_dir, remove_entries_but, remove_tree};
+pub use images::Pull;
+use joint::Joint;
 pub use paths::Paths;
 pub use recover::Decode;
 use tables::Table;
@@ -28,7 +31,9 @@ use crate::cgroup::Cgroups;
 use crate::container::Container;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::ImageStore;
+use crate::image::pull::{PullProgress, Wanted};
+use crate::image::registry::Registries;
+use crate::image::{Image, ImageStore};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerName, PodName};
@@ -56,6 +61,7 @@ pub struct Parts {
     pub cgroups: Cgroups,
     pub builder: Builder,
     pub images: ImageStore,
+    pub registries: Registries,
     pub network: Network,
     pub syncer: Syncer,
 }
@@ -66,6 +72,7 @@ pub struct Node {
     pub settings: Settings,
     pub host: HostFacts,
     pub images: ImageStore,
+    pub registries: Registries,
     pub network: Network,
     pub cgroups: Cgroups,
     pub(crate) binary: Binary,
@@ -73,6 +80,7 @@ pub struct Node {
     pub(crate) runs: Work<PodName, SandboxId>,
     pub(crate) creates: Work<(SandboxId, ContainerName), ContainerId>,
     pub(crate) operations: Work<(Op, ObjectId), ()>,
+    pulls: Joint<Wanted, PullProgress, Arc<Image>>,
     syncer: Syncer,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
@@ -103,6 +111,7 @@ impl Node {
             settings: parts.settings,
             host: parts.host,
             images: parts.images,
+            registries: parts.registries,
             network: parts.network,
             cgroups: parts.cgroups,
             binary: parts.binary,
@@ -110,6 +119,7 @@ impl Node {
             runs: Work::default(),
             creates: Work::default(),
             operations: Work::default(),
+            pulls: Joint::default(),
             syncer: parts.syncer,
             sandboxes: Table::default(),
             containers: Table::default(),
