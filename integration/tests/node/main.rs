@@ -19,6 +19,7 @@ mod namespaces;
 mod network;
 mod process;
 mod recovery;
+mod registry;
 mod serve;
 mod wrong_use;
 

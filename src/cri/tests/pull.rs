@@ -7,7 +7,7 @@ use carpel_api::carpel::PullRequest;
 use carpel_api::carpel::pull_response::Step;
 use carpel_api::cri;
 use carpel_api::cri::image_service_client::ImageServiceClient;
-use tonic::{Code, Request};
+use tonic::Code;
 
 use super::fake::{self, Fake};
 
@@ -59,19 +59,6 @@ async fn a_pull_answers_with_the_id_and_its_errors_have_the_codes_that_kubelets_
     }
     let status = client.pull_image(request("A")).await.expect_err("no name");
     assert_eq!(status.code(), Code::InvalidArgument);
-}
-
-#[tokio::test]
-async fn a_pull_ends_when_its_time_is_up_and_says_so() {
-    let fake = Arc::new(Fake::default());
-    let (channel, _connection) = fake::serve(&fake).await;
-    let mut client = ImageServiceClient::new(channel);
-    let mut slow = Request::new(request("a.example/b:slow"));
-    slow.metadata_mut()
-        .insert("grpc-timeout", "30m".parse().expect("text"));
-    let status = client.pull_image(slow).await.expect_err("no time");
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-    given_up(&fake).await;
 }
 
 #[tokio::test]

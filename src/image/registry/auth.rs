@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use super::challenge::Challenge;
 use super::origin::Target;
+use super::transport::Transport;
 use super::{Error, Inner, Origin};
 
 /// What is known to a registry. Its `Debug` shows nothing of it.
@@ -143,7 +144,7 @@ impl Auth {
     /// Answers a challenge that came in spite of what was sent, `used`.
     pub(super) async fn renew(
         &self,
-        inner: &Inner,
+        inner: (&Inner, &Transport),
         registry: &Origin,
         scope: &str,
         challenges: &[Challenge],
@@ -186,7 +187,7 @@ impl Auth {
     /// Gets a token from the registry's token service.
     async fn fetch(
         &self,
-        inner: &Inner,
+        (inner, transport): (&Inner, &Transport),
         registry: &Origin,
         scope: &str,
         challenge: &Challenge,
@@ -206,7 +207,7 @@ impl Auth {
         fields.extend(service.iter().map(|service| ("service", service.as_str())));
         fields.push(("scope", asked.as_deref().unwrap_or(scope)));
         let request = self.request(&target, &fields)?;
-        let answer = inner.transport.send(request).await?;
+        let answer = transport.send(request).await?;
         let status = answer.status();
         match status {
             StatusCode::OK => {}

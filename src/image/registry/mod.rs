@@ -31,7 +31,7 @@ pub use origin::{InvalidHost, Origin, RegistryHost};
 pub use remote::{Document, Observer, Remote};
 
 use super::reference::Repository;
-use transport::Transport;
+use transport::Trust;
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
@@ -61,7 +61,8 @@ struct Inner {
     plain_http: HashSet<RegistryHost>,
     token_hosts: HashSet<String>,
     parallel_layers: usize,
-    transport: Transport,
+    timeout: Duration,
+    trust: Trust,
     transfers: Arc<Semaphore>,
 }
 
@@ -74,7 +75,8 @@ impl Registries {
             plain_http: settings.plain_http.into_iter().collect(),
             token_hosts: hosts.map(|host| host.name().to_owned()).collect(),
             parallel_layers: parallel,
-            transport: Transport::new(settings.timeout),
+            timeout: settings.timeout,
+            trust: Trust::new(),
             transfers: Arc::new(Semaphore::new(parallel * PULLS_AT_ONCE)),
         }))
     }

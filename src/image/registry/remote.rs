@@ -13,7 +13,7 @@ use super::auth::{Auth, Credentials};
 use super::challenge;
 use super::origin::{Origin, Target};
 use super::retry::Attempts;
-use super::transport::Body;
+use super::transport::{Body, Transport};
 use super::{Error, Registries};
 use crate::image::document::{INDEX, MANIFEST};
 use crate::image::json::MOST_BYTES;
@@ -23,6 +23,7 @@ use crate::store::blobs::Digest;
 #[derive(Debug)]
 pub struct Remote {
     registries: Registries,
+    transport: Transport,
     origin: Origin,
     path: String,
     auth: Auth,
@@ -69,6 +70,7 @@ impl Remote {
         credentials: Credentials,
     ) -> Self {
         Self {
+            transport: Transport::new(registries.clone()),
             registries,
             origin,
             path,
@@ -267,7 +269,13 @@ impl Remote {
                     let _ = answer.into_body().read(MOST_ERROR, "").await;
                     let inner = &self.registries.0;
                     self.auth
-                        .renew(inner, &self.origin, &scope, &challenges, &held)
+                        .renew(
+                            (inner, &self.transport),
+                            &self.origin,
+                            &scope,
+                            &challenges,
+                            &held,
+                        )
                         .await?;
                 }
                 _ => return Err(self.refusal(wanted, answer, own).await),
@@ -288,7 +296,7 @@ impl Remote {
             let own = target.origin == self.origin;
             let request = request(wanted, &target, authorization.filter(|_| own));
             let request = request.map_err(|_| Error::Protocol("malformed request".into()))?;
-            let answer = self.registries.0.transport.send(request).await;
+            let answer = self.transport.send(request).await;
             let answer = answer.map_err(|error| elsewhere(&target, own, error))?;
             match answer.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 => target = self.redirect(&target, answer.headers())?,

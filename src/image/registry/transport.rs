@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -16,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::Error;
+use super::{Error, Registries};
 
 type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -31,21 +32,38 @@ const IDLE_TIME: Duration = Duration::from_secs(15);
 /// A transfer that brings fewer bytes in a second is as good as none.
 const SLOWEST: u64 = 1 << 10;
 
-/// The connections to all registries.
+/// The connections of one pull: they are closed with it.
 #[derive(Debug)]
 pub(super) struct Transport {
+    registries: Registries,
     plain: OnceLock<Connections>,
-    tls: OnceCell<Connections>,
+    tls: OnceLock<Connections>,
     timeout: Duration,
 }
 
+/// Whom the machine trusts. Read when it is first needed.
+pub(super) type Trust = OnceCell<ClientConfig>;
+
 impl Transport {
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub(super) fn new(registries: Registries) -> Self {
+        let timeout = registries.0.timeout;
         Self {
+            registries,
             plain: OnceLock::new(),
-            tls: OnceCell::new(),
+            tls: OnceLock::new(),
             timeout,
         }
+    }
+
+    async fn client(&self, uri: &Uri) -> Result<&Connections, Error> {
+        if uri.scheme() != Some(&Scheme::HTTPS) {
+            let nobody = || configure(RootCertStore::empty());
+            let plain = || connections(nobody(), self.timeout);
+            return Ok(self.plain.get_or_init(plain));
+        }
+        let trust = self.registries.0.trust.get_or_try_init(trust).await?;
+        let secure = || connections(trust.clone(), self.timeout);
+        Ok(self.tls.get_or_init(secure))
     }
 
     /// Sends a request and returns the answer's head; the body is yet to be read.
@@ -53,12 +71,7 @@ impl Transport {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Body>, Error> {
-        let client = match is_tls(request.uri()) {
-            true => self.tls.get_or_try_init(|| secure(self.timeout)).await?,
-            false => self
-                .plain
-                .get_or_init(|| connections(RootCertStore::empty(), self.timeout)),
-        };
+        let client = self.client(request.uri()).await?;
         let answer = tokio::time::timeout(self.timeout, client.request(request)).await;
         let answer = answer.map_err(|_| Error::Timeout {
             what: "answer",
@@ -74,12 +87,8 @@ impl Transport {
     }
 }
 
-fn is_tls(uri: &Uri) -> bool {
-    uri.scheme() == Some(&http::uri::Scheme::HTTPS)
-}
-
-/// With the certificates that the machine trusts, which are read once.
-async fn secure(timeout: Duration) -> Result<Connections, Error> {
+/// The certificates that the machine trusts.
+async fn trust() -> Result<ClientConfig, Error> {
     let load = || {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
@@ -94,16 +103,19 @@ async fn secure(timeout: Duration) -> Result<Connections, Error> {
     };
     let roots = tokio::task::spawn_blocking(load).await;
     let roots = roots.map_err(|error| Error::Tls(error.to_string()))??;
-    Ok(connections(roots, timeout))
+    Ok(configure(roots))
 }
 
-fn connections(roots: RootCertStore, timeout: Duration) -> Connections {
+fn configure(roots: RootCertStore) -> ClientConfig {
     let provider = rustls::crypto::ring::default_provider();
-    let tls = ClientConfig::builder_with_provider(provider.into())
+    ClientConfig::builder_with_provider(provider.into())
         .with_safe_default_protocol_versions()
         .expect("ring has the versions that are enabled")
         .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_no_client_auth()
+}
+
+fn connections(tls: ClientConfig, timeout: Duration) -> Connections {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
