@@ -27,6 +27,7 @@ pub mod image;
 pub mod leaks;
 pub mod log;
 pub mod node;
+pub mod registry;
 pub mod request;
 
 pub use carpel_api as api;

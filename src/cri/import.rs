@@ -15,7 +15,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::domain::{Domain, ImageView};
-use super::status::{not_built, panicked};
+use super::pull;
+use super::status::panicked;
 
 /// Chunks that may wait for the reader, and steps that may wait for the client.
 const WAITING_CHUNKS: usize = 4;
@@ -85,10 +86,10 @@ impl Progress {
 }
 
 /// carpel's own image service.
-pub struct ImageImport<D>(pub Arc<D>);
+pub struct OwnImages<D>(pub Arc<D>);
 
 #[tonic::async_trait]
-impl<D: Domain> Images for ImageImport<D> {
+impl<D: Domain> Images for OwnImages<D> {
     type ImportStream = ReceiverStream<Result<ImportResponse, Status>>;
 
     async fn import(
@@ -113,10 +114,13 @@ impl<D: Domain> Images for ImageImport<D> {
         Ok(Response::new(ReceiverStream::new(step_receiver)))
     }
 
-    type PullStream = tokio_stream::Empty<Result<PullResponse, Status>>;
+    type PullStream = ReceiverStream<Result<PullResponse, Status>>;
 
-    async fn pull(&self, _: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
-        Err(not_built("Pull"))
+    async fn pull(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        pull::serve(Arc::clone(&self.0), request.into_inner())
     }
 }
 

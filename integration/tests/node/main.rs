@@ -30,6 +30,7 @@ mod namespaces;
 mod network;
 mod process;
 mod recovery;
+mod registry;
 mod resources;
 mod serve;
 mod stats;
