@@ -359,6 +359,7 @@ async fn a_container_at_its_limit_dies_and_its_supervisor_does_not() {
     let mut config = node.pod("one");
     config.linux().cgroup_parent = pod_cgroup(&node, 64 << 20);
     let pod = node.run_pod(&config).await;
+    let supervisor = node.supervisor_pid(&pod).await;
     let bystander = node.start_container(&pod, &sleeper("bystander")).await;
     // It logs as fast as it can, more than the pod's limit, then eats memory meanwhile.
     let script = "i=0; while [ $i -lt 100 ]; do head -c 1000000 /dev/zero | tr '\\0' x | fold -w 1000; i=$((i+1)); done; \
@@ -384,6 +385,7 @@ async fn a_container_at_its_limit_dies_and_its_supervisor_does_not() {
         node.pod_status(&pod).await.state(),
         PodSandboxState::SandboxReady
     );
+    assert_eq!(node.supervisor_pid(&pod).await, supervisor);
     assert_eq!(node.exec(&bystander, "echo alive").await, "alive\n");
     // What it wrote before is in the log, whole.
     let log = fs::metadata(&status.log_path).expect("a log").len();
