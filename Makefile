@@ -55,7 +55,7 @@ endef
 define spawned
 	@mkdir -p $(1)
 	@$(CARGO) build -q --profile supervisor -p carpel-supervisor --features binary --bin carpel-supervisor
-	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build -q --profile plugin -p carpel-cni --bin carpel-cni --target $(HOST)
+	@RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" $(CARGO) build -q --profile plugin -p carpel-cni --bin carpel-cni --target $(HOST)
 	@install -m 0755 $(TARGET)/supervisor/carpel-supervisor $(TARGET)/$(HOST)/plugin/carpel-cni $(1)/
 endef
 

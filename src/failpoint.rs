@@ -21,6 +21,7 @@ pub const NAMES: &[&str] = &[
     "start:rootfs",
     "start:sent",
     "start:started",
+    "update:set",
     "stop:signalled",
     "stop:exited",
     "stop-sandbox:containers-stopped",
@@ -33,6 +34,13 @@ pub const NAMES: &[&str] = &[
     "remove-sandbox:files-gone",
 ];
 
+/// Those on the way of a pod from a supervisor that died to another.
+pub const ADOPTION: &[&str] = &[
+    "adopt:dead",
+    "adopt:spawned",
+    "adopt:handed-over",
+    "adopt:ready",
+];
 /// Every failpoint of a pull, in the order in which one passes them.
 pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 
@@ -43,7 +51,9 @@ pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    let listed = NAMES.contains(&name) || PULL.contains(&name);
+    let listed = [NAMES, ADOPTION, PULL]
+        .iter()
+        .any(|names| names.contains(&name));
     debug_assert!(listed, "failpoint {name} is not listed");
     let Some(armed) = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok()) else {
         return Ok(());

@@ -6,12 +6,10 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::unix::AsyncFd;
 
@@ -186,6 +184,34 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
     check(result).map(drop)
 }
 
+/// `struct pidfd_info` of `ioctl_pidfd(2)` as it was at first.
+#[repr(C)]
+#[derive(Default)]
+struct RawPidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// _IOWR(0xff, 11, struct pidfd_info).
+const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+
+/// How a process ended that has been reaped, by whomever, as `wait(2)` tells it. `None` before that, and on
+/// kernels before 6.15, which do not keep it.
+pub fn reaped_status(pidfd: &OwnedFd) -> Option<i32> {
+    const { assert!(size_of::<RawPidfdInfo>() == 64) };
+    let mut info = RawPidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..RawPidfdInfo::default()
+    };
+    // SAFETY: the kernel reads and writes one structure of the size that is in the command; `info` outlives
+    // the call, and the descriptor is borrowed, so it is open.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+}
+
 /// The result of a raw system call made through libc, or its errno.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 {
@@ -193,26 +219,6 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     } else {
         Ok(result)
     }
-}
-
-/// A memfd with `bytes` in it that nobody can change any more. `name` is seen in /proc only.
-///
-/// # Errors
-/// As `memfd_create(2)` and `write(2)`.
-pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        // NOEXEC_SEAL is of Linux 6.3.
-        Err(rustix::io::Errno::INVAL) => memfd_create(name, flags)?,
-        other => other?,
-    };
-    let mut file = File::from(fd);
-    file.write_all(bytes)?;
-    fcntl_add_seals(
-        file.as_fd(),
-        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-    )?;
-    Ok(file.into())
 }
 
 /// Raises the soft limit on open files to the hard one, and returns what it was before (soft, hard;
@@ -245,23 +251,10 @@ pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use std::os::unix::fs::FileExt;
+    use std::fs::File;
+    use std::os::fd::AsFd;
 
-    #[test]
-    fn a_sealed_memfd_can_be_read_and_not_written() {
-        let file = File::from(sealed_memfd("plan", b"steps").unwrap());
-        let mut bytes = [0; 8];
-        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 5);
-        assert_eq!(&bytes[..5], b"steps");
-        for result in [
-            file.write_at(b"x", 0).map(drop),
-            file.set_len(1),
-            file.set_len(10),
-        ] {
-            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        }
-    }
+    use super::*;
 
     #[test]
     fn the_kernel_says_what_is_wrong() {

@@ -26,12 +26,19 @@ impl Cri {
     /// A client of the socket at `path`. Connects with the first call. Must be called in a runtime.
     #[must_use]
     pub fn new(path: &Path) -> Self {
+        Self::with_window(path, None)
+    }
+
+    /// A client that has at most `window` bytes of a stream sent to it before they are read.
+    #[must_use]
+    pub fn with_window(path: &Path, window: Option<u32>) -> Self {
         let path = path.to_owned();
         let connector = tower::service_fn(move |_| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
         let channel = tonic::transport::Endpoint::from_static("http://localhost")
+            .initial_stream_window_size(window)
             .connect_with_connector_lazy(connector);
         Self { channel }
     }

@@ -679,6 +679,33 @@ impl TestNode {
         self.cri.runtime().stop_container(request).await.map(drop)
     }
 
+    /// UpdateContainerResources.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn try_update(
+        &self,
+        id: &str,
+        limits: &v1::LinuxContainerResources,
+    ) -> Result<(), Status> {
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(limits.clone()),
+            ..Default::default()
+        };
+        let mut runtime = self.cri.runtime();
+        runtime.update_container_resources(request).await.map(drop)
+    }
+
+    /// The limits that a container is said to have.
+    ///
+    /// # Panics
+    /// If its status has none.
+    pub async fn limits(&self, id: &str) -> v1::LinuxContainerResources {
+        let resources = self.status(id).await.resources;
+        resources.and_then(|all| all.linux).expect("limits")
+    }
+
     /// RemoveContainer.
     ///
     /// # Errors

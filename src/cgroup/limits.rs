@@ -1,6 +1,6 @@
 //! Limits as files of the cgroup file system, and what to write to them.
 
-use crate::spec::config::Resources;
+use crate::spec::config::{Ceiling, Resources};
 
 use super::Error;
 
@@ -26,25 +26,40 @@ impl Limit {
     }
 }
 
+/// Limits that cannot be together on any machine.
+fn check(resources: &Resources) -> Result<(), Error> {
+    match (resources.memory_swap_limit, resources.memory_limit) {
+        (Some(Ceiling::At(both)), Some(memory)) if both >= memory => Ok(()),
+        (Some(Ceiling::At(_)), _) => Err(Error::Swap),
+        _ => Ok(()),
+    }
+}
+
 /// The files of v1, in the order in which they are written.
 pub(super) fn v1(resources: &Resources) -> Result<Vec<Limit>, Error> {
+    check(resources)?;
     let mut limits = Vec::new();
-    let mut push = |file, value: Option<String>| {
+    let mut push = |file: &str, value: Option<String>| {
         limits.extend(value.map(|value| Limit::new(file, value)));
     };
     let number = |value: Option<u64>| value.map(|value| value.to_string());
-    swap_beyond_memory(resources)?;
+    let ceiling = |value: Option<Ceiling>, unlimited: &str| {
+        value.map(|value| match value {
+            Ceiling::Unlimited => unlimited.to_owned(),
+            Ceiling::At(value) => value.to_string(),
+        })
+    };
     push("cpuset.cpus", resources.cpuset_cpus.clone());
     push("cpuset.mems", resources.cpuset_mems.clone());
     push("cpu.shares", number(resources.cpu_shares));
     push("cpu.cfs_period_us", number(resources.cpu_period));
-    push("cpu.cfs_quota_us", number(resources.cpu_quota));
+    push("cpu.cfs_quota_us", ceiling(resources.cpu_quota, "-1"));
     push("memory.limit_in_bytes", number(resources.memory_limit));
-    push(
-        "memory.memsw.limit_in_bytes",
-        number(resources.memory_swap_limit),
-    );
-    push("pids.max", number(resources.pids_limit));
+    let both = resources
+        .memory_swap_limit
+        .or(resources.memory_limit.map(Ceiling::At));
+    push("memory.memsw.limit_in_bytes", ceiling(both, "-1"));
+    push("pids.max", ceiling(resources.pids_limit, "max"));
     for (key, value) in &resources.unified {
         check_unified(key)?;
         if key != "pids.max" {
@@ -55,58 +70,48 @@ pub(super) fn v1(resources: &Resources) -> Result<Vec<Limit>, Error> {
         }
         push("pids.max", Some(value.clone()));
     }
+    // Without accounting of swap nothing can be allowed or forbidden.
+    let no_swap = both == resources.memory_limit.map(Ceiling::At);
     for limit in &mut limits {
-        // Without accounting of swap nothing can be allowed or forbidden.
-        limit.optional = limit.file == "memory.memsw.limit_in_bytes"
-            && resources.memory_swap_limit == resources.memory_limit;
+        limit.optional = no_swap && limit.file == "memory.memsw.limit_in_bytes";
     }
+    huge_pages(resources, "limit_in_bytes", &mut limits);
     Ok(limits)
 }
 
 /// The files of v2, in the order in which they are written.
 pub(super) fn v2(resources: &Resources) -> Result<Vec<Limit>, Error> {
+    check(resources)?;
     let mut limits = Vec::new();
-    limits.extend(
-        resources
-            .cpuset_cpus
-            .as_ref()
-            .map(|list| Limit::new("cpuset.cpus", list)),
-    );
-    limits.extend(
-        resources
-            .cpuset_mems
-            .as_ref()
-            .map(|list| Limit::new("cpuset.mems", list)),
-    );
-    limits.extend(
-        resources
-            .cpu_shares
-            .map(|shares| Limit::new("cpu.weight", weight(shares))),
-    );
-    let bandwidth = match (resources.cpu_quota, resources.cpu_period) {
-        (Some(quota), Some(period)) => Some(format!("{quota} {period}")),
-        // The period stays as it is.
-        (Some(quota), None) => Some(quota.to_string()),
-        (None, Some(period)) => Some(format!("max {period}")),
-        (None, None) => None,
+    let mut push = |file: &str, value: Option<String>| {
+        limits.extend(value.map(|value| Limit::new(file, value)));
     };
-    limits.extend(bandwidth.map(|value| Limit::new("cpu.max", value)));
-    limits.extend(
-        resources
-            .memory_limit
-            .map(|limit| Limit::new("memory.max", limit)),
+    let text = |value: Ceiling| match value {
+        Ceiling::Unlimited => "max".to_owned(),
+        Ceiling::At(value) => value.to_string(),
+    };
+    push("cpuset.cpus", resources.cpuset_cpus.clone());
+    push("cpuset.mems", resources.cpuset_mems.clone());
+    let shares = resources.cpu_shares.map(weight);
+    push("cpu.weight", shares.map(|weight| weight.to_string()));
+    let quota = resources.cpu_quota.map(text);
+    let bandwidth = match (quota, resources.cpu_period) {
+        (quota, Some(period)) => Some(format!("{} {period}", quota.unwrap_or("max".to_owned()))),
+        // The period stays as it is.
+        (quota, None) => quota,
+    };
+    push("cpu.max", bandwidth);
+    push(
+        "memory.max",
+        resources.memory_limit.map(|max| max.to_string()),
     );
-    if let Some(swap) = swap_beyond_memory(resources)? {
-        let mut limit = Limit::new("memory.swap.max", swap);
-        // Without accounting of swap nothing can be allowed or forbidden.
-        limit.optional = swap == 0;
-        limits.push(limit);
+    push("memory.swap.max", swap(resources).map(text));
+    push("pids.max", resources.pids_limit.map(text));
+    // Without accounting of swap nothing can be allowed or forbidden.
+    for limit in &mut limits {
+        limit.optional = limit.file == "memory.swap.max" && limit.value == "0";
     }
-    limits.extend(
-        resources
-            .pids_limit
-            .map(|limit| Limit::new("pids.max", limit)),
-    );
+    huge_pages(resources, "max", &mut limits);
     for (key, value) in &resources.unified {
         check_unified(key)?;
         // Files such as io.max take one line in each write.
@@ -116,11 +121,27 @@ pub(super) fn v2(resources: &Resources) -> Result<Vec<Limit>, Error> {
 }
 
 /// How much swap may be used: CRI and v1 limit memory and swap together, v2 swap alone.
-fn swap_beyond_memory(resources: &Resources) -> Result<Option<u64>, Error> {
-    match (resources.memory_swap_limit, resources.memory_limit) {
-        (None, _) => Ok(None),
-        (Some(both), Some(memory)) if both >= memory => Ok(Some(both - memory)),
-        _ => Err(Error::Swap),
+fn swap(resources: &Resources) -> Option<Ceiling> {
+    let memory = resources.memory_limit;
+    match resources.memory_swap_limit {
+        Some(Ceiling::At(both)) => Some(Ceiling::At(both.saturating_sub(memory.unwrap_or(both)))),
+        Some(Ceiling::Unlimited) => Some(Ceiling::Unlimited),
+        // A file that is named says more than a default.
+        None if resources.unified.contains_key("memory.swap.max") => None,
+        None => memory.map(|_| Ceiling::At(0)),
+    }
+}
+
+/// Huge pages: those in use, and those reserved, of which older kernels know nothing. A size that the
+/// kernel does not have needs not be forbidden.
+fn huge_pages(resources: &Resources, file: &str, limits: &mut Vec<Limit>) {
+    for (size, limit) in &resources.huge_pages {
+        for (part, optional) in [("", *limit == 0), (".rsvd", true)] {
+            limits.push(Limit {
+                optional,
+                ..Limit::new(&format!("hugetlb.{size}{part}.{file}"), limit)
+            });
+        }
     }
 }
 
@@ -171,14 +192,15 @@ mod tests {
     fn all() -> Resources {
         Resources {
             cpu_period: Some(50_000),
-            cpu_quota: Some(25_000),
+            cpu_quota: Some(Ceiling::At(25_000)),
             cpu_shares: Some(512),
             memory_limit: Some(64 << 20),
-            memory_swap_limit: Some(96 << 20),
+            memory_swap_limit: Some(Ceiling::At(96 << 20)),
             oom_score_adj: 0,
             cpuset_cpus: Some("0-1".to_owned()),
             cpuset_mems: Some("0".to_owned()),
-            pids_limit: Some(100),
+            pids_limit: Some(Ceiling::At(100)),
+            huge_pages: [("2MB".to_owned(), 4 << 20), ("1GB".to_owned(), 0)].into(),
             unified: [("pids.max".to_owned(), "50".to_owned())].into(),
         }
     }
@@ -219,6 +241,10 @@ mod tests {
                 "memory.max=67108864",
                 "memory.swap.max=33554432",
                 "pids.max=100",
+                "hugetlb.1GB.max=0",
+                "hugetlb.1GB.rsvd.max=0",
+                "hugetlb.2MB.max=4194304",
+                "hugetlb.2MB.rsvd.max=4194304",
                 "pids.max=50",
             ]
         );
@@ -234,8 +260,18 @@ mod tests {
                 "memory.memsw.limit_in_bytes=100663296",
                 "pids.max=100",
                 "pids.max=50",
+                "hugetlb.1GB.limit_in_bytes=0",
+                "hugetlb.1GB.rsvd.limit_in_bytes=0",
+                "hugetlb.2MB.limit_in_bytes=4194304",
+                "hugetlb.2MB.rsvd.limit_in_bytes=4194304",
             ]
         );
+        let needed: Vec<_> = v1(&all())
+            .unwrap()
+            .into_iter()
+            .filter(|limit| !limit.optional && limit.controller == "hugetlb")
+            .collect();
+        assert_eq!(text(&needed), ["hugetlb.2MB.limit_in_bytes=4194304"]);
         assert_eq!(v1(&Resources::default()).unwrap(), []);
         assert_eq!(v2(&Resources::default()).unwrap(), []);
     }
@@ -244,7 +280,7 @@ mod tests {
     fn swap_is_counted_with_memory() {
         let mut resources = Resources {
             memory_limit: Some(100),
-            memory_swap_limit: Some(100),
+            memory_swap_limit: Some(Ceiling::At(100)),
             ..Resources::default()
         };
         let limits = v2(&resources).unwrap();
@@ -255,6 +291,58 @@ mod tests {
         assert!(matches!(v2(&resources), Err(Error::Swap)));
         resources.memory_limit = None;
         assert!(matches!(v1(&resources), Err(Error::Swap)));
+    }
+
+    #[test]
+    fn who_limits_memory_alone_gets_no_swap() {
+        let mut resources = Resources {
+            memory_limit: Some(100),
+            ..Resources::default()
+        };
+        let limits = v2(&resources).unwrap();
+        assert_eq!(text(&limits), ["memory.max=100", "memory.swap.max=0"]);
+        assert!(limits[1].optional);
+        assert_eq!(
+            text(&v1(&resources).unwrap()),
+            [
+                "memory.limit_in_bytes=100",
+                "memory.memsw.limit_in_bytes=100"
+            ]
+        );
+        resources.unified = [("memory.swap.max".to_owned(), "7".to_owned())].into();
+        assert_eq!(
+            text(&v2(&resources).unwrap()),
+            ["memory.max=100", "memory.swap.max=7"]
+        );
+        resources = Resources::default();
+        resources.memory_swap_limit = Some(Ceiling::Unlimited);
+        assert_eq!(text(&v2(&resources).unwrap()), ["memory.swap.max=max"]);
+        assert_eq!(
+            text(&v1(&resources).unwrap()),
+            ["memory.memsw.limit_in_bytes=-1"]
+        );
+    }
+
+    #[test]
+    fn a_limit_can_be_lifted() {
+        let resources = Resources {
+            cpu_quota: Some(Ceiling::Unlimited),
+            cpu_period: Some(50_000),
+            pids_limit: Some(Ceiling::Unlimited),
+            ..Resources::default()
+        };
+        assert_eq!(
+            text(&v2(&resources).unwrap()),
+            ["cpu.max=max 50000", "pids.max=max"]
+        );
+        assert_eq!(
+            text(&v1(&resources).unwrap()),
+            [
+                "cpu.cfs_period_us=50000",
+                "cpu.cfs_quota_us=-1",
+                "pids.max=max"
+            ]
+        );
     }
 
     #[test]

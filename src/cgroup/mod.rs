@@ -22,10 +22,12 @@
 //! All calls block for microseconds to milliseconds, but for [`Cgroup::kill`] and [`Cgroup::remove`],
 //! which may wait for dying processes, as long as [`PATIENCE`].
 
+mod change;
 mod detect;
 mod devices;
 mod dir;
 mod limits;
+mod usage;
 mod v1;
 mod v2;
 
@@ -35,6 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use devices::{Access, DeviceKind, DevicePolicy, DeviceRule};
+pub use usage::{CpuUsage, FileReader, MemoryUsage, Pressure, Stall, SwapUsage, Usage, Wanted};
 
 use crate::spec::config::Resources;
 use limits::Limit;
@@ -75,8 +78,42 @@ pub enum Error {
     },
     #[error("cgroup setting {key:?}: {reason}")]
     Unified { key: String, reason: &'static str },
+    #[error(
+        "cgroup {cgroup}: {file} cannot become {value}: {used} bytes are in use and cannot be reclaimed"
+    )]
+    InUse {
+        cgroup: String,
+        file: String,
+        value: String,
+        used: u64,
+    },
     #[error("a limit of memory and swap together needs one of memory, of at most as much")]
     Swap,
+}
+
+impl Error {
+    /// Whether it is the limits that are wrong, and not the machine.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        match self {
+            Self::Controller { .. } | Self::Unified { .. } | Self::Swap => true,
+            // What these files say of a value that they do not take. A cpuset beyond its parent's is EACCES.
+            Self::Write { source, .. } => matches!(
+                source.raw_os_error(),
+                Some(libc::EINVAL | libc::ERANGE | libc::EACCES | libc::EDOM | libc::EOPNOTSUPP)
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether the cgroup is not there (any more).
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Write { source, .. } => dir::is_gone(source),
+            _ => false,
+        }
+    }
 }
 
 /// Which interface the controllers have.
@@ -155,7 +192,7 @@ impl Cgroups {
         let limits = cgroup.limits(resources)?;
         let filled = match &*self.0 {
             Hierarchies::V1(mounted) => {
-                mounted.make(path)?;
+                mounted.make(path, v1::Occupant::Container)?;
                 mounted.fill(path, &limits, devices)
             }
             Hierarchies::V2(mounted) => {
@@ -170,6 +207,30 @@ impl Cgroups {
                 let _ = cgroup.remove();
                 Err(error)
             }
+        }
+    }
+
+    /// Makes the cgroup of a pod's supervisor, without limits. On v1 it is only in hierarchies that count
+    /// or kill.
+    ///
+    /// # Errors
+    /// As [`Cgroups::create`].
+    pub fn create_for_supervisor(&self, path: &str) -> Result<(), Error> {
+        match &*self.0 {
+            Hierarchies::V1(_) if !is_normal(path) => Err(Error::Path(path.to_owned())),
+            Hierarchies::V1(mounted) => mounted.make(path, v1::Occupant::Supervisor),
+            Hierarchies::V2(_) => self.create(path, None, &DevicePolicy::AllowAll).map(drop),
+        }
+    }
+
+    /// What a supervisor needs to enter the cgroup that was made for it.
+    ///
+    /// # Errors
+    /// As `open(2)`: `NotFound` if the cgroup is gone.
+    pub fn join_as_supervisor(&self, path: &str) -> io::Result<Join> {
+        match &*self.0 {
+            Hierarchies::V1(mounted) => mounted.join(path, v1::Occupant::Supervisor).map(Join::V1),
+            Hierarchies::V2(mounted) => mounted.join(path).map(Join::V2),
         }
     }
 
@@ -220,15 +281,17 @@ impl Cgroup {
     /// As `open(2)`: `NotFound` if the cgroup is gone.
     pub fn join(&self) -> io::Result<Join> {
         match &*self.hierarchies.0 {
-            Hierarchies::V1(mounted) => mounted.join(&self.path).map(Join::V1),
+            Hierarchies::V1(mounted) => mounted
+                .join(&self.path, v1::Occupant::Container)
+                .map(Join::V1),
             Hierarchies::V2(mounted) => mounted.join(&self.path).map(Join::V2),
         }
     }
 
-    /// Changes limits. One that is `None` stays as it is.
+    /// Changes limits while the cgroup is in use. One that is `None` stays as it is.
     ///
     /// # Errors
-    /// As [`Cgroups::create`]; the limits written before the error stay.
+    /// As [`Cgroups::create`], and [`Error::InUse`]. All limits are as before then.
     pub fn update(&self, resources: &Resources) -> Result<(), Error> {
         let limits = self.limits(Some(resources))?;
         match &*self.hierarchies.0 {
@@ -271,6 +334,17 @@ impl Cgroup {
         match &*self.hierarchies.0 {
             Hierarchies::V1(mounted) => mounted.oom_kills(&self.path),
             Hierarchies::V2(mounted) => mounted.oom_kills(&self.path),
+        }
+    }
+
+    /// What the cgroup and those below it use. Of one that is gone, nothing.
+    ///
+    /// # Errors
+    /// As `read(2)`.
+    pub fn usage(&self, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
+        match &*self.hierarchies.0 {
+            Hierarchies::V1(mounted) => mounted.usage(&self.path, wanted, files),
+            Hierarchies::V2(mounted) => mounted.usage(&self.path, wanted, files),
         }
     }
 

@@ -1,6 +1,7 @@
 //! These need root, and cgroups of either version: each test makes a parent of its own.
 
 use super::*;
+use crate::spec::config::Ceiling;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,6 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags, openat};
+
+const ALL: Wanted = Wanted {
+    limits: true,
+    pids: true,
+};
 
 /// A parent cgroup that is removed with all in it.
 struct Parent {
@@ -121,11 +127,11 @@ const PLAIN: DevicePolicy = DevicePolicy::AllowAll;
 fn limited() -> Resources {
     Resources {
         cpu_period: Some(50_000),
-        cpu_quota: Some(25_000),
+        cpu_quota: Some(Ceiling::At(25_000)),
         cpu_shares: Some(512),
         memory_limit: Some(32 << 20),
         cpuset_cpus: Some("0".to_owned()),
-        pids_limit: Some(50),
+        pids_limit: Some(Ceiling::At(50)),
         ..Resources::default()
     }
 }
@@ -167,7 +173,7 @@ fn limits_land_in_the_files() {
     cgroup
         .update(&Resources {
             memory_limit: Some(64 << 20),
-            pids_limit: Some(60),
+            pids_limit: Some(Ceiling::At(60)),
             ..Resources::default()
         })
         .unwrap();
@@ -205,7 +211,7 @@ fn memory_and_swap_limits_change_in_any_order() {
     let parent = Parent::new();
     let megabytes = |memory: u64, both: u64| Resources {
         memory_limit: Some(memory << 20),
-        memory_swap_limit: Some(both << 20),
+        memory_swap_limit: Some(Ceiling::At(both << 20)),
         ..Resources::default()
     };
     let cgroup = parent.create("swap", Some(&megabytes(32, 32)), PLAIN);
@@ -221,11 +227,112 @@ fn memory_and_swap_limits_change_in_any_order() {
 }
 
 #[test]
+fn what_cannot_be_changed_changes_nothing() {
+    let parent = Parent::new();
+    let megabytes = |memory: u64, both: u64| Resources {
+        memory_limit: Some(memory << 20),
+        memory_swap_limit: Some(Ceiling::At(both << 20)),
+        cpu_shares: Some(memory * 10),
+        pids_limit: Some(Ceiling::At(memory)),
+        ..Resources::default()
+    };
+    let cgroup = parent.create("undone", Some(&megabytes(32, 48)), PLAIN);
+    let files = if parent.v2() {
+        ["cpu.weight", "memory.max", "memory.swap.max", "pids.max"]
+    } else {
+        [
+            "cpu.shares",
+            "memory.limit_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            "pids.max",
+        ]
+    };
+    let values = || files.map(|file| parent.read(&cgroup, file));
+    let before = values();
+    for (memory, both) in [(64, 96), (16, 24)] {
+        let mut wrong = megabytes(memory, both);
+        wrong.unified = [("pids.max".to_owned(), "many".to_owned())].into();
+        let error = cgroup.update(&wrong).unwrap_err();
+        assert!(error.is_invalid(), "{error}");
+        assert_eq!(values(), before, "{memory} {both}");
+        cgroup.update(&megabytes(memory, both)).unwrap();
+        assert_ne!(values(), before);
+        cgroup.update(&megabytes(32, 48)).unwrap();
+        assert_eq!(values(), before);
+    }
+    cgroup.remove().unwrap();
+    assert!(
+        cgroup
+            .update(&megabytes(16, 16))
+            .is_err_and(|error| error.is_gone())
+    );
+}
+
+#[test]
+fn memory_in_use_is_not_taken_away() {
+    let parent = Parent::new();
+    let megabytes = |memory: u64| Resources {
+        memory_limit: Some(memory << 20),
+        ..Resources::default()
+    };
+    let cgroup = parent.create("used", Some(&megabytes(128)), PLAIN);
+    // tail keeps all that has no line end.
+    let mut child = run(
+        &cgroup,
+        "(head -c 40000000 /dev/zero; sleep 100) | tail -n 1",
+    );
+    let mut files = FileReader::default();
+    let mut rss = || cgroup.usage(ALL, &mut files).unwrap().memory.unwrap().rss;
+    eventually(|| rss() > 40_000_000);
+    let error = cgroup.update(&megabytes(16)).unwrap_err();
+    assert!(
+        matches!(error, Error::InUse { used, .. } if used > 40_000_000),
+        "{error}"
+    );
+    assert_eq!(cgroup.oom_kills().unwrap(), 0);
+    // Some of it is free, and file pages would be.
+    cgroup.update(&megabytes(64)).unwrap();
+    cgroup.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn usage_is_that_of_the_processes() {
+    let parent = Parent::new();
+    let resources = Resources {
+        memory_limit: Some(64 << 20),
+        ..Resources::default()
+    };
+    let cgroup = parent.create("busy", Some(&resources), PLAIN);
+    let mut files = FileReader::default();
+    let mut child = run(
+        &cgroup,
+        "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exec sleep 100",
+    );
+    eventually(|| {
+        let usage = cgroup.usage(ALL, &mut FileReader::default()).unwrap();
+        usage.cpu.unwrap().total > 5_000_000
+    });
+    let usage = cgroup.usage(ALL, &mut files).unwrap();
+    assert_eq!(usage.pids, Some(1));
+    let memory = usage.memory.unwrap();
+    assert_eq!(memory.limit, Some(64 << 20));
+    assert!(memory.usage > 0 && memory.usage < 64 << 20 && memory.working_set <= memory.usage);
+    if parent.v2() {
+        assert_eq!(usage.swap.and_then(|swap| swap.limit), Some(0));
+    }
+    cgroup.kill().unwrap();
+    child.wait().unwrap();
+    cgroup.remove().unwrap();
+    assert_eq!(cgroup.usage(ALL, &mut files).unwrap(), Usage::default());
+}
+
+#[test]
 fn kills_for_memory_are_counted() {
     let parent = Parent::new();
     let resources = Resources {
         memory_limit: Some(16 << 20),
-        memory_swap_limit: Some(16 << 20),
+        memory_swap_limit: Some(Ceiling::At(16 << 20)),
         ..Resources::default()
     };
     let cgroup = parent.create("hungry", Some(&resources), PLAIN);
@@ -288,7 +395,7 @@ fn device_rules_hold() {
 fn kill_ends_a_fork_storm() {
     let parent = Parent::new();
     let resources = Resources {
-        pids_limit: Some(200),
+        pids_limit: Some(Ceiling::At(200)),
         ..Resources::default()
     };
     let cgroup = parent.create("storm", Some(&resources), PLAIN);
@@ -427,7 +534,7 @@ fn a_controller_that_cannot_be_had_is_an_error_for_a_limit_alone() {
     let leaf = parent.cgroups.create(&path, None, &PLAIN).unwrap();
     assert_eq!(output(&leaf, "echo in"), "in\n");
     let limits = Resources {
-        pids_limit: Some(9),
+        pids_limit: Some(Ceiling::At(9)),
         ..Resources::default()
     };
     let results = [

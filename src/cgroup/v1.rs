@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::change;
 use super::detect;
 use super::devices::{DevicePolicy, DeviceRule, lines};
 use super::dir::Dir;
 use super::limits::Limit;
+use super::usage::{self, FileReader, Usage, Wanted};
 use super::{Error, PATIENCE, keyed};
 
 /// The controllers that every container gets a cgroup of: those that are limited or asked, now or
@@ -19,6 +21,16 @@ use super::{Error, PATIENCE, keyed};
 const NEEDED: [&str; 8] = [
     "memory", "cpu", "cpuacct", "cpuset", "pids", "devices", "freezer", "hugetlb",
 ];
+
+/// What a supervisor gets no cgroup of: those only restrict, and it is the runtime's own.
+const RESTRICTING: [&str; 3] = ["cpuset", "devices", "hugetlb"];
+
+/// Who a cgroup is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occupant {
+    Supervisor,
+    Container,
+}
 
 /// How long a frozen cgroup may take to stand still, before its processes are killed as they are.
 const FREEZE: Duration = Duration::from_millis(100);
@@ -35,6 +47,11 @@ struct Hierarchy {
 }
 
 impl Hierarchy {
+    fn is_for(&self, occupant: Occupant) -> bool {
+        let restricts = |name: &String| RESTRICTING.contains(&name.as_str());
+        occupant == Occupant::Container || !self.controllers.iter().any(restricts)
+    }
+
     fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }
@@ -68,9 +85,9 @@ impl Mounted {
     }
 
     /// Makes a cgroup in every hierarchy where it belongs, anew.
-    pub fn make(&self, path: &str) -> Result<(), Error> {
+    pub fn make(&self, path: &str, occupant: Occupant) -> Result<(), Error> {
         let mut made: Vec<&Hierarchy> = Vec::new();
-        for hierarchy in &self.0 {
+        for hierarchy in self.0.iter().filter(|one| one.is_for(occupant)) {
             match hierarchy.mkdir(path) {
                 Ok(true) => made.push(hierarchy),
                 Ok(false) => {}
@@ -95,7 +112,7 @@ impl Mounted {
         if let Some(cpuset) = self.with("cpuset") {
             cpuset.fill_cpuset(path, limits)?;
         }
-        self.update(path, limits)?;
+        self.set(path, limits)?;
         match devices {
             DevicePolicy::AllowAll => Ok(()),
             DevicePolicy::Rules(rules) => self.restrict_devices(path, rules),
@@ -131,47 +148,79 @@ impl Mounted {
         Ok(())
     }
 
-    pub fn update(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
-        let mut dir: Option<(&str, Dir)> = None;
-        let mut again: Vec<&Limit> = Vec::new();
-        for (at, limit) in limits.iter().enumerate() {
-            if dir
-                .as_ref()
-                .is_none_or(|(controller, _)| *controller != limit.controller)
-            {
-                let hierarchy = self
-                    .with(&limit.controller)
-                    .ok_or_else(|| Error::Controller {
-                        cgroup: path.to_owned(),
-                        file: limit.file.clone(),
-                        controller: limit.controller.clone(),
-                        reason: NOT_MOUNTED.to_owned(),
-                    })?;
-                dir = Some((&limit.controller, hierarchy.child(path)?));
-            }
-            let Some((_, dir)) = &dir else { continue };
-            let more = limits
-                .get(at + 1)
-                .is_some_and(|next| next.controller == limit.controller);
+    /// Writes the limits of a new cgroup.
+    fn set(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
+        let mut again: Vec<(&Limit, &Dir)> = Vec::new();
+        let dirs = self.dirs(path, limits)?;
+        for (limit, dir) in self.places(path, limits, &dirs)? {
             match dir.write(&limit.file, &limit.value) {
-                // Two limits of a controller may not contradict each other at any time (memory may not
-                // exceed memory and swap together): if not in this order, then in the other.
-                Err(Errno::INVAL) if more => again.push(limit),
+                // Two limits of a controller may not contradict each other at any time (quota and
+                // period together against the parent's): if not in this order, then in the other.
+                Err(Errno::INVAL) => again.push((limit, dir)),
                 result => check(path, limit, result)?,
             }
-            if !more {
-                for limit in again.drain(..) {
-                    check(path, limit, dir.write(&limit.file, &limit.value))?;
-                }
-            }
+        }
+        for (limit, dir) in again {
+            check(path, limit, dir.write(&limit.file, &limit.value))?;
         }
         Ok(())
     }
 
-    pub fn join(&self, path: &str) -> io::Result<Vec<OwnedFd>> {
+    /// Changes the limits of a cgroup in use; if one cannot be changed, none is.
+    pub fn update(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
+        let dirs = self.dirs(path, limits)?;
+        let places = self.places(path, limits, &dirs)?;
+        change::apply(path, &places, |limit| Error::Controller {
+            cgroup: path.to_owned(),
+            file: limit.file.clone(),
+            controller: limit.controller.clone(),
+            reason: NO_SUCH_FILE.to_owned(),
+        })
+    }
+
+    /// The cgroup's directory for each controller that these limits are of, as far as it is mounted.
+    fn dirs(&self, path: &str, limits: &[Limit]) -> Result<Vec<(String, Dir)>, Error> {
+        let mut dirs: Vec<(String, Dir)> = Vec::new();
+        for limit in limits {
+            let known = dirs.iter().any(|(name, _)| *name == limit.controller);
+            if let Some(hierarchy) = self.with(&limit.controller)
+                && !known
+            {
+                dirs.push((limit.controller.clone(), hierarchy.child(path)?));
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// Where each limit is written. One that may be missing, and whose controller is, has no place.
+    fn places<'a>(
+        &self,
+        path: &str,
+        limits: &'a [Limit],
+        dirs: &'a [(String, Dir)],
+    ) -> Result<Vec<(&'a Limit, &'a Dir)>, Error> {
+        let mut places = Vec::with_capacity(limits.len());
+        for limit in limits {
+            match dirs.iter().find(|(name, _)| *name == limit.controller) {
+                Some((_, dir)) => places.push((limit, dir)),
+                None if limit.optional => {}
+                None => {
+                    return Err(Error::Controller {
+                        cgroup: path.to_owned(),
+                        file: limit.file.clone(),
+                        controller: limit.controller.clone(),
+                        reason: NOT_MOUNTED.to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    pub fn join(&self, path: &str, occupant: Occupant) -> io::Result<Vec<OwnedFd>> {
         let mut tasks = Vec::with_capacity(self.0.len());
         let file = format!("{}/tasks", path.trim_start_matches('/'));
-        for hierarchy in &self.0 {
+        for hierarchy in self.0.iter().filter(|one| one.is_for(occupant)) {
             match hierarchy.root.file(&file) {
                 Ok(fd) => tasks.push(fd),
                 Err(Errno::NOENT) if !hierarchy.needed => {}
@@ -183,6 +232,10 @@ impl Mounted {
 
     /// Freezes the processes, so that none forks, kills them, and thaws them to die.
     pub fn kill(&self, path: &str) -> io::Result<()> {
+        // Freezing patches the running kernel: not for a cgroup that is empty, as most are by now.
+        if self.all_pids(path)?.is_empty() {
+            return Ok(());
+        }
         let end = Instant::now() + PATIENCE;
         let own = std::process::id();
         let freezer = match self.with("freezer").map(|freezer| freezer.root.child(path)) {
@@ -245,6 +298,16 @@ impl Mounted {
         }
     }
 
+    pub fn usage(&self, path: &str, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
+        let root = |controller| self.with(controller).map(|hierarchy| &hierarchy.root);
+        let roots = usage::v1::Roots {
+            cpuacct: root("cpuacct"),
+            memory: root("memory"),
+            pids: root("pids"),
+        };
+        usage::v1::read(roots, path, wanted, files)
+    }
+
     pub fn remove(&self, path: &str, end: Instant) -> io::Result<()> {
         let mut result = Ok(());
         for hierarchy in &self.0 {
@@ -255,6 +318,7 @@ impl Mounted {
 }
 
 const NOT_MOUNTED: &str = "this machine has not mounted it";
+const NO_SUCH_FILE: &str = "this kernel has no such file";
 
 impl Hierarchy {
     /// Makes a cgroup, anew. Says whether it was made: only below a parent that is there, if this
@@ -357,7 +421,7 @@ fn check(path: &str, limit: &Limit, result: rustix::io::Result<()>) -> Result<()
             cgroup: path.to_owned(),
             file: limit.file.clone(),
             controller: limit.controller.clone(),
-            reason: "this kernel has no such file".to_owned(),
+            reason: NO_SUCH_FILE.to_owned(),
         }),
         Err(error) => Err(Error::Write {
             cgroup: path.to_owned(),

@@ -9,9 +9,11 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
+use super::change;
 use super::devices::{DevicePolicy, program};
 use super::dir::{Dir, is_gone};
 use super::limits::Limit;
+use super::usage::{self, FileReader, Usage, Wanted};
 use super::{Error, PATIENCE, keyed};
 use crate::sys::{attach_device_program, load_device_program};
 
@@ -22,23 +24,27 @@ const BASE: [&str; 3] = ["cpu", "memory", "pids"];
 #[derive(Debug)]
 pub(super) struct Mounted {
     root: Dir,
+    /// What the hierarchy has at all: for the others there is nothing to enable.
+    offered: BTreeSet<String>,
     /// The device program without rules of its own: nearly every container's.
     default_program: OnceLock<OwnedFd>,
 }
 
 impl Mounted {
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let root = Dir::open(path)?;
+        // Unreadable is as good as empty: then every limit tells what it lacks.
+        let offered = root.read("cgroup.controllers").unwrap_or_default();
         Ok(Self {
-            root: Dir::open(path)?,
+            root,
+            offered: offered.split_whitespace().map(str::to_owned).collect(),
             default_program: OnceLock::new(),
         })
     }
 
     /// Makes a cgroup, anew. Returns why a controller could not be enabled, or nothing.
     pub fn make(&self, path: &str, limits: &[Limit]) -> Result<String, Error> {
-        let wanted = BASE
-            .into_iter()
-            .chain(limits.iter().map(|limit| limit.controller.as_str()));
+        let wanted = BASE.into_iter().chain(self.needed(limits));
         let refused = self.enable(path, &wanted.collect())?;
         let made = match self.root.mkdir(path).map_err(io::Error::from) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -88,18 +94,21 @@ impl Mounted {
     }
 
     pub fn update(&self, path: &str, limits: &[Limit]) -> Result<(), Error> {
-        let refused = self.enable(
-            path,
-            &limits
-                .iter()
-                .map(|limit| limit.controller.as_str())
-                .collect(),
-        )?;
+        let refused = self.enable(path, &self.needed(limits).collect())?;
         let dir = self
             .root
             .child(path)
             .map_err(|error| failed(path, "open", error))?;
-        write(&dir, path, limits, &refused)
+        let places: Vec<_> = limits.iter().map(|limit| (limit, &dir)).collect();
+        change::apply(path, &places, |limit| {
+            missing_file(&dir, path, limit, &refused)
+        })
+    }
+
+    /// The controllers of these limits that there are.
+    fn needed<'a>(&'a self, limits: &'a [Limit]) -> impl Iterator<Item = &'a str> {
+        let controllers = limits.iter().map(|limit| limit.controller.as_str());
+        controllers.filter(|controller| self.offered.contains(*controller))
     }
 
     /// Sees to it that the cgroup at `path` has the controllers `wanted`: makes its parents and enables
@@ -172,6 +181,14 @@ impl Mounted {
         }
     }
 
+    pub fn usage(&self, path: &str, wanted: Wanted, files: &mut FileReader) -> io::Result<Usage> {
+        match self.root.child(path) {
+            Ok(dir) => usage::v2::read(&dir, wanted, files),
+            Err(Errno::NOENT) => Ok(Usage::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub fn remove(&self, path: &str, end: Instant) -> io::Result<()> {
         self.root.remove(path, end)
     }
@@ -226,21 +243,7 @@ fn write(dir: &Dir, path: &str, limits: &[Limit], refused: &str) -> Result<(), E
         match dir.write(&limit.file, &limit.value) {
             Ok(()) => {}
             Err(Errno::NOENT) if limit.optional => {}
-            Err(Errno::NOENT) => {
-                let reason = match (refused, dir.read("cgroup.controllers")) {
-                    (_, Ok(has)) if has.split_whitespace().any(|name| name == limit.controller) => {
-                        "this kernel has no such file"
-                    }
-                    ("", _) => "this machine does not offer it",
-                    (refused, _) => refused,
-                };
-                return Err(Error::Controller {
-                    cgroup: path.to_owned(),
-                    file: limit.file.clone(),
-                    controller: limit.controller.clone(),
-                    reason: reason.to_owned(),
-                });
-            }
+            Err(Errno::NOENT) => return Err(missing_file(dir, path, limit, refused)),
             Err(error) => {
                 return Err(Error::Write {
                     cgroup: path.to_owned(),
@@ -252,4 +255,21 @@ fn write(dir: &Dir, path: &str, limits: &[Limit], refused: &str) -> Result<(), E
         }
     }
     Ok(())
+}
+
+/// Why a cgroup does not have a limit's file.
+fn missing_file(dir: &Dir, path: &str, limit: &Limit, refused: &str) -> Error {
+    let reason = match (refused, dir.read("cgroup.controllers")) {
+        (_, Ok(has)) if has.split_whitespace().any(|name| name == limit.controller) => {
+            "this kernel has no such file"
+        }
+        ("", _) => "this machine does not offer it",
+        (refused, _) => refused,
+    };
+    Error::Controller {
+        cgroup: path.to_owned(),
+        file: limit.file.clone(),
+        controller: limit.controller.clone(),
+        reason: reason.to_owned(),
+    }
 }

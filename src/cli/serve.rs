@@ -26,7 +26,7 @@ use crate::spec::host::HostFacts;
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
 use crate::supervisor::Binary;
-use crate::{cri, sys, telemetry};
+use crate::{cri, metrics, sys, telemetry};
 
 /// The network of `--default-network`.
 const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
@@ -160,6 +160,7 @@ async fn answer(
         NotifyState::Status(&format!("serving on {endpoint}")),
     ]);
     tonic::transport::Server::builder()
+        .layer(metrics::RpcLayer)
         .add_routes(services)
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
@@ -217,10 +218,19 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     let decode = Decode {
         sandbox: cri::decode_sandbox,
         container: cri::decode_container,
+        resources: cri::decode_resources,
     };
     let node = Node::open(parts, decode).await.context("recover")?;
-    tokio::spawn(node::orphans::reap_orphans());
+    tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
     tokio::spawn(Arc::clone(&node).release_networks());
+    if let Some(address) = config.telemetry.metrics {
+        let server = metrics::Server::bind(address)
+            .await
+            .with_context(|| format!("telemetry.metrics: listen on {address}"))?;
+        let address = server.address().context("telemetry.metrics")?;
+        tracing::info!(%address, "metrics served");
+        tokio::spawn(metrics::serve(server, Arc::downgrade(&node)));
+    }
     let configuration = serde_json::to_value(&config).context("configuration")?;
     Ok(cri::routes(Arc::new(cri::Served {
         node,

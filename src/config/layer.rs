@@ -1,6 +1,7 @@
 //! One layer of configuration, as a file or the flags give it: every key may be left out.
 
 use std::io;
+use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,8 @@ pub struct Layer {
     pub libexec: LibexecLayer,
     #[serde(default)]
     pub log: LogLayer,
+    #[serde(default)]
+    pub telemetry: TelemetryLayer,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,6 +84,12 @@ pub struct LibexecLayer {
 pub struct LogLayer {
     pub level: Option<LogLevel>,
     pub format: Option<LogFormat>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryLayer {
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Layer {

@@ -7,6 +7,7 @@
 mod layer;
 mod value;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub struct Config {
     pub registry: Registry,
     pub libexec: Libexec,
     pub log: Log,
+    pub telemetry: Telemetry,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -95,6 +97,13 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Telemetry {
+    /// Where the daemon's own figures are served for Prometheus. `None`: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -124,6 +133,7 @@ impl Default for Config {
                 level: LogLevel::Info,
                 format: LogFormat::Text,
             },
+            telemetry: Telemetry::default(),
         }
     }
 }
@@ -192,6 +202,7 @@ impl Config {
         set_option(&mut self.libexec.cni, layer.libexec.cni);
         set(&mut self.log.level, layer.log.level);
         set(&mut self.log.format, layer.log.format);
+        set_option(&mut self.telemetry.metrics, layer.telemetry.metrics);
     }
 
     /// The configuration as a file that, read again, gives the same.
@@ -374,6 +385,10 @@ mod tests {
             ),
             ("a = \n", "DIR/config.toml:1: "),
             ("workers = 0", "DIR/config.toml:1: invalid value"),
+            (
+                "[telemetry]\nmetrics = \"localhost\"",
+                "DIR/config.toml:2: invalid socket address syntax",
+            ),
         ];
         for (text, expected) in cases {
             let error = load(&[("config.toml", text)]).unwrap_err();

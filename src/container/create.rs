@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
-use crate::node::Node;
+use crate::node::{EventKind, Node};
 use crate::sandbox::{self, Sandbox, files};
 use crate::spec::config::{ContainerConfig, PidScope};
 use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
@@ -132,6 +132,7 @@ impl Node {
             user,
             cgroup,
             source,
+            limits: None,
             exited: None,
             removing: false,
         };
@@ -156,6 +157,7 @@ impl Node {
         }
         self.insert_container(&container);
         drop(state);
+        self.announce_container(EventKind::Created, &container);
         container.timeline.note("record", resolved);
         Ok(id)
     }
@@ -183,7 +185,6 @@ impl Node {
                 hostname,
                 resolv_conf,
             },
-            volumes: Vec::new(),
             host: &self.host,
         };
         oci::build(&input).map_err(|error| invalid(config, &error))

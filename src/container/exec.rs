@@ -14,7 +14,7 @@ use super::processes::{Descriptors, Streams};
 use super::start::refused;
 use crate::error::Error;
 use crate::ids::{ContainerId, ExecId};
-use crate::node::Node;
+use crate::node::{Node, orphans};
 use crate::spec::plan::{self, Compiled};
 use crate::supervisor::{Started, Supervisor};
 
@@ -51,7 +51,7 @@ impl Node {
                 "container {id} is not running"
             )));
         }
-        let supervisor = self.supervisor_of(&container)?;
+        let supervisor = self.supervisor_of(&container).await?;
         let exec = Exec {
             id: ExecId::random(),
             container,
@@ -94,10 +94,14 @@ impl Exec {
                 Err(_) => return Err(self.kill(&mut started, limit).await),
             },
         };
-        let exit = exit.map_err(Error::at(format!(
-            "command in container {}",
-            self.container.id
-        )))?;
+        let exit = match exit {
+            Ok(exit) => exit,
+            Err(lost) => {
+                orphans::end(&started.pidfd).await;
+                let text = format!("command in container {}", self.container.id);
+                return Err(Error::wrap(text, lost));
+            }
+        };
         let _ = tokio::time::timeout(DRAIN, output.collect()).await;
         Ok(ExecOutput {
             stdout: output.stdout.bytes,

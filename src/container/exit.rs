@@ -1,20 +1,18 @@
 //! What happens when a container's process ends.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use carpel_wire::{ExitRecords, RequestBody};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use carpel_wire::{ExitRecords, RequestBody, UNKNOWN_STATUS};
 
 use super::start::has_own_pids;
 use super::{Container, Exited, Running};
 use crate::error::Error;
-use crate::node::Node;
+use crate::node::{EventKind, Node, orphans};
 use crate::supervisor::{Exit, ExitWait, Lost, Supervisor};
 
-/// How long a killed process may take to die before its exit is reported without a code.
-const DEATH: Duration = Duration::from_secs(5);
+/// Why an exit has no code.
+const NOT_TOLD: &str = "its exit code is not known: the pod's supervisor had died, and this kernel does not \
+    tell how a process ended that another one has reaped";
 
 impl Node {
     /// Waits for a running container's exit, in a task of its own.
@@ -23,12 +21,16 @@ impl Node {
         container: &Arc<Container>,
         running: Running,
         mut exit: ExitWait,
-        supervisor: Supervisor,
     ) {
         let (node, container) = (Arc::clone(self), Arc::clone(container));
         tokio::spawn(async move {
             match exit.wait().await {
-                Ok(exit) => node.note_exit(&container, exit, Some(&supervisor)).await,
+                Ok(exit) => {
+                    // One that was adopted is a child of ours.
+                    orphans::reap(&running.pidfd);
+                    node.note_exit(&container, exit, Some(&running.supervisor))
+                        .await;
+                }
                 Err(Lost) => node.note_loss(&container, &running).await,
             }
         });
@@ -42,16 +44,20 @@ impl Node {
         supervisor: Option<&Supervisor>,
     ) {
         let oom_killed = self.release_cgroup(container).await;
+        let known = exit.wait_status != UNKNOWN_STATUS;
         let exit_code = exit_code(exit.wait_status);
         if exit.dropped_lines > 0 {
+            crate::metrics::lines_dropped(exit.dropped_lines);
             let (id, lines) = (container.id, exit.dropped_lines);
             tracing::warn!(container.id = %id, lines, "log lines dropped, as its log could not be written");
         }
         let reason = match (oom_killed, exit_code) {
             (true, _) => "OOMKilled",
+            (false, _) if !known => "Unknown",
             (false, 0) => "Completed",
             (false, _) => "Error",
         };
+        let message = if known { "" } else { NOT_TOLD };
         self.finish(
             container,
             Exited {
@@ -60,7 +66,7 @@ impl Node {
                 exit_code,
                 reason: reason.to_owned(),
                 dropped_log_lines: exit.dropped_lines,
-                message: String::new(),
+                message: message.to_owned(),
             },
         );
         if let Some(supervisor) = supervisor {
@@ -76,31 +82,41 @@ impl Node {
         }
     }
 
-    /// The supervisor has died, and nobody writes the container's log any more: it is killed. Its code
-    /// comes from what the supervisor wrote down, or from the kernel, as we are the subreaper.
-    async fn note_loss(&self, container: &Container, running: &Running) {
-        if let Some(exit) = self.exit_on_file(container) {
-            return self.note_exit(container, exit, None).await;
-        }
-        let cgroup = self.cgroups.open(&container.cgroup);
-        let _ = tokio::task::spawn_blocking(move || cgroup.kill()).await;
-        let pidfd = Arc::clone(&running.pidfd);
-        let reaped = tokio::task::spawn_blocking(move || reap(&pidfd))
-            .await
-            .ok()
-            .flatten();
+    /// There is no supervisor any more, so nobody writes the container's log: it is killed.
+    pub(super) async fn kill_lost(&self, container: &Container, running: &Running) {
+        self.kill_cgroup(container).await;
+        let status = match orphans::end(&running.pidfd).await {
+            Some(status) => status,
+            None if orphans::has_ended(&running.pidfd) => libc::SIGKILL,
+            None => UNKNOWN_STATUS,
+        };
         self.release_cgroup(container).await;
         self.finish(
             container,
             Exited {
                 started_at: running.started_at,
                 finished_at: crate::node::now(),
-                exit_code: reaped.unwrap_or(255),
-                reason: if reaped.is_some() { "Error" } else { "Unknown" }.to_owned(),
+                exit_code: exit_code(status),
+                reason: if status == UNKNOWN_STATUS {
+                    "Unknown"
+                } else {
+                    "Error"
+                }
+                .to_owned(),
                 dropped_log_lines: 0,
-                message: "the pod's supervisor died, so the container was killed".to_owned(),
+                message:
+                    "the pod's supervisor died and could not be replaced, so the container was killed"
+                        .to_owned(),
             },
         );
+    }
+
+    pub(crate) async fn kill_cgroup(&self, container: &Container) {
+        let cgroup = self.cgroups.open(&container.cgroup);
+        let killed = tokio::task::spawn_blocking(move || cgroup.kill()).await;
+        if let Ok(Err(error)) = killed {
+            tracing::warn!(container.id = %container.id, %error, "processes may remain");
+        }
     }
 
     /// The exit that the supervisor wrote down, if it did.
@@ -118,11 +134,13 @@ impl Node {
         if let Err(error) = self.write_container(container) {
             tracing::warn!(container.id = %container.id, %error, "exit is not on disk yet");
         }
+        self.announce_container(EventKind::Stopped, container);
     }
 
     /// Kills what is left in the container's cgroup and removes it. Returns whether the kernel had killed
     /// for memory in it. Missing is fine.
     pub(crate) async fn release_cgroup(&self, container: &Container) -> bool {
+        self.end_orphans(container).await;
         let cgroup = self.cgroups.open(&container.cgroup);
         let own_pids = has_own_pids(container);
         let released = tokio::task::spawn_blocking(move || {
@@ -150,39 +168,20 @@ impl Node {
     }
 }
 
-/// The code as a shell tells it: 128 + signal for a process that was killed.
+/// The code as a shell tells it: 128 + signal for a process that was killed. 255 if it is not known.
 pub(crate) fn exit_code(wait_status: i32) -> i32 {
+    if wait_status == UNKNOWN_STATUS {
+        return 255;
+    }
     match wait_status & 0x7f {
         0 => (wait_status >> 8) & 0xff,
         signal => 128 + signal,
     }
 }
 
-/// Waits for an orphan of a supervisor, which is our child if this daemon started that supervisor.
-fn reap(pidfd: &impl AsFd) -> Option<i32> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    let limit = Timespec {
-        tv_sec: DEATH.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
-    poll(&mut fds, Some(&limit))
-        .ok()
-        .filter(|ready| *ready > 0)?;
-    let status = waitid(
-        WaitId::PidFd(pidfd.as_fd()),
-        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-    )
-    .ok()??;
-    if let Some(code) = status.exit_status() {
-        return Some(code);
-    }
-    status.terminating_signal().map(|signal| 128 + signal)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::exit_code;
+    use super::*;
 
     #[test]
     fn codes_are_told_as_a_shell_tells_them() {
@@ -191,5 +190,6 @@ mod tests {
         assert_eq!(exit_code(255 << 8), 255);
         assert_eq!(exit_code(9), 137);
         assert_eq!(exit_code(0x80 | 11), 139);
+        assert_eq!(exit_code(UNKNOWN_STATUS), 255);
     }
 }

@@ -1,7 +1,9 @@
 //! A container's log file, opened for its supervisor.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,12 +23,12 @@ impl Node {
     /// [`Error::FailedPrecondition`] if the container does not run.
     pub async fn reopen_log(self: &Arc<Self>, id: &ContainerId) -> Result<(), Error> {
         let container = self.require_container(id)?;
-        let supervisor = self.supervisor_of(&container)?;
-        if container.running().is_none() {
+        let supervisor = self.supervisor_of(&container).await?;
+        let Some(running) = container.running() else {
             return Err(Error::FailedPrecondition(format!(
                 "container {id} is not running"
             )));
-        }
+        };
         let Some(log) = self.open_log(&container)? else {
             return Ok(());
         };
@@ -39,6 +41,7 @@ impl Node {
             .expect(body, &[log.as_fd()], known)
             .await
             .map_err(Error::at(format!("reopen the log of container {id}")))?;
+        running.kept.set_log(log);
         Ok(())
     }
 
@@ -90,9 +93,56 @@ fn open_below(directory: &Path, path: &Path) -> io::Result<OwnedFd> {
     Ok(log)
 }
 
+/// Cuts a log back to its last whole line: its writer was killed while it wrote. For a while, no one else
+/// writes to it.
+///
+/// # Errors
+/// As `open(2)`, `read(2)`, `ftruncate(2)`.
+pub(crate) fn mend(log: &OwnedFd) -> io::Result<()> {
+    // More than a line ever has.
+    const END: u64 = 64 << 10;
+    let file = File::open(format!("/proc/self/fd/{}", log.as_raw_fd()))?;
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(END);
+    let mut end = vec![0; usize::try_from(length - start).unwrap_or_default()];
+    file.read_exact_at(&mut end, start)?;
+    let whole = match end.iter().rposition(|byte| *byte == b'\n') {
+        Some(newline) => newline + 1,
+        None if start == 0 => 0,
+        // No log of ours.
+        None => return Ok(()),
+    };
+    if whole < end.len() {
+        rustix::fs::ftruncate(log, start + whole as u64)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_torn_log_is_cut_back_to_its_last_line() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, whole) in [
+            ("".to_owned(), 0),
+            ("torn".to_owned(), 0),
+            ("one\n".to_owned(), 4),
+            ("one\ntorn".to_owned(), 4),
+            (
+                format!("{}\n{}", "x".repeat(100_000), "y".repeat(20_000)),
+                100_001,
+            ),
+            ("z".repeat(100_000), 100_000),
+        ] {
+            let log = open_below(dir.path(), Path::new("0.log")).unwrap();
+            std::fs::write(dir.path().join("0.log"), &text).unwrap();
+            mend(&log).unwrap();
+            let left = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
+            assert_eq!(left, text[..whole]);
+        }
+    }
 
     #[test]
     fn a_log_is_opened_only_below_its_directory() {

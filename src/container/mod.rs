@@ -10,6 +10,7 @@
 //! is made again only if the supervisor says that the container was never started. An exit is on disk
 //! before the supervisor forgets it.
 
+mod adopt;
 mod create;
 mod devices;
 mod exec;
@@ -18,6 +19,7 @@ mod log;
 pub(crate) mod processes;
 mod start;
 mod stop;
+mod update;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,15 +27,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use adopt::Adopted;
 pub use exec::ExecOutput;
+pub use update::Merge;
 
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::ImageId;
-use crate::spec::config::ContainerConfig;
+use crate::spec::config::{ContainerConfig, Resources};
 use crate::spec::oci::Source;
 use crate::spec::plan::Compiled;
 use crate::spec::user::User;
+use crate::stats::{DiskUsage, Remembered};
 use crate::store::layers::LayerId;
+use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
 /// A container in memory.
@@ -60,6 +66,9 @@ pub struct Container {
     pub(crate) compiled: Arc<Compiled>,
     /// Whoever changes this container has its turn; an exit waits for none.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// What is remembered of its figures.
+    pub(crate) remembered: Remembered,
+    limits: Mutex<Limits>,
     state: Mutex<State>,
     /// Turns true at the exit.
     pub(crate) exited: tokio::sync::watch::Sender<bool>,
@@ -77,12 +86,37 @@ pub enum State {
     Removing(Option<Exited>),
 }
 
+/// A state as others see it.
+#[derive(Debug, Clone)]
+pub enum Status {
+    Created,
+    Running(Running),
+    Exited(Exited),
+    Removing(Option<Exited>),
+}
+
+/// The limits of a container, which may be others than it was created with.
+#[derive(Debug, Clone, Default)]
+pub struct Limits {
+    pub resources: Resources,
+    /// As they were asked for last, encoded. `None`: as in the request.
+    pub asked: Option<Asked>,
+}
+
+/// A message of the interface, kept as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Asked(#[serde(with = "crate::node::base64")] pub Vec<u8>);
+
 #[derive(Debug, Clone)]
 pub struct Running {
     pub pid: u32,
     /// Nanoseconds since the epoch.
     pub started_at: i64,
     pub pidfd: Arc<OwnedFd>,
+    /// The supervisor that looks after it.
+    pub(crate) supervisor: Supervisor,
+    pub(crate) kept: Arc<processes::Kept>,
 }
 
 /// How a container ended.
@@ -117,6 +151,9 @@ pub(crate) struct Record {
     pub cgroup: String,
     pub stop_signal: i32,
     pub source: Source,
+    /// The limits, if they were changed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Asked>,
     pub exited: Option<Exited>,
     pub removing: bool,
 }
@@ -129,6 +166,19 @@ impl Container {
         state: State,
     ) -> Self {
         let exited = matches!(state, State::Exited(_) | State::Removing(_));
+        let remembered = Remembered::default();
+        if matches!(state, State::Created { rootfs: Some(_) }) {
+            // It has just been made.
+            remembered.set_disk(DiskUsage {
+                at: record.created_at,
+                bytes: 0,
+                inodes: 0,
+            });
+        }
+        let limits = Limits {
+            resources: config.resources.clone(),
+            asked: None,
+        };
         Self {
             id: record.id,
             sandbox: record.sandbox,
@@ -146,6 +196,8 @@ impl Container {
             timeline: Timeline::default(),
             compiled: Arc::new(compiled),
             turn: tokio::sync::Mutex::default(),
+            remembered,
+            limits: Mutex::new(limits),
             state: Mutex::new(state),
             exited: tokio::sync::watch::Sender::new(exited),
         }
@@ -158,6 +210,45 @@ impl Container {
     /// Looks at the present state.
     pub fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.lock())
+    }
+
+    /// Another supervisor looks after the process now. `None` if it does not run any more.
+    pub(crate) fn set_supervisor(&self, supervisor: &Supervisor) -> Option<Running> {
+        match &mut *self.lock() {
+            State::Running(running) => {
+                running.supervisor = supervisor.clone();
+                Some(running.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// The present state, to be looked at without its lock.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match &*self.lock() {
+            State::Created { .. } => Status::Created,
+            State::Running(running) => Status::Running(running.clone()),
+            State::Exited(exited) => Status::Exited(exited.clone()),
+            State::Removing(exited) => Status::Removing(exited.clone()),
+        }
+    }
+
+    /// The limits that it has, or will have when it is started.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let limits = self.limits.lock();
+        limits.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The limits of memory and of swap, in bytes.
+    pub(crate) fn memory_limits(&self) -> (Option<u64>, Option<u64>) {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.resources.memory_and_swap()
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     pub(crate) fn set_exited(&self, exited: Exited) {
@@ -193,6 +284,7 @@ impl Container {
             cgroup: self.cgroup.clone(),
             stop_signal: self.stop_signal,
             source: self.source.clone(),
+            limits: self.limits().asked,
             exited,
             removing,
         }

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use carpel_wire::FdIndex;
+use carpel_wire::{FdIndex, Held, Output, Start};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::cgroup::Join;
@@ -140,6 +141,10 @@ impl Descriptors {
                     );
                     Error::InvalidArgument(text)
                 })?),
+                FdSource::Namespace(path) => {
+                    let opened = File::open(path).map_err(Error::at("open a namespace"))?;
+                    Some(opened.into())
+                }
                 stream => streams.take(stream),
             };
             let missing = || {
@@ -161,6 +166,87 @@ impl Descriptors {
 
     pub(crate) fn borrow(&self) -> Vec<BorrowedFd<'_>> {
         self.fds.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// What is kept of them while the process runs; the rest is closed.
+    pub(crate) fn keep(self, held: &Held) -> Kept {
+        Kept::new(held, self.fds).1
+    }
+}
+
+/// Which of a start's descriptors its supervisor holds on to.
+pub(crate) fn held(start: &Start) -> Held {
+    let (streams, log) = match start.output {
+        Output::None => ([None, None], None),
+        Output::Pipes {
+            stdout,
+            stderr,
+            log,
+        } => ([Some(stdout), Some(stderr)], log),
+        Output::Terminal { master, log } => ([Some(master), None], log),
+    };
+    Held {
+        pidfd: None,
+        streams,
+        log,
+        stdin: start.stdin,
+    }
+}
+
+/// What the daemon keeps of a running container for the case that its supervisor dies: the same pipes,
+/// terminal and log. Nothing of it is read or written as long as a supervisor lives, and all of it is
+/// closed when the container exits.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Read ends of stdout and stderr, or the master of the terminal as the first.
+    streams: [Option<OwnedFd>; 2],
+    stdin: Option<OwnedFd>,
+    /// Replaced when the log is rotated.
+    log: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+impl Kept {
+    /// Takes what `held` names out of `fds`: the pidfd, and the rest.
+    pub(crate) fn new(held: &Held, fds: Vec<OwnedFd>) -> (Option<OwnedFd>, Self) {
+        let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
+        let mut take = |index: Option<FdIndex>| fds.get_mut(usize::from(index?.0))?.take();
+        let pidfd = take(held.pidfd);
+        let kept = Self {
+            streams: held.streams.map(&mut take),
+            stdin: take(held.stdin),
+            log: Mutex::new(take(held.log).map(Arc::new)),
+        };
+        (pidfd, kept)
+    }
+
+    pub(crate) fn set_log(&self, log: OwnedFd) {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(log));
+    }
+
+    pub(crate) fn log(&self) -> Option<Arc<OwnedFd>> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.clone()
+    }
+
+    /// What goes to a new supervisor, beside the pidfd and the log, with the indexes of all.
+    pub(crate) fn hand_over<'a>(
+        &'a self,
+        pidfd: BorrowedFd<'a>,
+        log: Option<BorrowedFd<'a>>,
+    ) -> (Held, Vec<BorrowedFd<'a>>) {
+        let mut fds = Vec::new();
+        let mut place = |fd: Option<BorrowedFd<'a>>| {
+            fds.push(fd?);
+            Some(crate::node::index(fds.len() - 1))
+        };
+        let [stdout, stderr] = &self.streams;
+        let held = Held {
+            pidfd: place(Some(pidfd)),
+            streams: [stdout, stderr].map(|fd| place(fd.as_ref().map(AsFd::as_fd))),
+            log: place(log),
+            stdin: place(self.stdin.as_ref().map(AsFd::as_fd)),
+        };
+        (held, fds)
     }
 }
 

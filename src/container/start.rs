@@ -7,13 +7,13 @@ use std::time::Instant;
 use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
 
 use super::devices;
-use super::processes::{Descriptors, Streams};
-use super::{Container, Exited, Running, State};
+use super::processes::{self, Descriptors, Kept, Streams};
+use super::{Container, Exited, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::node::{Node, Op};
+use crate::node::{EventKind, Node, Op};
 use crate::spec::plan;
 use crate::supervisor::{self, Started, Supervisor};
 
@@ -34,7 +34,7 @@ impl Node {
     }
 
     async fn start_in_turn(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
-        let supervisor = self.supervisor_of(container)?;
+        let supervisor = self.supervisor_of(container).await?;
         let rootfs = match &mut *container.lock() {
             State::Created { rootfs } => rootfs.take(),
             State::Running(_) => return Ok(()),
@@ -50,14 +50,19 @@ impl Node {
             }
         };
         match self.launch(container, &supervisor, rootfs).await {
-            Ok(started) => {
+            Ok((started, kept)) => {
                 let running = Running {
                     pid: started.pid,
                     started_at: started.started_at,
                     pidfd: Arc::new(started.pidfd),
+                    supervisor,
+                    kept: Arc::new(kept),
                 };
                 *container.lock() = State::Running(running.clone());
-                self.watch_container(container, running, started.exit, supervisor);
+                self.adjust_started(container).await;
+                // Before anyone can learn of its exit.
+                self.announce_container(EventKind::Started, container);
+                self.watch_container(container, running, started.exit);
                 Ok(())
             }
             Err(error) => {
@@ -67,6 +72,10 @@ impl Node {
                     .signal(id, libc::SIGKILL, SignalScope::Process)
                     .await;
                 let _ = supervisor.request(RequestBody::Forget { id }, &[]).await;
+                if !supervisor.is_alive() {
+                    // What it has cloned goes on by itself.
+                    self.kill_cgroup(container).await;
+                }
                 self.release_cgroup(container).await;
                 let exited = Exited {
                     started_at: 0,
@@ -80,6 +89,7 @@ impl Node {
                 if let Err(error) = self.write_container(container) {
                     tracing::warn!(container.id = %container.id, %error, "failed start is not on disk");
                 }
+                self.announce_container(EventKind::Stopped, container);
                 Err(error)
             }
         }
@@ -90,7 +100,7 @@ impl Node {
         container: &Arc<Container>,
         supervisor: &Supervisor,
         rootfs: Option<OwnedFd>,
-    ) -> Result<Started, Error> {
+    ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
@@ -101,20 +111,21 @@ impl Node {
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
-        let (node, prepared) = (Arc::clone(self), Arc::clone(container));
-        let ready = tokio::task::spawn_blocking(move || node.open_all(&prepared, rootfs)).await;
-        let (message, descriptors) = ready.map_err(Error::at("prepare the start"))??;
+        // In place: what is opened is sent from the same thread, without waking another.
+        let (message, descriptors) =
+            tokio::task::block_in_place(|| self.open_all(container, rootfs))?;
         let opened = Instant::now();
         container
             .timeline
             .note_span("cgroup and mounts", start, opened - start);
 
+        let held = processes::held(&message);
         let started = supervisor.start(message, &descriptors.borrow()).await;
         container.timeline.note("clone to exec", opened);
         let started =
             started.map_err(|error| refused(container, &container.compiled.steps, error))?;
         failpoint::hit("start:started")?;
-        Ok(started)
+        Ok((started, descriptors.keep(&held)))
     }
 
     /// Everything that blocks: the cgroup, the mounts, the log, the streams.
@@ -178,24 +189,23 @@ impl Node {
     }
 
     fn make_cgroup(&self, container: &Container) -> Result<Cgroup, Error> {
-        let mut resources = container.config.resources.clone();
-        resources.pids_limit = resources.pids_limit.or(self.settings.pids_limit);
+        let resources = self.with_defaults(&container.limits().resources);
         let devices = devices::policy(&container.source.spec)?;
         self.cgroups
             .create(&container.cgroup, Some(&resources), &devices)
             .map_err(|error| {
-                Error::wrap(
-                    format!("make the cgroup of container {}", container.id),
-                    error,
-                )
+                let doing = format!("make the cgroup of container {}", container.id);
+                update::of_cgroup(doing, error)
             })
     }
 
-    /// The supervisor of a container's pod.
-    pub(crate) fn supervisor_of(&self, container: &Container) -> Result<Supervisor, Error> {
-        let sandbox = self.sandbox(&container.sandbox);
-        let live = sandbox.and_then(|sandbox| sandbox.live());
-        live.map(|live| live.supervisor).ok_or_else(|| {
+    /// The supervisor of a container's pod. While that is being replaced it waits.
+    pub(crate) async fn supervisor_of(&self, container: &Container) -> Result<Supervisor, Error> {
+        let supervisor = match self.sandbox(&container.sandbox) {
+            Some(sandbox) => sandbox.supervisor().await,
+            None => None,
+        };
+        supervisor.ok_or_else(|| {
             let text = format!(
                 "sandbox {} of container {} is not ready",
                 container.sandbox, container.id

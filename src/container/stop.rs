@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carpel_wire::SignalScope;
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{Container, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::node::{Node, Op};
+use crate::node::{EventKind, Node, Op};
 
 /// How long a killed container may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
@@ -44,18 +45,20 @@ impl Node {
         if container.running().is_none() {
             return Ok(());
         }
-        let supervisor = self.supervisor_of(container).ok();
         let mut exited = container.exited.subscribe();
-        let signal = async |signal: i32| match &supervisor {
-            // If the supervisor dies now, the watch on the container's exit kills it.
-            Some(supervisor) => {
-                let _ = supervisor
-                    .signal(container.id.object(), signal, SignalScope::Process)
-                    .await;
-            }
-            None => {
-                if let Some(running) = container.running() {
-                    let _ = kill(&running, signal);
+        // One that is gone by now is stopped.
+        let signal = async |signal: i32| {
+            let Some(running) = container.running() else {
+                return;
+            };
+            match Signal::from_named_raw(signal) {
+                Some(signal) => drop(pidfd_send_signal(&running.pidfd, signal)),
+                // A real-time signal: those are only safe to be named by who has no libc.
+                None => {
+                    if let Ok(supervisor) = self.supervisor_of(container).await {
+                        let id = container.id.object();
+                        let _ = supervisor.signal(id, signal, SignalScope::Process).await;
+                    }
                 }
             }
         };
@@ -137,6 +140,7 @@ impl Node {
             .await
             .map_err(Error::at("remove the container's files"))??;
         self.forget_container(container);
+        self.announce_container(EventKind::Deleted, container);
         Ok(())
     }
 
@@ -148,12 +152,5 @@ impl Node {
         crate::node::remove_entries_but(&dir, &record).map_err(Error::at(at("remove files")))?;
         failpoint::hit("remove:files-gone")?;
         crate::node::remove_tree(&dir).map_err(Error::at(at("remove the record")))
-    }
-}
-
-fn kill(running: &super::Running, signal: i32) -> rustix::io::Result<()> {
-    match rustix::process::Signal::from_named_raw(signal) {
-        Some(signal) => rustix::process::pidfd_send_signal(&running.pidfd, signal),
-        None => Err(rustix::io::Errno::INVAL),
     }
 }

@@ -5,10 +5,11 @@ use prost::Message;
 use tonic::Status;
 use tracing::Span;
 
-use super::domain::{ContainerDetail, Domain};
+use super::domain::Domain;
 use super::status::{doomed_container, require_container, require_sandbox, vanished};
 use super::validate::{self, Platform};
 use super::{MAX_MESSAGE, convert, verbose};
+use crate::ids::ContainerId;
 
 pub async fn create<D: Domain>(
     domain: &D,
@@ -75,15 +76,16 @@ pub async fn status<D: Domain>(
     Ok(cri::ContainerStatusResponse {
         status: Some(convert::container_status(&detail)),
         info: if request.verbose {
-            info(&detail)?
+            info(domain, &id)?
         } else {
             verbose::none()
         },
     })
 }
 
-fn info(detail: &ContainerDetail) -> Result<verbose::Info, Status> {
-    verbose::info("info", &detail.info)
+fn info<D: Domain>(domain: &D, id: &ContainerId) -> Result<verbose::Info, Status> {
+    let info = domain.container_info(id);
+    verbose::info("info", &info.ok_or_else(|| vanished("container", id))?)
 }
 
 pub async fn list<D: Domain>(

@@ -8,8 +8,8 @@ use prost::Message;
 use super::domain::{
     ContainerDetail, ContainerState, ContainerView, ImageView, SandboxDetail, SandboxView,
 };
-use super::signal;
 use super::validate::{ContainerQuery, SandboxQuery};
+use super::{signal, update};
 use crate::spec::config::{PidScope, SandboxConfig, Scope};
 
 /// Whether each of the wanted labels is there with just that value.
@@ -37,7 +37,7 @@ fn sandbox_state(view: &SandboxView) -> cri::PodSandboxState {
     }
 }
 
-fn sandbox_metadata(config: &SandboxConfig) -> cri::PodSandboxMetadata {
+pub fn sandbox_metadata(config: &SandboxConfig) -> cri::PodSandboxMetadata {
     cri::PodSandboxMetadata {
         name: config.name.name.clone(),
         uid: config.name.uid.clone(),
@@ -133,7 +133,7 @@ fn container_state(state: &ContainerState) -> cri::ContainerState {
     }
 }
 
-fn container_metadata(view: &ContainerView) -> cri::ContainerMetadata {
+pub fn container_metadata(view: &ContainerView) -> cri::ContainerMetadata {
     cri::ContainerMetadata {
         name: view.config.name.name.clone(),
         attempt: view.config.name.attempt,
@@ -190,15 +190,12 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
             cri::Signal::RuntimeDefault => signal::from_number(detail.stop_signal).into(),
             asked => asked.into(),
         },
-        mounts: sent.mounts,
+        // As they were asked for, not as the kernel rounds them: a kubelet that resizes compares.
         resources: Some(cri::ContainerResources {
-            linux: Some(
-                sent.linux
-                    .and_then(|linux| linux.resources)
-                    .unwrap_or_default(),
-            ),
+            linux: Some(update::asked(detail.limits.as_deref(), &sent)),
             windows: None,
         }),
+        mounts: sent.mounts,
         log_path: detail
             .log_path
             .as_ref()

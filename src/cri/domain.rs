@@ -2,20 +2,24 @@
 
 use std::future::Future;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
 use oci_spec::runtime::Spec;
 use serde::{Serialize, Serializer};
 
 use super::import::{Archive, Progress};
 use super::pull::Steps;
+use super::update::Merge;
 pub use crate::container::ExecOutput;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
+use crate::node::EventKind;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
 use crate::timeline::Span;
 
 /// Pods, containers and images. What changes something runs in a task of its own, so that a call which is
@@ -34,6 +38,7 @@ pub trait Domain: Send + Sync + 'static {
     /// The id that `text` is, or begins.
     fn find_sandbox(&self, text: &str) -> Result<SandboxId, Lookup>;
     fn sandbox(&self, id: &SandboxId) -> Option<SandboxDetail>;
+    fn sandbox_info(&self, id: &SandboxId) -> Option<SandboxInfo>;
     fn sandboxes(&self) -> Vec<SandboxView>;
 
     // ── containers ──
@@ -59,10 +64,34 @@ pub trait Domain: Send + Sync + 'static {
         timeout: Option<Duration>,
     ) -> impl Future<Output = Result<ExecOutput, Error>> + Send;
     fn reopen_log(&self, id: &ContainerId) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Gives a container the limits that `merge` makes of those asked for before.
+    fn update_container(
+        &self,
+        id: &ContainerId,
+        merge: Merge,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
     /// The id that `text` is, or begins.
     fn find_container(&self, text: &str) -> Result<ContainerId, Lookup>;
     fn container(&self, id: &ContainerId) -> Option<ContainerDetail>;
+    fn container_info(&self, id: &ContainerId) -> Option<ContainerInfo>;
     fn containers(&self) -> Vec<ContainerView>;
+    /// Those of the sandbox in full.
+    fn containers_of(&self, sandbox: &SandboxId) -> Vec<ContainerDetail>;
+
+    // ── figures and events ──
+
+    /// The figures of those of the containers that are there.
+    fn container_figures(
+        &self,
+        ids: Vec<ContainerId>,
+    ) -> impl Future<Output = Result<Vec<(ContainerId, ContainerFigures)>, Error>> + Send;
+    /// The figures of those of the sandboxes that are ready.
+    fn sandbox_figures(
+        &self,
+        ids: Vec<SandboxId>,
+    ) -> impl Future<Output = Result<Vec<(SandboxId, SandboxFigures)>, Error>> + Send;
+    /// Every change from now on.
+    fn events(&self) -> impl Stream<Item = Result<EventView, Missed>> + Send + 'static;
 
     // ── images ──
 
@@ -71,7 +100,7 @@ pub trait Domain: Send + Sync + 'static {
     fn images(&self) -> Vec<ImageView>;
     /// Removes the image of this id or name, and all its names. One that is absent is removed.
     fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;
-    fn image_usage(&self) -> impl Future<Output = Result<ImageUsage, Error>> + Send;
+    fn image_usage(&self) -> impl Future<Output = Result<DiskUsages, Error>> + Send;
     /// Pulls an image. A call that is dropped takes its wish back: a pull that nobody wants any more is given up.
     fn pull(
         &self,
@@ -86,6 +115,8 @@ pub trait Domain: Send + Sync + 'static {
 
     // ── the node ──
 
+    /// The folder that images and writable layers are below.
+    fn root(&self) -> &Path;
     /// Whether a pod could get a network now.
     fn network_status(&self) -> Result<(), NetworkNotReady>;
     /// Remembers the node's ranges of pod addresses.
@@ -119,7 +150,6 @@ pub struct SandboxDetail {
     pub view: SandboxView,
     /// The configuration as it was sent, encoded.
     pub request: Vec<u8>,
-    pub info: SandboxInfo,
 }
 
 /// What the interface has no field for, in a verbose status.
@@ -171,6 +201,8 @@ pub struct ContainerDetail {
     pub view: ContainerView,
     /// The configuration as it was sent, encoded.
     pub request: Vec<u8>,
+    /// The limits as they were asked for last, encoded, if they were changed.
+    pub limits: Option<Vec<u8>>,
     /// Absolute.
     pub log_path: Option<PathBuf>,
     pub uid: u32,
@@ -178,7 +210,6 @@ pub struct ContainerDetail {
     pub groups: Vec<u32>,
     /// The kernel's number of the signal that a stop sends.
     pub stop_signal: i32,
-    pub info: ContainerInfo,
 }
 
 /// What the interface has no field for, in a verbose status.
@@ -213,13 +244,28 @@ pub struct ImageView {
     pub pinned: bool,
 }
 
-/// The space that images take, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageUsage {
-    pub path: PathBuf,
-    pub bytes: u64,
-    pub inodes: u64,
+/// The space that images and writable layers take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUsages {
+    pub images: DiskTotal,
+    pub writable_layers: DiskTotal,
 }
+
+/// A change, and the pod as it was just after it.
+#[derive(Debug, Clone)]
+pub struct EventView {
+    /// Id of the container that changed, or of the sandbox itself.
+    pub object: String,
+    pub kind: EventKind,
+    /// Nanoseconds since the epoch.
+    pub at: i64,
+    pub sandbox: SandboxDetail,
+    pub containers: Vec<ContainerDetail>,
+}
+
+/// A listener was too slow: this many events are lost to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missed(pub u64);
 
 /// Why no pod could get a network now.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use tracing::info_span;
 use super::domain::Domain;
 use super::status::{answer, not_built};
 use super::{convert, deadline, validate, verbose};
+use crate::stats::DiskTotal;
 
 /// The CRI's image service.
 pub struct Images<D>(pub Arc<D>);
@@ -123,11 +124,11 @@ async fn remove<D: Domain>(
 
 /// Images and writable layers share a file system.
 async fn fs_info<D: Domain>(domain: &D) -> Result<cri::ImageFsInfoResponse, Status> {
-    let usage = domain.image_usage().await?;
-    let filesystem = cri::FilesystemUsage {
+    let usages = domain.image_usage().await?;
+    let filesystem = |usage: DiskTotal| cri::FilesystemUsage {
         timestamp: verbose::now(),
         fs_id: Some(cri::FilesystemIdentifier {
-            mountpoint: usage.path.display().to_string(),
+            mountpoint: domain.root().display().to_string(),
         }),
         used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
         inodes_used: Some(cri::UInt64Value {
@@ -135,7 +136,7 @@ async fn fs_info<D: Domain>(domain: &D) -> Result<cri::ImageFsInfoResponse, Stat
         }),
     };
     Ok(cri::ImageFsInfoResponse {
-        image_filesystems: vec![filesystem.clone()],
-        container_filesystems: vec![filesystem],
+        image_filesystems: vec![filesystem(usages.images)],
+        container_filesystems: vec![filesystem(usages.writable_layers)],
     })
 }

@@ -13,6 +13,7 @@ mod containers;
 mod convert;
 mod deadline;
 mod domain;
+mod events;
 mod images;
 mod import;
 mod node;
@@ -22,7 +23,9 @@ mod pull;
 mod runtime;
 mod sandboxes;
 mod signal;
+mod stats;
 mod status;
+mod update;
 pub mod validate;
 mod verbose;
 
@@ -40,9 +43,10 @@ use tonic::service::Routes;
 
 pub use domain::Domain;
 pub use node::Served;
+pub use platform::parse_version as parse_kernel_version;
 
 use crate::error::Error;
-use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
 use validate::Platform;
 
 /// The longest message that a client may send, and that clients accept.
@@ -71,6 +75,7 @@ const RECORDED: Platform = Platform {
     apparmor: false,
     selinux: false,
     recursive_read_only: true,
+    unified: true,
 };
 
 /// The checked configuration of a recorded sandbox.
@@ -95,4 +100,14 @@ pub fn decode_container(request: &[u8]) -> Result<ContainerConfig, Error> {
     let config = cri::ContainerConfig::decode(request)
         .map_err(Error::at("recorded request of a container"))?;
     Ok(validate::container_config(config, RECORDED)?)
+}
+
+/// The checked limits of a recorded container whose limits were changed.
+///
+/// # Errors
+/// If the record is of a version of carpel that accepted what this one does not.
+pub fn decode_resources(asked: &[u8]) -> Result<Resources, Error> {
+    let asked = cri::LinuxContainerResources::decode(asked)
+        .map_err(Error::at("recorded limits of a container"))?;
+    Ok(validate::updated_resources(asked, RECORDED)?)
 }

@@ -1,24 +1,33 @@
 //! The node as the services see it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use carpel_api::carpel::LayerState;
+use carpel_api::cri;
+use futures::{Stream, StreamExt};
+use prost::Message;
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::domain::{
-    ContainerDetail, ContainerInfo, ContainerState, ContainerView, Domain, ExecOutput, ImageUsage,
-    ImageView, Lookup, NetworkNotReady, SandboxDetail, SandboxInfo, SandboxView,
+    ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
+    ExecOutput, ImageView, Lookup, Missed, NetworkNotReady, SandboxDetail, SandboxInfo,
+    SandboxView,
 };
 use super::import::{Archive, Progress};
 use super::pull::Steps;
-use crate::container::{Container, Exited, State};
+use super::update::{self, Merge};
+use crate::container::{Asked, Container, Exited, Limits, State, Status};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::{self, Image};
-use crate::node::{self, Node};
+use crate::node::{self, Event, Node};
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
 
 /// A node and the configuration that it was opened with.
 pub struct Served {
@@ -52,15 +61,16 @@ impl Domain for Served {
             .node
             .sandbox(id)
             .filter(|sandbox| sandbox.is_listed())?;
-        Some(SandboxDetail {
-            view: sandbox_view(&sandbox),
-            request: sandbox.request.clone(),
-            info: SandboxInfo {
-                pid: sandbox.live().map(|live| live.supervisor.pid()),
-                netns: sandbox.netns.clone(),
-                cgroup: sandbox.cgroup.clone(),
-                timeline: sandbox.timeline.spans(),
-            },
+        Some(sandbox_detail(&sandbox, sandbox.is_ready()))
+    }
+
+    fn sandbox_info(&self, id: &SandboxId) -> Option<SandboxInfo> {
+        let sandbox = self.node.sandbox(id)?;
+        Some(SandboxInfo {
+            pid: sandbox.live().map(|live| live.supervisor.pid()),
+            netns: sandbox.netns.clone(),
+            cgroup: sandbox.cgroup.clone(),
+            timeline: sandbox.timeline.spans(),
         })
     }
 
@@ -68,7 +78,7 @@ impl Domain for Served {
         self.node
             .sandboxes()
             .iter()
-            .map(|sandbox| sandbox_view(sandbox))
+            .map(|sandbox| sandbox_view(sandbox, sandbox.is_ready()))
             .collect()
     }
 
@@ -110,36 +120,86 @@ impl Domain for Served {
         self.node.find_container(text).map_err(lookup)
     }
 
+    async fn update_container(&self, id: &ContainerId, merge: Merge) -> Result<(), Error> {
+        let merge = move |container: &Container| {
+            let created = cri::ContainerConfig::decode(&*container.request).unwrap_or_default();
+            let asked = container.limits().asked.map(|asked| asked.0);
+            let (resources, asked) = merge(update::asked(asked.as_deref(), &created))?;
+            Ok(Limits {
+                resources,
+                asked: Some(Asked(asked)),
+            })
+        };
+        self.node.update_container(id, Box::new(merge)).await
+    }
+
     fn container(&self, id: &ContainerId) -> Option<ContainerDetail> {
         let container = self.node.container(id)?;
-        Some(ContainerDetail {
-            view: container_view(&container),
-            request: container.request.clone(),
-            log_path: container.log_path.clone(),
-            uid: container.user.uid,
-            gid: container.user.gid,
-            groups: container.user.groups.clone(),
-            stop_signal: container.stop_signal,
-            info: ContainerInfo {
-                sandbox_id: container.sandbox.to_string(),
-                pid: container.running().map(|running| running.pid),
-                dropped_log_lines: container.with_state(|state| match state {
-                    State::Exited(exited) => Some(exited.dropped_log_lines),
-                    _ => None,
-                }),
-                cgroup: container.cgroup.clone(),
-                timeline: container.timeline.spans(),
-                runtime_spec: Arc::new(container.source.spec.clone()),
-            },
+        Some(container_detail(&container, &container.status()))
+    }
+
+    fn container_info(&self, id: &ContainerId) -> Option<ContainerInfo> {
+        let container = self.node.container(id)?;
+        Some(ContainerInfo {
+            sandbox_id: container.sandbox.to_string(),
+            pid: container.running().map(|running| running.pid),
+            dropped_log_lines: container.with_state(|state| match state {
+                State::Exited(exited) => Some(exited.dropped_log_lines),
+                _ => None,
+            }),
+            cgroup: container.cgroup.clone(),
+            timeline: container.timeline.spans(),
+            runtime_spec: Arc::new(container.source.spec.clone()),
         })
+    }
+
+    fn containers_of(&self, sandbox: &SandboxId) -> Vec<ContainerDetail> {
+        self.node
+            .containers_of(sandbox)
+            .iter()
+            .map(|container| container_detail(container, &container.status()))
+            .collect()
     }
 
     fn containers(&self) -> Vec<ContainerView> {
         self.node
             .containers()
             .iter()
-            .map(|container| container_view(container))
+            .map(|container| container_view(container, &container.status()))
             .collect()
+    }
+
+    async fn container_figures(
+        &self,
+        ids: Vec<ContainerId>,
+    ) -> Result<Vec<(ContainerId, ContainerFigures)>, Error> {
+        let containers: Vec<_> = ids
+            .iter()
+            .filter_map(|id| self.node.container(id))
+            .collect();
+        let found: Vec<_> = containers.iter().map(|container| container.id).collect();
+        let figures = self.node.container_figures(containers).await?;
+        Ok(found.into_iter().zip(figures).collect())
+    }
+
+    async fn sandbox_figures(
+        &self,
+        ids: Vec<SandboxId>,
+    ) -> Result<Vec<(SandboxId, SandboxFigures)>, Error> {
+        let sandboxes: Vec<_> = ids.iter().filter_map(|id| self.node.sandbox(id)).collect();
+        let found: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.id).collect();
+        let figures = self.node.sandbox_figures(sandboxes).await?;
+        let found = found.into_iter().zip(figures);
+        Ok(found
+            .filter_map(|(id, figures)| Some((id, figures?)))
+            .collect())
+    }
+
+    fn events(&self) -> impl Stream<Item = Result<EventView, Missed>> + Send + 'static {
+        BroadcastStream::new(self.node.events()).map(|event| match event {
+            Ok(event) => Ok(event_view(&event)),
+            Err(BroadcastStreamRecvError::Lagged(count)) => Err(Missed(count)),
+        })
     }
 
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error> {
@@ -163,12 +223,14 @@ impl Domain for Served {
         self.node.remove_image(name).await
     }
 
-    async fn image_usage(&self) -> Result<ImageUsage, Error> {
-        let usage = self.node.images.disk_usage();
-        Ok(ImageUsage {
-            path: self.node.paths.root.clone(),
-            bytes: usage.bytes,
-            inodes: usage.inodes,
+    async fn image_usage(&self) -> Result<DiskUsages, Error> {
+        let images = self.node.images.disk_usage();
+        Ok(DiskUsages {
+            images: DiskTotal {
+                bytes: images.bytes,
+                inodes: images.inodes,
+            },
+            writable_layers: self.node.writable_layers(),
         })
     }
 
@@ -200,6 +262,10 @@ impl Domain for Served {
         Ok(images.iter().map(|image| image_view(image)).collect())
     }
 
+    fn root(&self) -> &Path {
+        &self.node.paths.root
+    }
+
     fn network_status(&self) -> Result<(), NetworkNotReady> {
         match self.node.network.status() {
             Ok(_name) => Ok(()),
@@ -229,17 +295,24 @@ fn lookup(why: node::Lookup) -> Lookup {
     }
 }
 
-fn sandbox_view(sandbox: &Sandbox) -> SandboxView {
+fn sandbox_view(sandbox: &Sandbox, ready: bool) -> SandboxView {
     SandboxView {
         id: sandbox.id,
         config: Arc::clone(&sandbox.config),
         created_at: sandbox.created_at,
-        ready: sandbox.is_ready(),
+        ready,
         ips: sandbox.ips(),
     }
 }
 
-fn container_view(container: &Container) -> ContainerView {
+fn sandbox_detail(sandbox: &Sandbox, ready: bool) -> SandboxDetail {
+    SandboxDetail {
+        view: sandbox_view(sandbox, ready),
+        request: sandbox.request.clone(),
+    }
+}
+
+fn container_view(container: &Container, status: &Status) -> ContainerView {
     ContainerView {
         id: container.id,
         sandbox: container.sandbox,
@@ -247,14 +320,40 @@ fn container_view(container: &Container) -> ContainerView {
         image_id: container.image_id.to_string(),
         image_ref: container.image_ref.clone(),
         created_at: container.created_at,
-        state: container.with_state(|state| match state {
-            State::Created { .. } => ContainerState::Created,
-            State::Running(running) => ContainerState::Running {
+        state: match status {
+            Status::Created => ContainerState::Created,
+            Status::Running(running) => ContainerState::Running {
                 started_at: running.started_at,
             },
-            State::Exited(exited) | State::Removing(Some(exited)) => exited_view(exited),
-            State::Removing(None) => ContainerState::Unknown,
-        }),
+            Status::Exited(exited) | Status::Removing(Some(exited)) => exited_view(exited),
+            Status::Removing(None) => ContainerState::Unknown,
+        },
+    }
+}
+
+fn container_detail(container: &Container, status: &Status) -> ContainerDetail {
+    ContainerDetail {
+        view: container_view(container, status),
+        request: container.request.clone(),
+        limits: container.limits().asked.map(|asked| asked.0),
+        log_path: container.log_path.clone(),
+        uid: container.user.uid,
+        gid: container.user.gid,
+        groups: container.user.groups.clone(),
+        stop_signal: container.stop_signal,
+    }
+}
+
+fn event_view(event: &Event) -> EventView {
+    let containers = event.containers.iter();
+    EventView {
+        object: event.object.clone(),
+        kind: event.kind,
+        at: event.at,
+        sandbox: sandbox_detail(&event.sandbox, event.ready),
+        containers: containers
+            .map(|(container, status)| container_detail(container, status))
+            .collect(),
     }
 }
 

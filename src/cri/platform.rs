@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::validate::Platform;
+use crate::cgroup::{Cgroups, Version};
 
 /// Asks the kernel, once, at the daemon's start.
 #[must_use]
@@ -13,6 +14,7 @@ pub fn probe() -> Platform {
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         // mount_setattr(2) is there from 5.12 on.
         recursive_read_only: kernel_version().is_some_and(|version| version >= (5, 12)),
+        unified: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
     }
 }
 
@@ -22,7 +24,7 @@ fn kernel_version() -> Option<(u32, u32)> {
 }
 
 /// Major and minor of a release like "6.12.3-amd64".
-fn parse_version(release: &str) -> Option<(u32, u32)> {
+pub fn parse_version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

@@ -12,7 +12,7 @@ use tracing::info_span;
 use super::domain::Domain;
 use super::status::{answer, not_built};
 use super::validate::Platform;
-use super::{containers, node_calls, sandboxes};
+use super::{containers, events, node_calls, sandboxes, stats, update};
 
 /// The CRI's runtime service.
 pub struct Runtime<D> {
@@ -28,7 +28,7 @@ impl<D: Domain> RuntimeService for Runtime<D> {
     type StreamContainersStream = Empty<Result<cri::StreamContainersResponse, Status>>;
     type StreamContainerStatsStream = Empty<Result<cri::StreamContainerStatsResponse, Status>>;
     type StreamPodSandboxStatsStream = Empty<Result<cri::StreamPodSandboxStatsResponse, Status>>;
-    type GetContainerEventsStream = Empty<Result<cri::ContainerEventResponse, Status>>;
+    type GetContainerEventsStream = events::Events;
     type StreamPodSandboxMetricsStream =
         Empty<Result<cri::StreamPodSandboxMetricsResponse, Status>>;
 
@@ -191,6 +191,69 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         answer(info_span!("RuntimeConfig"), node_calls::runtime_config()).await
     }
 
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        let request = request.into_inner();
+        let span = info_span!(
+            "UpdateContainerResources",
+            container.id = request.container_id
+        );
+        answer(
+            span,
+            update::container(&*self.domain, self.platform, request),
+        )
+        .await
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
+        let request = request.into_inner();
+        let span = info_span!("ContainerStats", container.id = request.container_id);
+        answer(span, stats::container(&*self.domain, request)).await
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        let request = request.into_inner();
+        let span = info_span!("ListContainerStats");
+        answer(span, stats::containers(&*self.domain, request)).await
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
+        let request = request.into_inner();
+        let span = info_span!("PodSandboxStats", sandbox.id = request.pod_sandbox_id);
+        answer(span, stats::sandbox(&*self.domain, request)).await
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        let request = request.into_inner();
+        let span = info_span!("ListPodSandboxStats");
+        answer(span, stats::sandboxes(&*self.domain, request)).await
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<cri::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        answer(
+            info_span!("GetContainerEvents"),
+            events::stream(&*self.domain),
+        )
+        .await
+    }
+
     // ── not built yet ──
 
     async fn stream_pod_sandboxes(
@@ -205,13 +268,6 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         _: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
         Err(not_built("StreamContainers"))
-    }
-
-    async fn update_container_resources(
-        &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
-    ) -> Answer<cri::UpdateContainerResourcesResponse> {
-        Err(not_built("UpdateContainerResources"))
     }
 
     async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
@@ -229,39 +285,11 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         Err(not_built("PortForward"))
     }
 
-    async fn container_stats(
-        &self,
-        _: Request<cri::ContainerStatsRequest>,
-    ) -> Answer<cri::ContainerStatsResponse> {
-        Err(not_built("ContainerStats"))
-    }
-
-    async fn list_container_stats(
-        &self,
-        _: Request<cri::ListContainerStatsRequest>,
-    ) -> Answer<cri::ListContainerStatsResponse> {
-        Err(not_built("ListContainerStats"))
-    }
-
     async fn stream_container_stats(
         &self,
         _: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
         Err(not_built("StreamContainerStats"))
-    }
-
-    async fn pod_sandbox_stats(
-        &self,
-        _: Request<cri::PodSandboxStatsRequest>,
-    ) -> Answer<cri::PodSandboxStatsResponse> {
-        Err(not_built("PodSandboxStats"))
-    }
-
-    async fn list_pod_sandbox_stats(
-        &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
-    ) -> Answer<cri::ListPodSandboxStatsResponse> {
-        Err(not_built("ListPodSandboxStats"))
     }
 
     async fn stream_pod_sandbox_stats(
@@ -290,13 +318,6 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         _: Request<cri::RestorePodRequest>,
     ) -> Answer<cri::RestorePodResponse> {
         Err(not_built("RestorePod"))
-    }
-
-    async fn get_container_events(
-        &self,
-        _: Request<cri::GetEventsRequest>,
-    ) -> Answer<Self::GetContainerEventsStream> {
-        Err(not_built("GetContainerEvents"))
     }
 
     async fn list_metric_descriptors(

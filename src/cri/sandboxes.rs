@@ -5,7 +5,7 @@ use prost::Message;
 use tonic::Status;
 use tracing::Span;
 
-use super::domain::{Domain, SandboxDetail};
+use super::domain::Domain;
 use super::status::{doomed_sandbox, require_sandbox, vanished};
 use super::validate::{self, Platform};
 use super::{convert, verbose};
@@ -60,7 +60,7 @@ pub async fn status<D: Domain>(
     Ok(cri::PodSandboxStatusResponse {
         status: Some(convert::sandbox_status(&detail)),
         info: if request.verbose {
-            info(&detail)?
+            info(domain, &id)?
         } else {
             verbose::none()
         },
@@ -69,16 +69,14 @@ pub async fn status<D: Domain>(
     })
 }
 
-fn info(detail: &SandboxDetail) -> Result<verbose::Info, Status> {
-    verbose::info("info", &detail.info)
+fn info<D: Domain>(domain: &D, id: &SandboxId) -> Result<verbose::Info, Status> {
+    let info = domain.sandbox_info(id);
+    verbose::info("info", &info.ok_or_else(|| vanished("sandbox", id))?)
 }
 
 fn container_statuses<D: Domain>(domain: &D, sandbox: &SandboxId) -> Vec<cri::ContainerStatus> {
-    let views = domain.containers();
-    let mine = views.iter().filter(|view| view.sandbox == *sandbox);
-    mine.filter_map(|view| domain.container(&view.id))
-        .map(|detail| convert::container_status(&detail))
-        .collect()
+    let containers = domain.containers_of(sandbox);
+    containers.iter().map(convert::container_status).collect()
 }
 
 pub async fn list<D: Domain>(

@@ -2,67 +2,21 @@
 
 use carpel_api::cri::Signal;
 
-/// First and last real-time signal as the interface counts them: those of programs on glibc.
-const SIGRTMIN: i32 = 34;
-const SIGRTMAX: i32 = 64;
-/// The interface's number of SIGRTMIN.
-const FIRST_REAL_TIME: i32 = Signal::Sigrtmin as i32;
-
-/// Every signal that has a name, by which a number is found again; further names of a signal come last.
-const NAMED: [(Signal, i32); 34] = [
-    (Signal::Sigabrt, libc::SIGABRT),
-    (Signal::Sigalrm, libc::SIGALRM),
-    (Signal::Sigbus, libc::SIGBUS),
-    (Signal::Sigchld, libc::SIGCHLD),
-    (Signal::Sigcont, libc::SIGCONT),
-    (Signal::Sigfpe, libc::SIGFPE),
-    (Signal::Sighup, libc::SIGHUP),
-    (Signal::Sigill, libc::SIGILL),
-    (Signal::Sigint, libc::SIGINT),
-    (Signal::Sigio, libc::SIGIO),
-    (Signal::Sigkill, libc::SIGKILL),
-    (Signal::Sigpipe, libc::SIGPIPE),
-    (Signal::Sigprof, libc::SIGPROF),
-    (Signal::Sigpwr, libc::SIGPWR),
-    (Signal::Sigquit, libc::SIGQUIT),
-    (Signal::Sigsegv, libc::SIGSEGV),
-    (Signal::Sigstkflt, libc::SIGSTKFLT),
-    (Signal::Sigstop, libc::SIGSTOP),
-    (Signal::Sigsys, libc::SIGSYS),
-    (Signal::Sigterm, libc::SIGTERM),
-    (Signal::Sigtrap, libc::SIGTRAP),
-    (Signal::Sigtstp, libc::SIGTSTP),
-    (Signal::Sigttin, libc::SIGTTIN),
-    (Signal::Sigttou, libc::SIGTTOU),
-    (Signal::Sigurg, libc::SIGURG),
-    (Signal::Sigusr1, libc::SIGUSR1),
-    (Signal::Sigusr2, libc::SIGUSR2),
-    (Signal::Sigvtalrm, libc::SIGVTALRM),
-    (Signal::Sigwinch, libc::SIGWINCH),
-    (Signal::Sigxcpu, libc::SIGXCPU),
-    (Signal::Sigxfsz, libc::SIGXFSZ),
-    (Signal::Sigcld, libc::SIGCHLD),
-    (Signal::Sigiot, libc::SIGABRT),
-    (Signal::Sigpoll, libc::SIGIO),
-];
+use crate::spec::signal::parse;
 
 /// The kernel's number. `None` for the default, which is no signal of its own.
 pub fn number(signal: Signal) -> Option<i32> {
-    if signal as i32 >= FIRST_REAL_TIME {
-        return Some(SIGRTMIN + (signal as i32 - FIRST_REAL_TIME));
-    }
-    let named = NAMED.iter().find(|(named, _)| *named == signal);
-    named.map(|&(_, number)| number)
+    let name = signal.as_str_name().strip_prefix("SIGNAL_")?;
+    parse(&name.replace("PLUS", "+").replace("MINUS", "-"))
 }
 
 /// The interface's name of a kernel's number; the default if it has none.
-pub fn from_number(number: i32) -> Signal {
-    if (SIGRTMIN..=SIGRTMAX).contains(&number) {
-        let signal = Signal::try_from(FIRST_REAL_TIME + (number - SIGRTMIN));
-        return signal.unwrap_or(Signal::RuntimeDefault);
-    }
-    let named = NAMED.iter().find(|(_, named)| *named == number);
-    named.map_or(Signal::RuntimeDefault, |&(signal, _)| signal)
+pub fn from_number(kernel: i32) -> Signal {
+    // Of several names the first in the interface's order is the usual one.
+    (1..)
+        .map_while(|raw| Signal::try_from(raw).ok())
+        .find(|signal| number(*signal) == Some(kernel))
+        .unwrap_or(Signal::RuntimeDefault)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod calls;
 mod fake;
+mod figures;
 mod import;
 mod lists;
 mod pull;

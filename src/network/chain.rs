@@ -13,6 +13,7 @@ use super::conf::{NetworkConf, PluginConf, Version};
 use super::exec::{self, Bins, Deadline, Failure, Program};
 use super::{Error, netns, result};
 use crate::ids::SandboxId;
+use crate::metrics;
 use crate::timeline::Timeline;
 
 /// Where plugins look for programs if the daemon itself was given no PATH.
@@ -166,9 +167,11 @@ impl Chain<'_> {
             .map(|(key, value)| (*key, value.as_os_str()))
             .collect();
         let span = debug_span!("cni", plugin = plugin.kind, verb);
+        let start = Instant::now();
         let run = exec::run(program, &env, input, deadline).instrument(span);
-        run.await
-            .map_err(|failure| self.failed(plugin, verb, failure))
+        let ran = run.await;
+        metrics::plugin_run(&plugin.kind, verb, start.elapsed(), ran.is_ok());
+        ran.map_err(|failure| self.failed(plugin, verb, failure))
     }
 
     fn failed(&self, plugin: &PluginConf, verb: &'static str, failure: Failure) -> Error {

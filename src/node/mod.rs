@@ -3,6 +3,7 @@
 //! The tables are all that a list or a status reads. They are filled from the records at the start
 //! ([`recover`]), and changed by `sandbox/` and `container/`, which write the records first.
 
+mod events;
 mod files;
 mod images;
 mod joint;
@@ -19,6 +20,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use carpel_wire::{FdIndex, ObjectId};
 use serde::Serialize;
 
+pub(crate) use events::Events;
+pub use events::{Event, EventKind};
 pub(crate) use files::{base64, make_dir, make_root_dir, remove_entries_but, remove_tree};
 pub use images::Pull;
 use joint::Joint;
@@ -38,10 +41,11 @@ use crate::network::Network;
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerName, PodName};
 use crate::spec::host::HostFacts;
+use crate::stats::Walker;
 use crate::store::record::{self, Durability};
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
-use crate::supervisor::{Binary, Supervisor};
+use crate::supervisor::Binary;
 
 /// What the node's own code needs of the configuration.
 #[derive(Debug, Clone)]
@@ -80,6 +84,8 @@ pub struct Node {
     pub(crate) runs: Work<PodName, SandboxId>,
     pub(crate) creates: Work<(SandboxId, ContainerName), ContainerId>,
     pub(crate) operations: Work<(Op, ObjectId), ()>,
+    pub(crate) events: Events,
+    pub(crate) walker: Walker,
     pulls: Joint<Wanted, PullProgress, Arc<Image>>,
     syncer: Syncer,
     sandboxes: Table<SandboxId, Sandbox>,
@@ -105,7 +111,7 @@ pub enum Lookup {
 }
 
 impl Node {
-    fn new(parts: Parts) -> Self {
+    fn new(parts: Parts, walker: Walker) -> Self {
         Self {
             paths: parts.paths,
             settings: parts.settings,
@@ -119,6 +125,8 @@ impl Node {
             runs: Work::default(),
             creates: Work::default(),
             operations: Work::default(),
+            events: Events::default(),
+            walker,
             pulls: Joint::default(),
             syncer: parts.syncer,
             sandboxes: Table::default(),
@@ -227,19 +235,4 @@ pub fn now() -> i64 {
 /// The index of the next descriptor of a message. The Plan's compiler keeps it below 250.
 pub(crate) fn index(count: usize) -> FdIndex {
     FdIndex(u16::try_from(count).unwrap_or(u16::MAX))
-}
-
-/// Collects the exit statuses of a supervisor that is ending and of its reaper, if they are our children,
-/// without waiting for them here.
-pub(crate) fn reap(supervisor: &Supervisor) {
-    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
-    let pids = supervisor.pids();
-    tokio::task::spawn_blocking(move || {
-        for pid in pids
-            .into_iter()
-            .filter_map(|pid| Pid::from_raw(pid.cast_signed()))
-        {
-            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
-        }
-    });
 }

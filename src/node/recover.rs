@@ -10,22 +10,25 @@
 //! undone is reported and tried again when it is asked for.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carpel_wire::{Entry, ObjectId, RequestBody, SignalScope};
+use carpel_wire::{Entry, ObjectId, RequestBody, SignalScope, UNKNOWN_STATUS};
 use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
 use super::{Node, Parts};
-use crate::container::{self, Container, Exited, Running};
+use crate::container::processes::Kept;
+use crate::container::{self, Container, Exited, Limits, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::{self, Live, Phase, Sandbox};
-use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::spec::plan;
+use crate::stats::Walker;
 use crate::store::record;
 use crate::supervisor::{Exit, Supervisor};
 
@@ -37,10 +40,12 @@ const NETWORK_RETRY: Duration = Duration::from_secs(30);
 pub struct Decode {
     pub sandbox: fn(&[u8], &str) -> Result<SandboxConfig, Error>,
     pub container: fn(&[u8]) -> Result<ContainerConfig, Error>,
+    /// Of limits that were changed.
+    pub resources: fn(&[u8]) -> Result<Resources, Error>,
 }
 
 /// The processes that a supervisor has in its table.
-type Entries = HashMap<ObjectId, (Entry, Option<std::os::fd::OwnedFd>)>;
+type Entries = HashMap<ObjectId, (Entry, Vec<OwnedFd>)>;
 
 impl Node {
     /// Takes over what earlier daemons left, and returns a node that can serve.
@@ -52,7 +57,8 @@ impl Node {
             .paths
             .make()
             .map_err(Error::at("make the daemon's folders"))?;
-        let node = Arc::new(Self::new(parts));
+        let (walker, asked) = Walker::new();
+        let node = Arc::new(Self::new(parts, walker));
         let sandboxes = node.load_sandboxes(decode).await?;
         node.load_containers(decode)?;
         join_all(
@@ -63,6 +69,9 @@ impl Node {
         .await;
         node.finish_removals().await;
         node.release_unowned().await;
+        asked
+            .serve(&node)
+            .map_err(Error::at("start the thread that measures writable layers"))?;
         Ok(node)
     }
 
@@ -108,18 +117,21 @@ impl Node {
                 continue;
             };
             let config = (decode.container)(&record.request);
+            let limits = changed_limits(&record, decode);
             let compiled = plan::compile_container(&record.source, &self.host)
                 .map_err(|error| Error::Internal(crate::error::chain(&error)));
-            match config.and_then(|config| Ok((config, compiled?))) {
-                Ok((config, compiled)) => {
+            match config.and_then(|config| Ok((config, compiled?, limits?))) {
+                Ok((config, compiled, limits)) => {
                     let state = match (&record.exited, record.removing) {
                         (exited, true) => container::State::Removing(exited.clone()),
                         (Some(exited), false) => container::State::Exited(exited.clone()),
                         (None, false) => container::State::Created { rootfs: None },
                     };
-                    self.insert_container(&Arc::new(Container::new(
-                        record, config, compiled, state,
-                    )));
+                    let container = Container::new(record, config, compiled, state);
+                    if let Some(limits) = limits {
+                        container.set_limits(limits);
+                    }
+                    self.insert_container(&Arc::new(container));
                 }
                 Err(error) => {
                     tracing::error!(container.id = %id, %error, "record of another version, quarantined");
@@ -178,7 +190,7 @@ impl Node {
             Ok((supervisor, list)) => {
                 let entries = list
                     .into_iter()
-                    .map(|(entry, pidfd)| (entry.id, (entry, pidfd)));
+                    .map(|(entry, fds)| (entry.id, (entry, fds)));
                 Some((supervisor, entries.collect()))
             }
             Err(error) => {
@@ -200,18 +212,23 @@ impl Node {
             let ended =
                 container.with_state(|state| !matches!(state, container::State::Created { .. }));
             match entry {
-                Some((entry, Some(pidfd))) if entry.exited.is_none() => {
-                    let running = Running {
-                        pid: entry.pid,
-                        started_at: entry.started_at,
-                        pidfd: Arc::new(pidfd),
-                    };
-                    let exit = supervisor.expect_exit(entry.id);
-                    *container.lock() = container::State::Running(running.clone());
-                    self.watch_container(&container, running, exit, supervisor.clone());
-                }
-                Some((entry, _)) => {
-                    let (wait_status, finished_at) = entry.exited.unwrap_or_default();
+                Some((entry, fds)) => {
+                    let (pidfd, kept) = Kept::new(&entry.held, fds);
+                    if let Some(pidfd) = pidfd.filter(|_| entry.exited.is_none()) {
+                        let running = Running {
+                            pid: entry.pid,
+                            started_at: entry.started_at,
+                            pidfd: Arc::new(pidfd),
+                            supervisor: supervisor.clone(),
+                            kept: Arc::new(kept),
+                        };
+                        let exit = supervisor.expect_exit(entry.id);
+                        *container.lock() = container::State::Running(running.clone());
+                        self.watch_container(&container, running, exit);
+                        continue;
+                    }
+                    let unknown = (UNKNOWN_STATUS, super::now());
+                    let (wait_status, finished_at) = entry.exited.unwrap_or(unknown);
                     let exit = Exit {
                         wait_status,
                         started_at: entry.started_at,
@@ -224,6 +241,11 @@ impl Node {
                 None if !ended => {
                     if let Some(exit) = self.exit_on_file(&container) {
                         self.note_exit(&container, exit, None).await;
+                    } else if self.has_processes(&container) {
+                        // Its supervisor was replaced just when it was started and this daemon's forerunner
+                        // died: nobody reads its output.
+                        self.end_lost(&container, "the pod's supervisor died with carpel")
+                            .await;
                     }
                 }
                 None => {}
@@ -263,19 +285,41 @@ impl Node {
                 self.note_exit(&container, exit, None).await;
                 continue;
             }
-            let cgroup = self.cgroups.open(&container.cgroup);
-            let _ = tokio::task::spawn_blocking(move || cgroup.kill()).await;
-            self.release_cgroup(&container).await;
-            self.finish(&container, Exited {
+            let what = "the pod's supervisor was gone when carpel started";
+            self.end_lost(&container, what).await;
+        }
+    }
+
+    fn has_processes(&self, container: &Container) -> bool {
+        let pids = self.cgroups.open(&container.cgroup).pids();
+        pids.is_ok_and(|pids| !pids.is_empty())
+    }
+
+    /// Ends a container that nobody can look after: the ends of its pipes died with supervisor and daemon.
+    async fn end_lost(&self, container: &Container, what: &str) {
+        let alive = self.has_processes(container);
+        self.kill_cgroup(container).await;
+        self.release_cgroup(container).await;
+        let (exit_code, reason, why) = if alive {
+            (128 + libc::SIGKILL, "Error", "so the container was killed")
+        } else {
+            (
+                255,
+                "Unknown",
+                "killed, or the node was rebooted: the exit code is not known",
+            )
+        };
+        self.finish(
+            container,
+            Exited {
                 started_at: 0,
                 finished_at: super::now(),
-                exit_code: 255,
-                reason: "Unknown".to_owned(),
+                exit_code,
+                reason: reason.to_owned(),
                 dropped_log_lines: 0,
-                message: "the pod's supervisor was gone when carpel started: killed, or the node was rebooted"
-                    .to_owned(),
-            });
-        }
+                message: format!("{what}, {why}"),
+            },
+        );
     }
 
     async fn finish_removals(self: &Arc<Self>) {
@@ -361,6 +405,16 @@ impl Node {
             super::remove_tree(&self.paths.sandbox(id)).map_err(Error::at("remove")),
         );
     }
+}
+
+fn changed_limits(record: &container::Record, decode: Decode) -> Result<Option<Limits>, Error> {
+    let Some(asked) = &record.limits else {
+        return Ok(None);
+    };
+    Ok(Some(Limits {
+        resources: (decode.resources)(&asked.0)?,
+        asked: Some(asked.clone()),
+    }))
 }
 
 fn report(what: &str, result: Result<(), Error>) {

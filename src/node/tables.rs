@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use std::str::FromStr;
+
 use super::Lookup;
 
 /// A table that is read often and changed rarely; it is never locked across an await.
@@ -15,7 +17,7 @@ impl<K, T> Default for Table<K, T> {
     }
 }
 
-impl<K: Ord + Copy + Display, T> Table<K, T> {
+impl<K: Ord + Copy + Display + FromStr, T> Table<K, T> {
     pub fn get(&self, id: &K) -> Option<Arc<T>> {
         self.read(|table| table.get(id).cloned())
     }
@@ -48,6 +50,10 @@ impl<K: Ord + Copy + Display, T> Table<K, T> {
     pub fn find(&self, prefix: &str) -> Result<K, Lookup> {
         if prefix.is_empty() {
             return Err(Lookup::NotFound);
+        }
+        if let Ok(id) = prefix.parse::<K>() {
+            let found = self.read(|table| table.contains_key(&id));
+            return found.then_some(id).ok_or(Lookup::NotFound);
         }
         self.read(|table| {
             let mut found = table.keys().filter(|id| id.to_string().starts_with(prefix));

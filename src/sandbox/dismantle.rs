@@ -8,7 +8,7 @@ use super::{Phase, Sandbox, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::network;
-use crate::node::Node;
+use crate::node::{Node, orphans};
 use crate::supervisor::Supervisor;
 
 /// How long a supervisor may take to end by itself before it is killed.
@@ -81,7 +81,10 @@ impl Node {
                 tracing::warn!(sandbox.id = %sandbox.id, "supervisor does not end, killing it");
             }
             cgroup.kill().map_err(Error::at(at("kill what is left")))?;
-            crate::node::reap(&supervisor);
+            let reaper = supervisor.reaper().map(|reaper| reaper.pidfd);
+            for pidfd in [supervisor.pidfd(), reaper].into_iter().flatten() {
+                tokio::spawn(async move { orphans::end(&pidfd).await });
+            }
         }
         cgroup.kill().map_err(Error::at(at("kill what is left")))?;
         tokio::task::spawn_blocking(move || cgroup.remove())

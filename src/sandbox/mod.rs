@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!  RunPodSandbox ──▶ Making ──▶ Ready ──StopPodSandbox──▶ Stopping ──▶ Stopped ──Remove──▶ Removing ──▶ ∅
-//!                      │          │ supervisor lost ──▶ Stopping             ▲
+//!                      │         │ ▲ supervisor lost and replaced            ▲
+//!                      │         └─┘ (not to be replaced ──▶ Stopping)        │
 //!                      └─ failure or daemon's death: undone, ∅               └── daemon's death: goes on
 //! ```
 //!
 //! What must always hold: before anything of a pod exists in the world its record exists on disk, and
 //! the record goes last; so whatever a crash leaves has an owner that the next start finds.
 
+mod adopt;
 mod dismantle;
 pub(crate) mod files;
 mod run;
@@ -16,13 +18,15 @@ mod stop;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::ids::SandboxId;
 use crate::network::Attachment;
 use crate::spec::config::{SandboxConfig, Scope};
+use crate::stats::Rate;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -41,13 +45,16 @@ pub struct Sandbox {
     pub netns: Option<PathBuf>,
     /// Whoever changes this sandbox has its turn.
     pub(crate) turn: tokio::sync::Mutex<()>,
-    state: Mutex<State>,
+    /// How fast its CPU time grows.
+    pub(crate) rate: Rate,
+    state: watch::Sender<State>,
 }
 
 /// Where a sandbox is in its life.
 #[derive(Clone)]
 pub enum State {
     Making,
+    /// Also while a supervisor that died is being replaced.
     Ready(Live),
     /// No longer ready, but some of it may still be there: stopping it goes on from here.
     Stopping {
@@ -61,8 +68,8 @@ pub enum State {
 }
 
 impl State {
-    /// What a ready sandbox becomes when it stops or loses its supervisor.
-    pub(crate) fn stopping(live: &Live) -> Self {
+    /// What a ready sandbox becomes when it stops or loses its supervisor for good.
+    fn stopping(live: &Live) -> Self {
         Self::Stopping {
             supervisor: Some(live.supervisor.clone()),
             attachment: live.attachment.clone(),
@@ -117,7 +124,8 @@ impl Sandbox {
             cgroup: record.cgroup.clone(),
             timeline: Timeline::default(),
             turn: tokio::sync::Mutex::default(),
-            state: Mutex::new(state),
+            state: watch::Sender::new(state),
+            rate: Rate::default(),
         }
     }
 
@@ -128,11 +136,47 @@ impl Sandbox {
     }
 
     pub(crate) fn set_state(&self, state: State) {
-        *self.lock() = state;
+        self.state.send_replace(state);
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Looks at the state, which stays as it is meanwhile.
+    pub(crate) fn lock(&self) -> watch::Ref<'_, State> {
+        self.state.borrow()
+    }
+
+    /// A ready sandbox becomes one that stops. Says whether it was ready: this happens once.
+    pub(crate) fn end_ready(&self) -> bool {
+        self.state.send_if_modified(|state| {
+            let stopping = match state {
+                State::Ready(live) => State::stopping(live),
+                _ => return false,
+            };
+            *state = stopping;
+            true
+        })
+    }
+
+    /// The supervisor, if the sandbox is ready. While one that died is being replaced it waits.
+    pub(crate) async fn supervisor(&self) -> Option<Supervisor> {
+        self.supervisor_when(Supervisor::is_alive).await
+    }
+
+    /// The supervisor that comes after `lost`, or `None` if there is to be none.
+    pub(crate) async fn supervisor_after(&self, lost: &Supervisor) -> Option<Supervisor> {
+        self.supervisor_when(|supervisor| !supervisor.is(lost))
+            .await
+    }
+
+    async fn supervisor_when(&self, wanted: impl Fn(&Supervisor) -> bool) -> Option<Supervisor> {
+        let mut states = self.state.subscribe();
+        let decided = states.wait_for(|state| match state {
+            State::Ready(live) => wanted(&live.supervisor),
+            _ => true,
+        });
+        match &*decided.await.ok()? {
+            State::Ready(live) => Some(live.supervisor.clone()),
+            _ => None,
+        }
     }
 
     /// What the sandbox has, if it is ready and its supervisor lives.
@@ -152,7 +196,7 @@ impl Sandbox {
 
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.live().is_some()
+        matches!(*self.lock(), State::Ready(_))
     }
 
     /// The pod's addresses, the primary one first. They stay known after a stop.

@@ -7,15 +7,14 @@ use std::time::Instant;
 use carpel_wire::{Reply, RequestBody, Setup};
 
 use super::{Live, Phase, Record, Sandbox, State, files};
-use crate::cgroup::DevicePolicy;
 use crate::container::processes::{Descriptors, Streams};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::Node;
+use crate::node::{EventKind, Node};
 use crate::spec::config::{PidScope, SandboxConfig};
-use crate::spec::plan;
+use crate::spec::plan::{self, Compiled};
 use crate::supervisor::Supervisor;
 
 impl Node {
@@ -74,6 +73,8 @@ impl Node {
         match self.construct(&sandbox).await {
             Ok(live) => {
                 sandbox.set_state(State::Ready(live.clone()));
+                self.announce_sandbox(EventKind::Created, &sandbox);
+                self.announce_sandbox(EventKind::Started, &sandbox);
                 self.watch_supervisor(&sandbox, live.supervisor);
                 Ok(id)
             }
@@ -99,21 +100,16 @@ impl Node {
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
         let (first, mut child) = spawned.map_err(Error::at(at("start the supervisor")))?;
-        failpoint::hit("run:supervisor-spawned")?;
         timeline.note("start supervisor", start);
 
-        let start = Instant::now();
-        let set_up = self.set_up(sandbox, &first).await;
+        let pod = self.make_pod(sandbox, &first).await;
         // The process as spawned ends now: the pod's supervisor is its clone.
-        if set_up.is_err() {
+        if pod.is_err() {
             let _ = child.kill();
         }
         tokio::task::spawn_blocking(move || child.wait());
-        let pid = set_up?;
-        failpoint::hit("run:supervisor-ready")?;
-        timeline.note("namespaces", start);
+        let attachment = pod?;
 
-        let attachment = self.connect_network(sandbox, pid).await?;
         let ips = attachment
             .as_ref()
             .map(|a| a.ips.clone())
@@ -134,21 +130,54 @@ impl Node {
         Ok(live)
     }
 
-    /// Has the supervisor enter its cgroup and make the pod's namespaces. Returns its pid.
-    async fn set_up(&self, sandbox: &Sandbox, supervisor: &Supervisor) -> Result<u32, Error> {
+    /// The pod's namespaces, and then at the same time what is in them: the network, which the chain of
+    /// plugins makes, and the rest, which the supervisor does.
+    async fn make_pod(
+        &self,
+        sandbox: &Sandbox,
+        supervisor: &Supervisor,
+    ) -> Result<Option<Attachment>, Error> {
+        failpoint::hit("run:supervisor-spawned")?;
+        let at = |doing: &str| format!("{doing} of sandbox {}", sandbox.id);
+        let start = Instant::now();
+        let flags = plan::sandbox_namespaces(&sandbox.config);
+        let unshare = supervisor.expect(RequestBody::Unshare { flags }, &[], |reply| {
+            *reply == Reply::Done
+        });
+        let (unshared, prepared) = tokio::join!(unshare, async { self.prepare_setup(sandbox) });
+        let prepared = prepared?;
+        unshared.map_err(Error::at(at("make the namespaces")))?;
+        sandbox.timeline.note("cgroup and namespaces", start);
+
+        let pid = supervisor.pid();
+        let set_up = self.set_up(sandbox, supervisor, prepared);
+        // A sysctl may be one of the pod's interface, which must be there: with the peers, it is.
+        let of_network = |key: &String| key.starts_with("net.");
+        if sandbox.config.sysctls.keys().any(of_network) {
+            let attachment = self.connect_network(sandbox, pid).await?;
+            set_up.await?;
+            return Ok(attachment);
+        }
+        // Each to its end, whatever becomes of the other: what is undone must stand still.
+        let (attachment, set_up) = tokio::join!(self.connect_network(sandbox, pid), set_up);
+        set_up?;
+        attachment
+    }
+
+    /// All that can be done for a supervisor's setup without it.
+    fn prepare_setup(&self, sandbox: &Sandbox) -> Result<(Compiled, Setup, Descriptors), Error> {
         let id = &sandbox.id;
         let at = |doing: &str| format!("{doing} of sandbox {id}");
-        let cgroup = self
-            .cgroups
-            .create(&sandbox.cgroup, None, &DevicePolicy::AllowAll)
+        self.cgroups
+            .create_for_supervisor(&sandbox.cgroup)
             .map_err(Error::at(at("make the cgroup")))?;
-        let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
+        let join = self.cgroups.join_as_supervisor(&sandbox.cgroup);
+        let join = join.map_err(Error::at(at("open the cgroup")))?;
         let compiled = plan::compile_sandbox(&sandbox.config, &self.host)
             .map_err(Error::at(at("compile the plan")))?;
         let exits = self
             .open_exits(id)
             .map_err(Error::at(at("open the exits file")))?;
-
         let mut descriptors = Descriptors::open(&compiled, None, &join, &mut Streams::None)?;
         let setup = Setup {
             clone_flags: compiled.clone_flags,
@@ -156,13 +185,30 @@ impl Node {
             plan: descriptors.plan,
             exits: descriptors.add(exits),
             shared_pid_namespace: sandbox.config.pid == PidScope::Pod,
+            succession: None,
         };
-        let (reply, _pidfd) = supervisor
+        Ok((compiled, setup, descriptors))
+    }
+
+    /// Has the supervisor enter its cgroup and become the pod's.
+    async fn set_up(
+        &self,
+        sandbox: &Sandbox,
+        supervisor: &Supervisor,
+        (compiled, setup, descriptors): (Compiled, Setup, Descriptors),
+    ) -> Result<(), Error> {
+        let id = &sandbox.id;
+        let start = Instant::now();
+        let (reply, _) = supervisor
             .request(RequestBody::Setup(setup), &descriptors.borrow())
             .await
-            .map_err(Error::at(at("set up the supervisor")))?;
+            .map_err(Error::at(format!("set up the supervisor of sandbox {id}")))?;
         match reply {
-            Reply::Ready { pid, .. } => Ok(pid),
+            Reply::Ready { .. } => {
+                failpoint::hit("run:supervisor-ready")?;
+                sandbox.timeline.note("set up supervisor", start);
+                Ok(())
+            }
             Reply::StepFailed { step, errno } => Err(Error::Internal(format!(
                 "set up sandbox {id}: {}",
                 plan::describe_failure(&compiled.steps, step, errno)
@@ -211,28 +257,9 @@ impl Node {
         Ok(Some(attachment))
     }
 
-    fn open_exits(&self, id: &SandboxId) -> std::io::Result<OwnedFd> {
+    pub(super) fn open_exits(&self, id: &SandboxId) -> std::io::Result<OwnedFd> {
         let mut options = std::fs::OpenOptions::new();
         options.create(true).append(true);
         Ok(options.open(self.paths.exits(id))?.into())
-    }
-
-    /// Notes when a ready sandbox loses its supervisor.
-    pub(crate) fn watch_supervisor(
-        self: &Arc<Self>,
-        sandbox: &Arc<Sandbox>,
-        supervisor: Supervisor,
-    ) {
-        let sandbox = Arc::clone(sandbox);
-        tokio::spawn(async move {
-            supervisor.gone().await;
-            // Ours if this daemon started it; otherwise there is nothing to reap.
-            crate::node::reap(&supervisor);
-            let mut state = sandbox.lock();
-            if let State::Ready(live) = &*state {
-                tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "supervisor died: sandbox is not ready");
-                *state = State::stopping(live);
-            }
-        });
     }
 }

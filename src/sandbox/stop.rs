@@ -9,7 +9,7 @@ use super::{Phase, Sandbox, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
-use crate::node::{Node, Op};
+use crate::node::{EventKind, Node, Op};
 
 impl Node {
     /// Stops a sandbox: kills its containers, releases its network, ends its supervisor. Repeating it
@@ -31,14 +31,12 @@ impl Node {
             .await
     }
 
-    async fn stop_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
-        {
-            let mut state = sandbox.lock();
-            match &*state {
-                State::Ready(live) => *state = State::stopping(live),
-                State::Stopping { .. } => {}
-                State::Making | State::Stopped { .. } | State::Removing => return Ok(()),
-            }
+    async fn stop_in_turn(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        if sandbox.end_ready() {
+            self.announce_sandbox(EventKind::Stopped, sandbox);
+        }
+        if !matches!(*sandbox.lock(), State::Stopping { .. }) {
+            return Ok(());
         }
         let containers = self.containers_of(&sandbox.id);
         let stops = containers
@@ -86,7 +84,10 @@ impl Node {
     }
 
     /// Deletes a stopped sandbox and its containers.
-    pub(crate) async fn remove_in_turn(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), Error> {
+    pub(crate) async fn remove_in_turn(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+    ) -> Result<(), Error> {
         self.note_phase(sandbox, Phase::Removing);
         sandbox.set_state(State::Removing);
         failpoint::hit("remove-sandbox:begun")?;
@@ -100,6 +101,7 @@ impl Node {
             .collect::<Result<(), Error>>()?;
         self.delete_sandbox_files(sandbox)?;
         self.forget_sandbox(sandbox);
+        self.announce_sandbox(EventKind::Deleted, sandbox);
         Ok(())
     }
 }

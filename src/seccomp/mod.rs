@@ -19,7 +19,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag};
 
@@ -72,28 +72,55 @@ pub struct Program {
     pub flags: u64,
 }
 
+/// The programs of the last few profiles, by what tells these from each other.
+struct Cache<K>(Mutex<Vec<(K, Arc<Program>)>>);
+
+impl<K: Clone + PartialEq> Cache<K> {
+    const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    fn get(
+        &self,
+        key: &K,
+        make: impl FnOnce() -> Result<Program, Error>,
+    ) -> Result<Arc<Program>, Error> {
+        if let Some((_, program)) = self.lock().iter().find(|(cached, _)| cached == key) {
+            return Ok(program.clone());
+        }
+        let program = Arc::new(make()?);
+        let mut entries = self.lock();
+        if entries.len() >= CACHED {
+            entries.remove(0);
+        }
+        entries.push((key.clone(), program.clone()));
+        Ok(program)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(K, Arc<Program>)>> {
+        // A poisoned cache still holds whole entries only.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Compiles a profile for this machine. The results of the last few profiles are kept.
 ///
 /// # Errors
 /// [`Error`] for what cannot be carried out exactly.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Arc<Program>, Error> {
-    static CACHE: Mutex<Vec<(LinuxSeccomp, Arc<Program>)>> = Mutex::new(Vec::new());
-    // A poisoned cache still holds whole entries only.
-    let lock = || {
-        CACHE
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    };
-    if let Some((_, program)) = lock().iter().find(|(cached, _)| cached == profile) {
-        return Ok(program.clone());
-    }
-    let program = Arc::new(compile_for(profile, Machine::NATIVE)?);
-    let mut cache = lock();
-    if cache.len() >= CACHED {
-        cache.remove(0);
-    }
-    cache.push((profile.clone(), program.clone()));
-    Ok(program)
+    static CACHE: Cache<LinuxSeccomp> = Cache::new();
+    CACHE.get(profile, || compile_for(profile, Machine::NATIVE))
+}
+
+/// Compiles [`default_profile`] for this machine. The results for the last few `capabilities` are kept.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_default(capabilities: u64) -> Result<Arc<Program>, Error> {
+    static CACHE: Cache<u64> = Cache::new();
+    CACHE.get(&capabilities, || {
+        compile_for(&default_profile(capabilities), Machine::NATIVE)
+    })
 }
 
 /// Compiles a profile for `machine`.

@@ -146,26 +146,55 @@ pub struct Device {
     pub permissions: String,
 }
 
-/// Limits. `None` is no limit. Nothing negative and nothing that the kernel would not take.
+/// A limit that can be lifted in so many words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ceiling {
+    Unlimited,
+    At(u64),
+}
+
+/// Limits. `None`: nothing was said, so there is no limit but the defaults. Nothing negative and nothing
+/// that the kernel would not take.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Microseconds.
     pub cpu_period: Option<u64>,
     /// Microseconds per period.
-    pub cpu_quota: Option<u64>,
+    pub cpu_quota: Option<Ceiling>,
     /// v1 shares, 2 to 262144.
     pub cpu_shares: Option<u64>,
     /// Bytes.
     pub memory_limit: Option<u64>,
-    /// Bytes of memory and swap together.
-    pub memory_swap_limit: Option<u64>,
+    /// Bytes of memory and swap together: never less than `memory_limit`. `None` beside a memory limit: no
+    /// swap, as the peers do.
+    pub memory_swap_limit: Option<Ceiling>,
     pub oom_score_adj: i32,
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
     /// Most processes and threads.
-    pub pids_limit: Option<u64>,
+    pub pids_limit: Option<Ceiling>,
+    /// Bytes in huge pages, by their size as the kernel writes it ("2MB"). 0 forbids them.
+    pub huge_pages: BTreeMap<String, u64>,
     /// Cgroup v2 files and what to write to them, as sent.
     pub unified: BTreeMap<String, String>,
+}
+
+impl Resources {
+    /// The limits of memory and of swap, in bytes; `None` is no limit. CRI limits both together, cgroup v2
+    /// swap alone.
+    #[must_use]
+    pub fn memory_and_swap(&self) -> (Option<u64>, Option<u64>) {
+        let swap = match (self.memory_limit, self.memory_swap_limit) {
+            // A file that is named is written last.
+            _ if self.unified.contains_key("memory.swap.max") => {
+                self.unified["memory.swap.max"].trim().parse().ok()
+            }
+            (Some(memory), Some(Ceiling::At(both))) => Some(both.saturating_sub(memory)),
+            (_, Some(Ceiling::Unlimited)) => None,
+            (memory, _) => memory.map(|_| 0),
+        };
+        (self.memory_limit, swap)
+    }
 }
 
 #[derive(Debug, Clone)]

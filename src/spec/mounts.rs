@@ -18,6 +18,10 @@ use super::oci::{ContainerInput, Error};
 /// so that no path of the host is ever taken for it.
 pub const POD_SHM: &str = "pod:/dev/shm";
 
+/// The source of an image's volume: the image's own directory at that path, which stays writable under a
+/// read-only root. It is relative, as [`POD_SHM`].
+pub const IMAGE_VOLUME: &str = "image:volume";
+
 /// Files of a procfs that may have something mounted over them, as lxcfs does. Anything else would let a
 /// container fake what is below /proc.
 const MOUNTABLE_IN_PROC: [&str; 10] = [
@@ -54,8 +58,9 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
     for mount in requested {
         check(&mount.container_path, &mount.host_path)?;
     }
-    for (path, directory) in &input.volumes {
-        check(path, directory)?;
+    let volumes = super::oci::image_volumes(input.image, input.config);
+    for path in &volumes {
+        check(path, Path::new(IMAGE_VOLUME))?;
     }
     let covered = |path: &str| requested.iter().any(|mount| mount.container_path == path);
     let dev_covered = covered("/dev");
@@ -82,10 +87,8 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
             from_host.push(bind(path, source, readonly, false, Propagation::Private));
         }
     }
-    for (path, source) in &input.volumes {
-        if !covered(path) {
-            from_host.push(bind(path, source, false, false, Propagation::Private));
-        }
+    for path in &volumes {
+        from_host.push(mount(path, "bind", IMAGE_VOLUME, &["bind", "rprivate"]));
     }
     from_host.extend(requested.iter().map(from_request));
     // Stable: of two at one path the later one lies on top.

@@ -5,19 +5,19 @@
 //! here.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxCpu, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids,
-    LinuxResources, LinuxSeccomp, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root,
-    Spec, User as OciUser,
+    Linux, LinuxCapabilities, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNamespace,
+    LinuxNamespaceType, LinuxPids, LinuxResources, LinuxSeccomp, PosixRlimit, PosixRlimitBuilder,
+    PosixRlimitType, Process, Root, Spec, User as OciUser,
 };
 use serde::{Deserialize, Serialize};
 
 use super::capability;
 use super::config::{
-    ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
+    Ceiling, ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
 };
 use super::devices;
 use super::env::{BinaryEnv, DEFAULT_PATH, Environment};
@@ -67,9 +67,6 @@ pub struct ContainerInput<'a> {
     /// Absolute path of the container's cgroup in its hierarchy.
     pub cgroup_path: &'a str,
     pub files: SandboxFiles,
-    /// What is mounted for the image's volumes: path in the container, directory on the host. Those are
-    /// the paths that [`image_volumes`] returns.
-    pub volumes: Vec<(String, PathBuf)>,
     pub host: &'a HostFacts,
 }
 
@@ -82,6 +79,19 @@ pub struct Source {
     #[serde(default)]
     pub binary_env: BinaryEnv,
     pub pid: PidScope,
+    /// Beside the spec, where it would be many times as long as all the rest.
+    pub seccomp: Filter,
+}
+
+/// What system calls are filtered by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Filter {
+    Unconfined,
+    /// The default profile of a process with this bounding set (bit = capability).
+    Default {
+        capabilities: u64,
+    },
+    Profile(LinuxSeccomp),
 }
 
 /// The spec of a container.
@@ -102,18 +112,18 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
         .set_hostname(None)
         .set_mounts(Some(mounts::build(input)?))
         .set_annotations(Some(annotations(input)))
-        .set_linux(Some(linux(input, capabilities)?));
+        .set_linux(Some(linux(input)?));
     Ok(Source {
         id: *input.id,
         spec,
         binary_env,
         pid: security.pid,
+        seccomp: filter(security, capabilities)?,
     })
 }
 
 /// The image's volumes that need a directory of their own: those that no mount of the request covers.
-#[must_use]
-pub fn image_volumes(image: &ImageConfiguration, config: &ContainerConfig) -> Vec<String> {
+pub(super) fn image_volumes(image: &ImageConfiguration, config: &ContainerConfig) -> Vec<String> {
     let volumes = image
         .config()
         .as_ref()
@@ -126,7 +136,7 @@ pub fn image_volumes(image: &ImageConfiguration, config: &ContainerConfig) -> Ve
             !config
                 .mounts
                 .iter()
-                .any(|mount| mount.container_path == *path)
+                .any(|mount| Path::new(path).starts_with(&mount.container_path))
         })
         .collect();
     paths.sort();
@@ -288,7 +298,7 @@ fn working_dir(input: &ContainerInput<'_>) -> Result<String, Error> {
     Ok(dir)
 }
 
-fn linux(input: &ContainerInput<'_>, capabilities: u64) -> Result<Linux, Error> {
+fn linux(input: &ContainerInput<'_>) -> Result<Linux, Error> {
     let security = &input.config.security;
     let devices = devices::build(&input.config.devices, security.privileged)?;
     let mut resources = resources(&input.config.resources);
@@ -312,7 +322,6 @@ fn linux(input: &ContainerInput<'_>, capabilities: u64) -> Result<Linux, Error> 
         .set_cgroups_path(Some(input.cgroup_path.into()))
         .set_namespaces(Some(namespaces(input)))
         .set_devices(Some(devices.nodes))
-        .set_seccomp(seccomp(security, capabilities)?)
         .set_masked_paths(hidden(&security.masked_paths)?)
         .set_readonly_paths(hidden(&security.readonly_paths)?);
     Ok(linux)
@@ -339,22 +348,37 @@ fn namespaces(input: &ContainerInput<'_>) -> Vec<LinuxNamespace> {
 
 fn resources(wanted: &Resources) -> LinuxResources {
     let signed = |value: Option<u64>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+    // The spec writes "unlimited" as -1.
+    let ceiling = |value: Option<Ceiling>| match value {
+        Some(Ceiling::Unlimited) => Some(-1),
+        Some(Ceiling::At(value)) => signed(Some(value)),
+        None => None,
+    };
     let mut cpu = LinuxCpu::default();
     cpu.set_shares(wanted.cpu_shares)
-        .set_quota(signed(wanted.cpu_quota))
+        .set_quota(ceiling(wanted.cpu_quota))
         .set_period(wanted.cpu_period)
         .set_cpus(wanted.cpuset_cpus.clone())
         .set_mems(wanted.cpuset_mems.clone());
     let mut memory = LinuxMemory::default();
     memory
         .set_limit(signed(wanted.memory_limit))
-        .set_swap(signed(wanted.memory_swap_limit));
+        .set_swap(ceiling(wanted.memory_swap_limit));
     let mut resources = LinuxResources::default();
     resources.set_cpu(Some(cpu)).set_memory(Some(memory));
-    if let Some(limit) = signed(wanted.pids_limit) {
+    if let Some(limit) = ceiling(wanted.pids_limit) {
         let mut pids = LinuxPids::default();
         pids.set_limit(limit);
         resources.set_pids(Some(pids));
+    }
+    if !wanted.huge_pages.is_empty() {
+        let limit = |(size, limit): (&String, &u64)| {
+            let mut huge_pages = LinuxHugepageLimit::default();
+            huge_pages.set_page_size(size.clone());
+            huge_pages.set_limit(signed(Some(*limit)).unwrap_or(i64::MAX));
+            huge_pages
+        };
+        resources.set_hugepage_limits(Some(wanted.huge_pages.iter().map(limit).collect()));
     }
     if !wanted.unified.is_empty() {
         resources.set_unified(Some(wanted.unified.clone().into_iter().collect()));
@@ -362,18 +386,18 @@ fn resources(wanted: &Resources) -> LinuxResources {
     resources
 }
 
-fn seccomp(security: &Security, capabilities: u64) -> Result<Option<LinuxSeccomp>, Error> {
+fn filter(security: &Security, capabilities: u64) -> Result<Filter, Error> {
     if security.privileged {
-        return Ok(None);
+        return Ok(Filter::Unconfined);
     }
     Ok(match &security.seccomp {
-        SeccompProfile::Unconfined => None,
-        SeccompProfile::RuntimeDefault => Some(seccomp::default_profile(capabilities)),
+        SeccompProfile::Unconfined => Filter::Unconfined,
+        SeccompProfile::RuntimeDefault => Filter::Default { capabilities },
         SeccompProfile::Localhost(path) => {
             let profile = seccomp::load_profile(path, capabilities)?;
             // Errors belong to the request that names the profile.
             seccomp::compile(&profile)?;
-            Some(profile)
+            Filter::Profile(profile)
         }
     })
 }

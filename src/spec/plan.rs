@@ -19,6 +19,8 @@ mod sandbox;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
+
 use carpel_wire::{FdIndex, PidNamespace, Step};
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
@@ -30,7 +32,7 @@ use crate::seccomp;
 use crate::store::bind::BindMount;
 
 pub use failure::describe_failure;
-pub use sandbox::compile_sandbox;
+pub use sandbox::{Namespace, compile_sandbox, compile_succession, sandbox_namespaces};
 
 /// CLONE_NEW* of `clone(2)`.
 const CLONE_NEWNS: u64 = 0x0002_0000;
@@ -72,6 +74,8 @@ pub enum FdSource {
     CgroupTasks(usize),
     /// A clone of something of the host's, detached.
     Mount(BindMount),
+    /// A namespace, opened at this path.
+    Namespace(PathBuf),
     /// The devpts that the process's terminal is in, a detached mount.
     Devpts,
     /// The process's ends of its streams; /dev/null for a stdin that is not wanted.

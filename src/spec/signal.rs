@@ -31,10 +31,20 @@ pub fn parse(text: &str) -> Option<i32> {
     };
     match realtime {
         Some(number) => (RTMIN..=RTMAX).contains(&number).then_some(number),
-        None => format!("SIG{name}")
+        None => format!("SIG{}", usual(name))
             .parse::<Signal>()
             .ok()
             .map(|signal| signal as i32),
+    }
+}
+
+/// The usual name of a signal that has two.
+fn usual(name: &str) -> &str {
+    match name {
+        "CLD" => "CHLD",
+        "IOT" => "ABRT",
+        "POLL" => "IO",
+        name => name,
     }
 }
 
@@ -51,6 +61,8 @@ mod tests {
             ("SIGRTMIN", 34),
             ("RTMIN+3", 37),
             ("SIGRTMAX-1", 63),
+            ("SIGIOT", 6),
+            ("poll", 29),
         ];
         for (text, number) in known {
             assert_eq!(parse(text), Some(number), "{text}");

@@ -42,3 +42,25 @@ fn seal(fd: OwnedFd, bytes: &[u8]) -> io::Result<OwnedFd> {
     )?;
     Ok(fd)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_sealed_memfd_can_be_read_and_not_written() {
+        let file = File::from(sealed(c"plan", b"steps").unwrap());
+        let mut bytes = [0; 8];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 5);
+        assert_eq!(&bytes[..5], b"steps");
+        for result in [
+            file.write_at(b"x", 0).map(drop),
+            file.set_len(1),
+            file.set_len(10),
+        ] {
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
+}

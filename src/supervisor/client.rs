@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carpel_wire::{
-    Entry, Event, ExitRecord, MAX_MESSAGE, ObjectId, Reply, Request, RequestBody, SignalScope,
-    Start,
+    Adopt, Entry, Event, ExitRecord, MAX_MESSAGE, ObjectId, Reply, Request, RequestBody,
+    SignalScope, Start,
 };
 use tokio::sync::oneshot;
 
@@ -40,7 +40,7 @@ pub enum Error {
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
-    /// As `wait(2)` returns it.
+    /// As `wait(2)` returns it, or [`carpel_wire::UNKNOWN_STATUS`].
     pub wait_status: i32,
     /// Nanoseconds since the epoch.
     pub started_at: i64,
@@ -104,12 +104,35 @@ struct Shared {
     connection: Connection,
     /// Changes once, when the supervisor clones itself to be the pod's.
     pid: AtomicU32,
-    /// Pid of the init of the pod's shared PID namespace, which dies with the supervisor; 0 if there is none.
-    reaper: AtomicU32,
     ready: bool,
+    own: Mutex<Own>,
     next: AtomicU32,
     waiting: Mutex<Waiting>,
     gone: tokio::sync::watch::Sender<bool>,
+}
+
+/// What a supervisor that is set up is known by.
+#[derive(Default)]
+struct Own {
+    pidfd: Option<Arc<OwnedFd>>,
+    reaper: Option<Reaper>,
+}
+
+/// The first process of a pod's shared PID namespace. It outlives its supervisor.
+#[derive(Debug, Clone)]
+pub struct Reaper {
+    pub pid: u32,
+    pub pidfd: Arc<OwnedFd>,
+}
+
+impl Own {
+    fn new(reaper_pid: Option<u32>, pidfds: Vec<OwnedFd>) -> Self {
+        let mut pidfds = pidfds.into_iter().map(Arc::new);
+        let pidfd = pidfds.next();
+        let reaper = reaper_pid.zip(pidfds.next());
+        let reaper = reaper.map(|(pid, pidfd)| Reaper { pid, pidfd });
+        Self { pidfd, reaper }
+    }
 }
 
 #[derive(Default)]
@@ -118,7 +141,13 @@ struct Waiting {
     closed: bool,
     replies: HashMap<u32, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
     exits: HashMap<ObjectId, oneshot::Sender<Exit>>,
-    entries: Vec<(Entry, Option<OwnedFd>)>,
+    entries: Vec<(Entry, Vec<OwnedFd>)>,
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Supervisor({})", self.pid())
+    }
 }
 
 impl Supervisor {
@@ -133,24 +162,25 @@ impl Supervisor {
         })?;
         let mut buffer = [0; MAX_MESSAGE];
         let hello = tokio::time::timeout(REPLY_TIMEOUT, connection.receive(&mut buffer));
-        let (length, _) = hello
+        let (length, pidfds) = hello
             .await
             .map_err(|_| Error::Silent)??
             .ok_or(Error::Gone)?;
-        let (pid, ready) = match carpel_wire::decode::<Event>(&buffer[..length]) {
+        let (pid, ready, reaper_pid) = match carpel_wire::decode::<Event>(&buffer[..length]) {
             Ok(Event::Hello {
                 version: carpel_wire::VERSION,
                 pid,
                 ready,
-            }) => (pid, ready),
+                reaper_pid,
+            }) => (pid, ready, reaper_pid),
             Ok(Event::Hello { version, .. }) => return Err(Error::Version(version)),
             _ => return Err(Error::Version(0)),
         };
         let shared = Arc::new(Shared {
             connection,
             pid: AtomicU32::new(pid),
-            reaper: AtomicU32::new(0),
             ready,
+            own: Mutex::new(Own::new(reaper_pid, pidfds)),
             next: AtomicU32::new(1),
             waiting: Mutex::default(),
             gone: tokio::sync::watch::Sender::new(false),
@@ -165,10 +195,22 @@ impl Supervisor {
         self.0.pid.load(Ordering::Relaxed)
     }
 
-    /// The processes that end with the supervisor, itself included, as far as this daemon saw them start.
+    /// Its pidfd, once it is set up.
     #[must_use]
-    pub fn pids(&self) -> [u32; 2] {
-        [self.pid(), self.0.reaper.load(Ordering::Relaxed)]
+    pub fn pidfd(&self) -> Option<Arc<OwnedFd>> {
+        self.0.own().pidfd.clone()
+    }
+
+    /// The pod's reaper, if its containers share a PID namespace.
+    #[must_use]
+    pub fn reaper(&self) -> Option<Reaper> {
+        self.0.own().reaper.clone()
+    }
+
+    /// Whether both are handles to the same supervisor.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether the pod had been set up when this connection was made.
@@ -258,6 +300,19 @@ impl Supervisor {
         }
     }
 
+    /// Hands a container over that another supervisor has started, with the descriptors that `adopt` names.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the supervisor's reply if it does not take it.
+    pub async fn adopt(&self, adopt: Adopt, fds: &[BorrowedFd<'_>]) -> Result<ExitWait, Error> {
+        let exit = self.expect_exit(adopt.id);
+        self.expect(RequestBody::Adopt(adopt), fds, |reply| {
+            *reply == Reply::Done
+        })
+        .await?;
+        Ok(exit)
+    }
+
     /// A wait for the exit of a process that is running, as [`Supervisor::list`] said.
     #[must_use]
     pub fn expect_exit(&self, id: ObjectId) -> ExitWait {
@@ -269,11 +324,11 @@ impl Supervisor {
         ExitWait(receiver)
     }
 
-    /// Every process in the supervisor's table, with the pidfds of those that run.
+    /// Every process in the supervisor's table, with what it holds for those that run.
     ///
     /// # Errors
     /// As [`Supervisor::request`]. Only one may be under way at a time.
-    pub async fn list(&self) -> Result<Vec<(Entry, Option<OwnedFd>)>, Error> {
+    pub async fn list(&self) -> Result<Vec<(Entry, Vec<OwnedFd>)>, Error> {
         self.0.lock().entries.clear();
         self.expect(RequestBody::List, &[], |reply| *reply == Reply::Done)
             .await?;
@@ -338,6 +393,10 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn deliver(&self, event: Event, mut fds: Vec<OwnedFd>) {
         let mut waiting = self.lock();
         match event {
@@ -345,8 +404,7 @@ impl Shared {
             Event::Reply { seq, reply } => {
                 if let Reply::Ready { pid, reaper_pid } = reply {
                     self.pid.store(pid, Ordering::Relaxed);
-                    self.reaper
-                        .store(reaper_pid.unwrap_or(0), Ordering::Relaxed);
+                    *self.own() = Own::new(reaper_pid, std::mem::take(&mut fds));
                 }
                 if let Some(waiter) = waiting.replies.remove(&seq) {
                     let _ = waiter.send((reply, fds));
@@ -368,7 +426,7 @@ impl Shared {
                     });
                 }
             }
-            Event::Entry(entry) => waiting.entries.push((entry, fds.pop())),
+            Event::Entry(entry) => waiting.entries.push((entry, fds)),
         }
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! Supervisor::spawn ──▶ connected ──Setup──▶ serving ──┬── daemon dies, new one connects ──▶ serving
 //!                                                     ├── Shutdown ──▶ gone
-//!                                                     └── killed ──▶ gone: every wait ends with Lost
+//!                                                     └── killed ──▶ gone: every wait ends with Lost,
+//!                                                                    and a successor is spawned
 //! ```
 //!
 //! What must always hold: a supervisor that was spawned is either in a sandbox's record or has been
@@ -14,5 +15,5 @@ mod client;
 mod socket;
 mod spawn;
 
-pub use client::{Error, Exit, ExitWait, Lost, Started, Supervisor};
+pub use client::{Error, Exit, ExitWait, Lost, Reaper, Started, Supervisor};
 pub use spawn::Binary;

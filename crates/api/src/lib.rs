@@ -15,6 +15,10 @@ pub mod carpel {
     tonic::include_proto!("carpel.v1");
 }
 
+/// The descriptors of all messages, an encoded `google.protobuf.FileDescriptorSet`: with them a message
+/// becomes JSON without generated code for it.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 impl std::fmt::Debug for cri::AuthConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AuthConfig")

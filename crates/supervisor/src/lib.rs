@@ -10,6 +10,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+mod adopt;
 mod clock;
 mod frame;
 mod lifecycle;

@@ -56,7 +56,7 @@ impl Supervisor {
         let Some(process) = self.memory.table.get_mut(key) else {
             return;
         };
-        let unsaid = !self.memory.outbox.is_empty();
+        let unsaid = process.init || !self.memory.outbox.is_empty();
         process.exited_pidfd = process.pidfd.take().filter(|_| unsaid);
         process.stdin = None;
         let exit = Exit {
@@ -146,6 +146,14 @@ fn has_execed(procfs: BorrowedFd<'_>, pid: u32) -> bool {
 }
 
 fn read_flags(procfs: BorrowedFd<'_>, pid: u32) -> Option<u64> {
+    let mut stat = [0; STAT];
+    number(after_name(read_stat(procfs, pid, &mut stat)?)?.nth(6)?)
+}
+
+/// Room for a `/proc/PID/stat`, in bytes.
+const STAT: usize = 1024;
+
+fn read_stat<'b>(procfs: BorrowedFd<'_>, pid: u32, buffer: &'b mut [u8; STAT]) -> Option<&'b [u8]> {
     let mut path = [0; 32];
     let digits = Decimal::new(i64::from(pid));
     let (start, rest) = path.split_at_mut_checked(digits.bytes().len())?;
@@ -153,16 +161,35 @@ fn read_flags(procfs: BorrowedFd<'_>, pid: u32) -> Option<u64> {
     rest[..5].copy_from_slice(b"/stat");
     let path = CStr::from_bytes_until_nul(&path).ok()?;
     let file = sys::open_in(procfs, path, sys::O_RDONLY, Resolve::PROCFS).ok()?;
-    let mut stat = [0; 512];
-    let length = sys::read(file.borrow(), &mut stat).ok()?;
-    flags_of_stat(stat.get(..length)?)
+    let length = sys::read(file.borrow(), buffer).ok()?;
+    buffer.get(..length)
 }
 
-/// The ninth field of a `/proc/PID/stat`. The second, the name, may hold anything, also ")".
-fn flags_of_stat(stat: &[u8]) -> Option<u64> {
+/// The fields of a `/proc/PID/stat` from the third on. The second, the name, may hold anything, also ")".
+fn after_name(stat: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
     let name_end = memchr::memrchr(b')', stat)?;
-    let mut fields = stat.get(name_end + 2..)?.split(|byte| *byte == b' ');
-    let digits = fields.nth(6)?;
+    let fields = stat.get(name_end + 2..)?;
+    Some(fields.split(|byte| byte.is_ascii_whitespace()))
+}
+
+/// The wait status of a zombie, which is the last field.
+pub(crate) fn status_of_zombie(procfs: BorrowedFd<'_>, pid: u32) -> Option<i32> {
+    let mut stat = [0; STAT];
+    status_of_stat(read_stat(procfs, pid, &mut stat)?)
+}
+
+fn status_of_stat(stat: &[u8]) -> Option<i32> {
+    let mut fields = after_name(stat)?;
+    if !matches!(fields.next()?, b"Z" | b"X") {
+        return None;
+    }
+    number(fields.nth(48)?).and_then(|status| i32::try_from(status).ok())
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
     digits.iter().try_fold(0_u64, |number, digit| {
         let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
         number.checked_mul(10)?.checked_add(u64::from(digit))
@@ -176,10 +203,24 @@ mod tests {
     #[test]
     fn flags_are_found_whatever_the_name() {
         let stat = b"17 (a) (b 1 2) Z 1 2 3 0 -1 4194372 0 0";
-        assert_eq!(flags_of_stat(stat), Some(4_194_372));
-        assert_eq!(flags_of_stat(b"17 (x) Z 1 2"), None);
-        assert_eq!(flags_of_stat(b"17 (x) Z 1 2 3 0 -1 x9 "), None);
-        assert_eq!(flags_of_stat(b""), None);
+        let flags = |stat| number(after_name(stat)?.nth(6)?);
+        assert_eq!(flags(stat), Some(4_194_372));
+        assert_eq!(flags(b"17 (x) Z 1 2"), None);
+        assert_eq!(flags(b"17 (x) Z 1 2 3 0 -1 x9 "), None);
+        assert_eq!(flags(b""), None);
+    }
+
+    #[test]
+    fn only_a_zombie_has_a_status() {
+        let stat = |state: &str, status: &str| {
+            let fields = ["0"; 48].join(" ");
+            format!("17 (a) b) {state} {fields} {status}\n").into_bytes()
+        };
+        assert_eq!(status_of_stat(&stat("Z", "1792")), Some(1792));
+        assert_eq!(status_of_stat(&stat("Z", "9")), Some(9));
+        assert_eq!(status_of_stat(&stat("S", "0")), None);
+        assert_eq!(status_of_stat(&stat("Z", "")), None);
+        assert_eq!(status_of_stat(b"17 (x) Z 1 2"), None);
     }
 
     #[test]

@@ -57,6 +57,11 @@ impl<S: Sink> Log<S> {
     }
 
     #[must_use]
+    pub fn sink(&self) -> Option<&S> {
+        self.sink.as_ref()
+    }
+
+    #[must_use]
     pub fn is_open(&self) -> bool {
         self.sink.is_some()
     }

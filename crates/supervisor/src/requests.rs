@@ -15,12 +15,14 @@ impl Supervisor {
         };
         let reply = match body {
             RequestBody::Setup(setup) => self.set_up(seq, &setup, fds).err(),
+            RequestBody::Adopt(adopt) => Some(self.adopt(&adopt, fds)),
             RequestBody::Start(start) => self.start(seq, &start, fds).err(),
             RequestBody::Signal { id, signal, scope } => Some(self.signal(&id, signal, scope)),
             RequestBody::ReopenLog { id, log } => Some(self.reopen_log(&id, log, &mut fds)),
             RequestBody::Forget { id } => Some(self.forget(&id)),
             RequestBody::List => return self.tell(Item::List { seq, next: 0 }),
             RequestBody::Shutdown => self.shut_down(seq).err(),
+            RequestBody::Unshare { flags } => Some(self.unshare(flags)),
         };
         if let Some(reply) = reply {
             self.reply(seq, reply);
@@ -86,11 +88,13 @@ impl Supervisor {
     /// Ends the supervisor, after the answer.
     fn shut_down(&mut self, seq: u32) -> Result<(), Reply> {
         let runs = |phase: &Phase| !matches!(phase, Phase::Exited { .. });
-        if self
-            .memory
-            .table
-            .iter()
-            .any(|(_, process)| runs(&process.phase))
+        // Before it is set up, what it has adopted is not its own yet.
+        if self.pod.is_some()
+            && self
+                .memory
+                .table
+                .iter()
+                .any(|(_, process)| runs(&process.phase))
         {
             return Err(Reply::Busy);
         }

@@ -10,8 +10,10 @@ use crate::frame::StreamName;
 use crate::outbox::{Item, Outbox};
 use crate::pump::{Buffers, Pumped, READ};
 use crate::setup::Pod;
-use crate::sys::{self, Child, Epoll, Errno, Fd, READABLE, Ready, Result, WRITABLE, errno};
-use crate::table::{Key, Phase, Process, Table};
+use crate::sys::{
+    self, BorrowedFd, Child, Epoll, Errno, Fd, READABLE, Ready, Result, WRITABLE, errno,
+};
+use crate::table::{Key, MAX_HELD, Phase, Process, Table};
 
 /// What a supervisor keeps in static memory. All of it is zero at first, and pages that are never used
 /// take no room.
@@ -61,6 +63,8 @@ pub(crate) enum Token {
     Streams,
     Report(Key),
     Stream(Key, StreamName),
+    /// The pidfd of a process that is no child.
+    Adopted(Key),
 }
 
 impl Token {
@@ -74,6 +78,7 @@ impl Token {
             Token::Report(key) => kind(4, Some(key)),
             Token::Stream(key, StreamName::Stdout) => kind(5, Some(key)),
             Token::Stream(key, StreamName::Stderr) => kind(6, Some(key)),
+            Token::Adopted(key) => kind(7, Some(key)),
         }
     }
 
@@ -86,7 +91,8 @@ impl Token {
             3 => Token::Streams,
             4 => Token::Report(key),
             5 => Token::Stream(key, StreamName::Stdout),
-            _ => Token::Stream(key, StreamName::Stderr),
+            6 => Token::Stream(key, StreamName::Stderr),
+            _ => Token::Adopted(key),
         }
     }
 }
@@ -141,7 +147,8 @@ impl Supervisor {
             self.epoll
                 .add(connection.borrow(), READABLE, Token::Connection.to_bits())?;
         }
-        Ok(())
+        let mut processes = self.memory.table.iter();
+        processes.try_for_each(|(key, process)| self.watch_adopted(key, process))
     }
 
     /// Serves until the daemon asks it to end.
@@ -185,6 +192,7 @@ impl Supervisor {
             Token::Connection => self.read_requests(),
             Token::Signals => self.reap(),
             Token::Report(key) => self.read_report(key),
+            Token::Adopted(key) => self.adopted_ended(key),
             Token::Streams | Token::Stream(..) => self.dispatch_streams(),
         }
     }
@@ -218,8 +226,13 @@ impl Supervisor {
                 version: VERSION,
                 pid: sys::own_pid(),
                 ready: self.pod.is_some(),
+                reaper_pid: self.pod.as_ref().and_then(Pod::reaper_pid),
             };
-            if self.send(&hello, None).is_err() {
+            let pidfds = self.pod.as_ref().map(Pod::pidfds);
+            let pidfds = pidfds
+                .as_ref()
+                .map_or(&[][..], |(fds, count)| &fds[..*count]);
+            if self.send(&hello, pidfds).is_err() {
                 self.disconnect();
             }
         }
@@ -238,7 +251,9 @@ impl Supervisor {
             if !process.init && process.exit().is_some() {
                 self.remove(key);
             } else if let Some(process) = self.memory.table.get_mut(key) {
-                process.exited_pidfd = None;
+                if process.exit().is_some() {
+                    process.exited_pidfd = None;
+                }
                 if let Phase::Starting { seq, .. } | Phase::Failing { seq, .. } = &mut process.phase
                 {
                     *seq = None;
@@ -266,11 +281,11 @@ impl Supervisor {
         }
     }
 
-    fn send(&self, event: &Event, fd: Option<sys::BorrowedFd<'_>>) -> Result<()> {
+    fn send(&self, event: &Event, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let connection = self.connection.as_ref().ok_or(Errno(errno::ENOTCONN))?;
         let mut buffer = [0; 128];
         let bytes = carpel_wire::encode(event, &mut buffer).map_err(|_| Errno(errno::EMSGSIZE))?;
-        sys::send(connection.borrow(), bytes, fd)
+        sys::send(connection.borrow(), bytes, fds)
     }
 
     /// Tells the daemon, now or as soon as its socket takes it.
@@ -332,13 +347,7 @@ impl Supervisor {
     /// Says an item. Of a list, what could not be said is left in `item`.
     fn say(&self, item: &mut Item) -> Result<()> {
         match item {
-            Item::Reply { seq, reply } => self.send(
-                &Event::Reply {
-                    seq: *seq,
-                    reply: *reply,
-                },
-                None,
-            ),
+            Item::Reply { seq, reply } => self.send_reply(*seq, *reply, &[]),
             Item::Ready { seq } => {
                 let Some(pod) = &self.pod else {
                     return Ok(());
@@ -347,7 +356,8 @@ impl Supervisor {
                     pid: sys::own_pid(),
                     reaper_pid: pod.reaper_pid(),
                 };
-                self.send(&Event::Reply { seq: *seq, reply }, Some(pod.pidfd.borrow()))
+                let (pidfds, count) = pod.pidfds();
+                self.send_reply(*seq, reply, &pidfds[..count])
             }
             Item::Started { seq, key } => {
                 let Some(process) = self.memory.table.get(*key) else {
@@ -358,7 +368,8 @@ impl Supervisor {
                     started_at: process.started_at,
                 };
                 let pidfd = process.pidfd.as_ref().or(process.exited_pidfd.as_ref());
-                self.send(&Event::Reply { seq: *seq, reply }, pidfd.map(Fd::borrow))
+                let pidfd = pidfd.map(Fd::borrow);
+                self.send_reply(*seq, reply, pidfd.as_slice())
             }
             Item::Exited { key } => match self.memory.table.get(*key) {
                 Some(process) => self.say_exited(process),
@@ -366,19 +377,18 @@ impl Supervisor {
             },
             Item::List { seq, next } => {
                 while let Some((key, process)) = self.memory.table.at_or_after(*next) {
-                    let entry = Event::Entry(process.entry());
-                    self.send(&entry, process.pidfd.as_ref().map(Fd::borrow))?;
+                    let mut fds = [BorrowedFd::STDIN; MAX_HELD];
+                    let (entry, count) = process.entry(&mut fds);
+                    self.send(&Event::Entry(entry), &fds[..count])?;
                     *next = key.index() + 1;
                 }
-                self.send(
-                    &Event::Reply {
-                        seq: *seq,
-                        reply: Reply::Done,
-                    },
-                    None,
-                )
+                self.send_reply(*seq, Reply::Done, &[])
             }
         }
+    }
+
+    fn send_reply(&self, seq: u32, reply: Reply, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        self.send(&Event::Reply { seq, reply }, fds)
     }
 
     fn say_exited(&self, process: &Process) -> Result<()> {
@@ -392,7 +402,7 @@ impl Supervisor {
             finished_at: exit.finished_at,
             dropped_lines: process.log.dropped_lines(),
         };
-        self.send(&event, None)
+        self.send(&event, &[])
     }
 
     /// What follows once an item has been said, or nobody is there to hear it.
@@ -466,8 +476,8 @@ impl Supervisor {
         pumped
     }
 
-    #[inline(never)]
     /// Reads on for processes that have exited, one read for each stream. Whether some are left.
+    #[inline(never)]
     fn drain_some(&mut self) -> bool {
         let mut waiting = false;
         let mut next = 0;

@@ -1,14 +1,18 @@
 //! Becoming a pod's supervisor.
 //!
 //! The process that the daemon spawned clones itself into the pod's namespaces and ends; its clone,
-//! a child of the daemon like it, carries out the Plan and goes on with the same socket.
+//! a child of the daemon like it, carries out the Plan and goes on with the same socket. The successor of
+//! a supervisor that died does the same, only that its Plan enters namespaces that are there; what it has
+//! adopted before is watched from then on.
 
-use carpel_wire::{Call, MAX_PLAN, Reply, Setup};
+use carpel_wire::{Call, MAX_PLAN, Reply, Setup, Succession};
 
 use crate::outbox::Item;
 use crate::plan::{self, Failure, Purpose, Resources};
 use crate::serve::Supervisor;
-use crate::sys::{self, Child, Cloned, Errno, Fd, FdList, FsContext, Mapping, Result, errno};
+use crate::sys::{
+    self, BorrowedFd, Child, Cloned, Errno, Fd, FdList, FsContext, Mapping, Result, errno,
+};
 
 /// What a supervisor has once it is set up.
 pub struct Pod {
@@ -33,6 +37,16 @@ impl Pod {
         self.reaper.as_ref().map(|reaper| reaper.pid)
     }
 
+    /// Its own pidfd, then that of the reaper if there is one.
+    #[must_use]
+    pub fn pidfds(&self) -> ([BorrowedFd<'_>; 2], usize) {
+        let own = self.pidfd.borrow();
+        match &self.reaper {
+            Some(reaper) => ([own, reaper.pidfd.borrow()], 2),
+            None => ([own, own], 1),
+        }
+    }
+
     /// Kills the reaper, and with it all that is left in its PID namespace. Waits a second at most.
     pub fn end_reaper(&mut self) {
         if let Some(reaper) = self.reaper.take() {
@@ -51,6 +65,18 @@ fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
 }
 
 impl Supervisor {
+    /// Makes namespaces for the pod that this process will be set up as.
+    pub(crate) fn unshare(&self, flags: u64) -> Reply {
+        let possible = sys::CLONE_NEWNET | sys::CLONE_NEWIPC | sys::CLONE_NEWUTS;
+        if self.pod.is_some() || flags & !possible != 0 {
+            return Reply::Malformed;
+        }
+        match sys::unshare(flags) {
+            Ok(()) => Reply::Done,
+            Err(error) => call_failed(Call::Clone)(error),
+        }
+    }
+
     /// Does not return where the process is not the pod's supervisor afterwards.
     pub(crate) fn set_up(
         &mut self,
@@ -63,12 +89,15 @@ impl Supervisor {
             return Ok(());
         }
         let known = setup.clone_flags & !sys::CLONE_NAMESPACES == 0;
-        let own_mounts = setup.clone_flags & sys::CLONE_NEWNS != 0;
+        let namespaces = match &setup.succession {
+            Some(_) => setup.clone_flags == 0,
+            None => setup.clone_flags & sys::CLONE_NEWNS != 0,
+        };
         let cgroup = match setup.cgroup {
             Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
             None => None,
         };
-        if !known || !own_mounts || fds.get(setup.plan).is_none() || fds.get(setup.exits).is_none()
+        if !known || !namespaces || fds.get(setup.plan).is_none() || fds.get(setup.exits).is_none()
         {
             return Err(Reply::Malformed);
         }
@@ -107,10 +136,17 @@ impl Supervisor {
         };
         plan::carry_out(steps.bytes(), Purpose::Setup, resources).map_err(step_failed)?;
         let pidfd = sys::open_pidfd(sys::own_pid()).map_err(call_failed(Call::Clone))?;
-        let reaper = if setup.shared_pid_namespace {
-            Some(Reaper::spawn(&pidfd).map_err(call_failed(Call::Clone))?)
-        } else {
-            None
+        let reaper = match &setup.succession {
+            Some(Succession {
+                reaper: Some((pid, pidfd)),
+            }) => Some(Reaper {
+                pid: *pid,
+                pidfd: fds.take(*pidfd).ok_or(Reply::Malformed)?,
+            }),
+            _ if setup.shared_pid_namespace => {
+                Some(Reaper::spawn().map_err(call_failed(Call::Clone))?)
+            }
+            _ => None,
         };
         let procfs = plan::open_procfs().ok();
         self.pod = Some(Pod {
@@ -154,11 +190,11 @@ pub(crate) fn cgroup_namespace(flags: u64, into_cgroup: bool) -> (u64, bool) {
 
 impl Reaper {
     /// Clones process 1 of a new PID namespace and waits until it has shut itself in.
-    fn spawn(supervisor: &Fd) -> Result<Self> {
+    fn spawn() -> Result<Self> {
         let (shut_in, report) = sys::pipe()?;
         let flags = sys::CLONE_NEWPID | sys::CLONE_NEWNS;
         let Cloned::Parent { pid, pidfd } = sys::clone(flags, None)? else {
-            let failed = live_as_reaper(supervisor, &report);
+            let failed = live_as_reaper(&report);
             sys::exit(failed.map_or(1, |()| 0));
         };
         drop(report);
@@ -170,9 +206,9 @@ impl Reaper {
 }
 
 /// Process 1 of the shared PID namespace: it has no files, no capabilities and an empty root, so that
-/// a container that may look into it sees nothing. The kernel reaps for it and kills it with the
-/// supervisor.
-fn live_as_reaper(supervisor: &Fd, report: &Fd) -> Result<()> {
+/// a container that may look into it sees nothing. The kernel reaps for it. It outlives a supervisor that is
+/// killed, as the containers do.
+fn live_as_reaper(report: &Fd) -> Result<()> {
     sys::ignore_children();
     let empty = FsContext::open(c"tmpfs")?;
     empty.set(c"nr_inodes", c"1")?;
@@ -182,10 +218,6 @@ fn live_as_reaper(supervisor: &Fd, report: &Fd) -> Result<()> {
     sys::change_directory(empty.borrow())?;
     sys::pivot_to_working_directory()?;
     sys::set_capabilities(0, 0, 0)?;
-    sys::die_with_parent()?;
-    if sys::wait_readable(supervisor.borrow(), 0) {
-        return Err(Errno(errno::ESRCH));
-    }
     sys::write_whole(report.borrow(), b"1")?;
     sys::close_all_but(&mut []);
     sys::sleep_forever()

@@ -99,6 +99,7 @@ impl Supervisor {
         let process = Process {
             id: start.id,
             init: start.init,
+            adopted: false,
             pid,
             pidfd: Some(pidfd),
             exited_pidfd: None,
@@ -198,7 +199,6 @@ fn run(
     }
     sys::close_all_but(&mut keep);
     sys::reset_signals(false);
-    sys::set_umask(0o022);
     let memfd = fds.take(start.plan).ok_or(Errno(errno::EBADF));
     let reply = match memfd.and_then(|memfd| Mapping::new(memfd.borrow(), MAX_PLAN)) {
         Ok(steps) => {

@@ -6,12 +6,12 @@
 //!            └─▶ Running ──reaped──▶ Draining ──output written──▶ Exited ──▶ (gone)
 //! ```
 
-use carpel_wire::{Entry, ObjectId, Reply};
+use carpel_wire::{Entry, FdIndex, Held as HeldFds, ObjectId, Reply};
 
 use crate::frame::Held;
 use crate::log::Log;
 use crate::slot::Slot;
-use crate::sys::Fd;
+use crate::sys::{BorrowedFd, Fd};
 
 /// The most processes that a supervisor knows at a time: containers and execs, the exited ones too that
 /// are not forgotten yet.
@@ -69,15 +69,21 @@ impl Stream {
     }
 }
 
+/// The most descriptors that are held for a process.
+pub const MAX_HELD: usize = 5;
+
 /// A container's or an exec's first process.
 #[derive(Debug)]
 pub struct Process {
     pub id: ObjectId,
     pub init: bool,
+    /// It was started by an earlier supervisor: someone else reaps it.
+    pub adopted: bool,
     pub pid: u32,
     /// Until it is reaped.
     pub pidfd: Option<Fd>,
-    /// Its pidfd, if it has exited before the daemon could be told that it started.
+    /// Its pidfd after that, if the daemon is still to be told that it started, or a container that it
+    /// exited.
     pub exited_pidfd: Option<Fd>,
     pub started_at: i64,
     pub phase: Phase,
@@ -89,17 +95,33 @@ pub struct Process {
 }
 
 impl Process {
-    /// As [`carpel_wire::RequestBody::List`] tells of it.
+    /// As [`carpel_wire::RequestBody::List`] tells of it, and how many of `fds` belong to that.
     #[must_use]
-    pub fn entry(&self) -> Entry {
-        Entry {
+    pub fn entry<'a>(&'a self, fds: &mut [BorrowedFd<'a>; MAX_HELD]) -> (Entry, usize) {
+        let mut count = 0;
+        let mut place = |fd: Option<&'a Fd>| {
+            let place = fds.get_mut(count)?;
+            *place = fd?.borrow();
+            count += 1;
+            Some(FdIndex(count as u16 - 1))
+        };
+        let [stdout, stderr] = &self.streams;
+        let held = HeldFds {
+            pidfd: place(self.pidfd.as_ref().or(self.exited_pidfd.as_ref())),
+            streams: [place(stdout.fd.as_ref()), place(stderr.fd.as_ref())],
+            log: place(self.log.sink()),
+            stdin: place(self.stdin.as_ref()),
+        };
+        let entry = Entry {
             id: self.id,
             init: self.init,
             pid: self.pid,
             started_at: self.started_at,
             exited: self.exit().map(|exit| (exit.wait_status, exit.finished_at)),
             dropped_lines: self.log.dropped_lines(),
-        }
+            held,
+        };
+        (entry, count)
     }
 
     /// The exit, once all that belongs to it is done.
@@ -258,11 +280,11 @@ impl Table {
             .map(|(key, _)| key)
     }
 
-    /// The process of this pid that is not reaped yet.
+    /// The child of this pid that is not reaped yet.
     #[must_use]
     pub fn find_pid(&self, pid: u32) -> Option<Key> {
         let mut all = self.iter();
-        all.find(|(_, process)| process.pid == pid && process.pidfd.is_some())
+        all.find(|(_, process)| process.pid == pid && process.pidfd.is_some() && !process.adopted)
             .map(|(key, _)| key)
     }
 }
@@ -283,6 +305,7 @@ mod tests {
         Process {
             id: [id; 32],
             init: true,
+            adopted: false,
             pid: u32::from(id),
             pidfd: None,
             exited_pidfd: None,

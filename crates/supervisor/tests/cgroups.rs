@@ -104,6 +104,7 @@ fn processes_are_born_in_their_cgroups() {
             plan: FdIndex(0),
             exits: FdIndex(1),
             shared_pid_namespace: true,
+            succession: None,
         };
         let cgroup = open(&sandbox);
         let fds = [plan(&steps), exits.into(), cgroup.into()];

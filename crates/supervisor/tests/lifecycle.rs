@@ -362,7 +362,10 @@ fn the_newest_daemon_wins_and_learns_everything() {
             .iter()
             .find(|(entry, _)| entry.id == id(number))
             .unwrap();
-        assert_eq!(fds.len(), usize::from(entry.exited.is_none()));
+        let held = [entry.held.pidfd, entry.held.log, entry.held.stdin];
+        let held = held.into_iter().chain(entry.held.streams).flatten();
+        assert_eq!(fds.len(), held.count());
+        assert_eq!(entry.held.pidfd.is_some(), entry.exited.is_none());
         entry.exited.map(|(status, _)| status)
     };
     assert_eq!(

@@ -8,7 +8,8 @@ const MAGIC: [u8; 4] = *b"CPX1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExitRecord {
     pub id: ObjectId,
-    /// As `wait(2)` returns it: exit code in bits 8 to 15, or the signal in bits 0 to 6.
+    /// As `wait(2)` returns it: exit code in bits 8 to 15, or the signal in bits 0 to 6; or
+    /// [`crate::UNKNOWN_STATUS`].
     pub wait_status: i32,
     /// Pid of the process, as the supervisor saw it.
     pub pid: u32,

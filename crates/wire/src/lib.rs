@@ -32,7 +32,7 @@ pub use plan::*;
 
 /// Version of the messages, the Plan and the exit records. A change that an older supervisor would
 /// misread increments it.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The longest message, in bytes, either way.
 pub const MAX_MESSAGE: usize = 4096;

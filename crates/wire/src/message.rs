@@ -13,9 +13,12 @@ pub struct Request {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RequestBody {
-    /// The first request of a supervisor's life: become the pod's supervisor. Answered by
-    /// [`Reply::Ready`]. Sent again to one that is set up, it answers the same and does nothing.
+    /// Become the pod's supervisor. Answered by [`Reply::Ready`]. Sent again to one that is set up, it
+    /// answers the same and does nothing.
     Setup(Setup),
+    /// Go on with a container that another supervisor has started and left behind. Before
+    /// [`RequestBody::Setup`] it is only taken into the table: nothing of it is read yet.
+    Adopt(Adopt),
     /// Clone a process and have it carry out its Plan. Answered when it has exec'd or failed.
     Start(Start),
     /// Send a signal to a running process. [`Reply::NotFound`] if it has exited.
@@ -33,6 +36,10 @@ pub enum RequestBody {
     List,
     /// End: refused with [`Reply::Busy`] while a process runs.
     Shutdown,
+    /// Before [`RequestBody::Setup`]: make these namespaces (CLONE_NEW*, without CLONE_NEWNS and
+    /// CLONE_NEWPID), which the pod will then have. So the network can be worked on while the rest of the
+    /// pod is set up. Answered by [`Reply::Done`].
+    Unshare { flags: u64 },
 }
 
 /// How to become a pod's supervisor. The supervisor clones itself with `clone_flags` (and
@@ -40,7 +47,8 @@ pub enum RequestBody {
 /// the clone carries out the Plan, then serves; the original exits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup {
-    /// CLONE_NEW* flags of the pod's own namespaces. CLONE_NEWNS is always among them.
+    /// CLONE_NEW* flags of the pod's own namespaces. CLONE_NEWNS is always among them, except in a
+    /// `succession`: then there are none, and the Plan enters the namespaces that are there.
     pub clone_flags: u64,
     /// Cgroup v2 directory of the sandbox. On v1 the Plan's [`crate::Step::JoinTasks`] does this.
     pub cgroup: Option<FdIndex>,
@@ -48,8 +56,40 @@ pub struct Setup {
     pub plan: FdIndex,
     /// File that [`crate::ExitRecord`]s are appended to (O_APPEND).
     pub exits: FdIndex,
-    /// Whether containers share a PID namespace: the supervisor then clones a reaper as its init.
+    /// Whether containers share a PID namespace: the supervisor then clones a reaper as its init, unless
+    /// it takes one over.
     pub shared_pid_namespace: bool,
+    /// For a supervisor that takes the place of one that died.
+    pub succession: Option<Succession>,
+}
+
+/// What outlived a supervisor and belongs to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Succession {
+    /// Pid and pidfd of the reaper.
+    pub reaper: Option<(u32, FdIndex)>,
+}
+
+/// A container's first process that is no child of the supervisor. It may have exited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopt {
+    pub id: ObjectId,
+    pub pid: u32,
+    pub started_at: i64,
+    /// Indexes into the descriptors beside the message.
+    pub held: Held,
+}
+
+/// The descriptors that a supervisor holds for a process, by which another could go on in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Held {
+    /// Until the process is reaped.
+    pub pidfd: Option<FdIndex>,
+    /// Read ends of stdout and stderr, or the master of its terminal as the first; none that has ended.
+    pub streams: [Option<FdIndex>; 2],
+    pub log: Option<FdIndex>,
+    /// The write end of its stdin.
+    pub stdin: Option<FdIndex>,
 }
 
 /// A process to clone.
@@ -117,13 +157,15 @@ pub enum SignalScope {
 /// From a supervisor to the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// The first message of every connection.
+    /// The first message of every connection. Beside it, once the pod is set up, as with
+    /// [`Reply::Ready`].
     Hello {
         version: u16,
         /// Pid of the supervisor, in the namespace that the daemon shares with it.
         pid: u32,
         /// Whether [`RequestBody::Setup`] has been carried out.
         ready: bool,
+        reaper_pid: Option<u32>,
     },
     Reply {
         seq: u32,
@@ -133,13 +175,14 @@ pub enum Event {
     /// is in the log. An init's exit has been appended to the exits file before.
     Exited {
         id: ObjectId,
+        /// As `wait(2)` gives it, or [`UNKNOWN_STATUS`].
         wait_status: i32,
         started_at: i64,
         finished_at: i64,
         /// As in [`Entry`].
         dropped_lines: u64,
     },
-    /// Part of the answer to [`RequestBody::List`]. While the process runs, its pidfd is beside it.
+    /// Part of the answer to [`RequestBody::List`]. Beside it is what [`Entry::held`] names.
     Entry(Entry),
 }
 
@@ -153,12 +196,18 @@ pub struct Entry {
     pub exited: Option<(i32, i64)>,
     /// Log lines thrown away because the log could not be written.
     pub dropped_lines: u64,
+    pub held: Held,
 }
+
+/// The wait status of a process that someone else reaped, on a kernel that does not tell afterwards how it
+/// ended (before Linux 6.15). No process ends so.
+pub const UNKNOWN_STATUS: i32 = -1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     Done,
-    /// The pod is set up. Beside it: the pidfd of the supervisor itself.
+    /// The pod is set up. Beside it: the pidfd of the supervisor itself, then that of the reaper if there
+    /// is one.
     Ready {
         pid: u32,
         reaper_pid: Option<u32>,

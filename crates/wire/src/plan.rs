@@ -200,7 +200,7 @@ pub enum Step<'a> {
         program: &'a [u8],
         flags: u64,
     },
-    /// umask(2).
+    /// umask(2). Before this step there is none; without it a process has the supervisor's.
     Umask {
         mask: u32,
     },

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use carpel::failpoint;
 use carpel_integration::request::sleeper;
+use carpel_integration::v1::LinuxContainerResources;
 use carpel_integration::{Plugins, Pod, TestNode};
 use tonic::Status;
 
@@ -16,10 +17,17 @@ struct Life {
     done: usize,
 }
 
+fn limits() -> LinuxContainerResources {
+    LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        ..Default::default()
+    }
+}
+
 impl Life {
     /// Goes on from the first step that has not succeeded.
     async fn go_on(&mut self, node: &TestNode) -> Result<(), Status> {
-        while self.done < 7 {
+        while self.done < 8 {
             self.step(node).await?;
             self.done += 1;
         }
@@ -37,9 +45,10 @@ impl Life {
                 self.container = Some(node.try_create(pod, &sleeper("a")).await?);
             }
             2 => node.try_start(&id).await?,
-            3 => node.try_stop(&id, 5).await?,
-            4 => node.try_remove(&id).await?,
-            5 => node.try_stop_pod(&pod_id).await?,
+            3 => node.try_update(&id, &limits()).await?,
+            4 => node.try_stop(&id, 5).await?,
+            5 => node.try_remove(&id).await?,
+            6 => node.try_stop_pod(&pod_id).await?,
             _ => node.try_remove_pod(&pod_id).await?,
         }
         Ok(())
@@ -84,12 +93,12 @@ async fn fail_at(name: &'static str) {
     let status = life.go_on(&node).await.expect_err("one request fails");
     assert!(status.message().contains(name), "{name}: {status}");
     if life.done == 2 {
-        // A container whose start failed has exited: there is nothing to start again.
+        // A container whose start failed has exited: there is nothing to start again, or to limit.
         let id = life.container.as_deref().expect("made before");
         let status = node.status(id).await;
         assert_eq!(status.reason, "StartError", "{status:?}");
         assert_ne!(status.exit_code, 0);
-        life.done = 3;
+        life.done = 4;
     }
     life.end(node, name).await;
 }
@@ -129,6 +138,7 @@ at_each! {
     start_rootfs "start:rootfs",
     start_sent "start:sent",
     start_started "start:started",
+    update_set "update:set",
     stop_signalled "stop:signalled",
     stop_exited "stop:exited",
     stop_sandbox_containers_stopped "stop-sandbox:containers-stopped",

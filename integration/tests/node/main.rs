@@ -6,21 +6,34 @@
 // Lists are compared with lists; a slice of one reference reads worse.
 #![allow(clippy::cloned_ref_to_slice_refs)]
 
+mod adoption;
 mod cgroups;
+mod cli_doctor;
+mod cli_inspect;
+mod cli_lists;
+mod cli_logs;
+mod cli_pull;
+mod cli_run;
+mod cli_terminal;
+mod cli_wrong_use;
 mod config;
 mod crash;
 mod devices;
+mod events;
 mod exec;
 mod images;
 mod lifecycle;
 mod logs;
+mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
 mod process;
 mod recovery;
 mod registry;
+mod resources;
 mod serve;
+mod stats;
 mod wrong_use;
 
 use tonic::{Code, Status};

@@ -346,3 +346,40 @@ async fn links_in_an_image_lead_no_mount_out_of_it() {
     assert!(!Path::new("/canary-hosts").exists());
     node.finish().await;
 }
+
+#[tokio::test]
+async fn an_images_volume_stays_writable_and_keeps_what_the_image_has_there() {
+    let mut node = TestNode::start().await;
+    let image = Image::busybox()
+        .tagged("localhost/volumes:1")
+        .layer(
+            Layer::default()
+                .dir("data", 0o1770)
+                .owned_by(7, 8)
+                .file("data/seed", 0o640, b"seed\n")
+                .owned_by(7, 8),
+        )
+        .set(
+            "Volumes",
+            serde_json::json!({"/data": {}, "/new/deep": {}, "/mine/below": {}}),
+        );
+    node.import(image.oci()).await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let mine = node.dir().join("mine");
+    fs::create_dir(&mine).unwrap();
+    let script = "cat /data/seed; stat -c '%u %g %a' /data /data/seed; echo x > /data/new; \
+                  echo y > /new/deep/f; cat /data/new /new/deep/f; ls /mine; touch /no";
+    let mut config = sh("a", script).mount(&mine, "/mine");
+    config.image.as_mut().unwrap().image = "localhost/volumes:1".into();
+    let security = config.linux.get_or_insert_default();
+    let security = security.security_context.get_or_insert_default();
+    security.readonly_rootfs = true;
+    let id = node.start_container(&pod, &config).await;
+    let status = node.wait_exit(&id).await;
+    let log = node.log(&pod, "a");
+    assert_eq!(log.stdout(), "seed\n7 8 1770\n7 8 640\nx\ny\n");
+    assert_ne!(status.exit_code, 0, "the rest of the root is read-only");
+    // What lies in a volume of the request is the request's.
+    assert_eq!(fs::read_dir(&mine).unwrap().count(), 0);
+    node.finish().await;
+}

@@ -147,33 +147,6 @@ async fn a_container_that_stops_while_the_daemon_is_dead_is_exited_with_its_code
 }
 
 #[tokio::test]
-async fn a_supervisor_that_dies_is_noticed_and_the_pod_can_be_removed() {
-    let node = TestNode::start().await;
-    let pod = node.run_pod(&node.pod("one")).await;
-    let id = node.start_container(&pod, &sleeper("a")).await;
-    let container = node.container_pid(&id);
-    let supervisor: i32 = host::proc_status(container, "PPid")
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!(
-        host::proc_status(supervisor, "Name")
-            .unwrap()
-            .starts_with("carpel-superv")
-    );
-    host::kill_9(supervisor);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while node.status(&id).await.state() == ContainerState::ContainerRunning
-        && node.pod_status(&pod).await.state() == PodSandboxState::SandboxReady
-        && host::runs(container)
-    {
-        assert!(Instant::now() < deadline, "nobody noticed");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    node.finish().await;
-}
-
-#[tokio::test]
 async fn damaged_records_are_put_aside_and_the_rest_lives() {
     let mut node = TestNode::start().await;
     let good = node.run_pod(&node.pod("good")).await;

@@ -355,14 +355,18 @@ async fn what_is_not_built_says_so_by_name() {
     assert_eq!(
         refused(
             client
-                .list_container_stats(cri::ListContainerStatsRequest::default())
+                .list_metric_descriptors(cri::ListMetricDescriptorsRequest {})
                 .await
         ),
-        not_built("ListContainerStats")
+        not_built("ListMetricDescriptors")
     );
     assert_eq!(
-        refused(client.get_container_events(cri::GetEventsRequest {}).await),
-        not_built("GetContainerEvents")
+        refused(
+            client
+                .update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest::default())
+                .await
+        ),
+        not_built("UpdatePodSandboxResources")
     );
     assert_eq!(
         refused(

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,17 +12,22 @@ use carpel_api::carpel::images_client::ImagesClient;
 use carpel_api::cri;
 use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
+use futures::Stream;
 use hyper_util::rt::TokioIo;
 use oci_spec::runtime::Spec;
+use prost::Message;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::cgroup::{CpuUsage, MemoryUsage, Usage};
 use crate::cri::domain::*;
 use crate::cri::import::{Archive, Progress};
 use crate::cri::pull::Steps;
+use crate::cri::update::{self, Merge};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
+use crate::stats::{ContainerFigures, DiskTotal, DiskUsage, Figures, SandboxFigures};
 use crate::store::blobs::Digest;
 use crate::timeline::Span;
 
@@ -32,6 +38,7 @@ pub struct Fake {
     pub sandboxes: Mutex<Vec<SandboxDetail>>,
     pub containers: Mutex<Vec<ContainerDetail>>,
     pub images: Vec<ImageView>,
+    pub events: Mutex<Vec<Result<EventView, Missed>>>,
     pub network_down: bool,
 }
 
@@ -97,16 +104,6 @@ impl Domain for Fake {
                     .into(),
             },
             request,
-            info: SandboxInfo {
-                pid: Some(42),
-                netns: Some("/run/netns/x".into()),
-                cgroup: "/pods/x".into(),
-                timeline: vec![Span {
-                    name: "network".into(),
-                    start_us: 1,
-                    duration_us: 2,
-                }],
-            },
         });
         Ok(id)
     }
@@ -133,6 +130,19 @@ impl Domain for Fake {
             .cloned()
     }
 
+    fn sandbox_info(&self, id: &SandboxId) -> Option<SandboxInfo> {
+        self.sandbox(id).map(|_| SandboxInfo {
+            pid: Some(42),
+            netns: Some("/run/netns/x".into()),
+            cgroup: "/pods/x".into(),
+            timeline: vec![Span {
+                name: "network".into(),
+                start_us: 1,
+                duration_us: 2,
+            }],
+        })
+    }
+
     fn sandboxes(&self) -> Vec<SandboxView> {
         let sandboxes = self.sandboxes.lock().expect("no test panics in here");
         sandboxes.iter().map(|detail| detail.view.clone()).collect()
@@ -157,19 +167,12 @@ impl Domain for Fake {
                 config: Arc::new(config),
             },
             request,
+            limits: None,
             log_path: Some("/var/log/pods/x/web/0.log".into()),
             uid: 1000,
             gid: 1001,
             groups: vec![1001, 5],
             stop_signal: 10,
-            info: ContainerInfo {
-                sandbox_id: sandbox.to_string(),
-                pid: Some(43),
-                dropped_log_lines: None,
-                cgroup: "/pods/y".into(),
-                timeline: Vec::new(),
-                runtime_spec: Arc::new(Spec::default()),
-            },
         });
         Ok(id)
     }
@@ -227,6 +230,71 @@ impl Domain for Fake {
             .cloned()
     }
 
+    fn container_info(&self, id: &ContainerId) -> Option<ContainerInfo> {
+        self.container(id).map(|container| ContainerInfo {
+            sandbox_id: container.view.sandbox.to_string(),
+            pid: Some(43),
+            dropped_log_lines: None,
+            cgroup: "/pods/y".into(),
+            timeline: Vec::new(),
+            runtime_spec: Arc::new(Spec::default()),
+        })
+    }
+
+    async fn update_container(&self, id: &ContainerId, merge: Merge) -> Result<(), Error> {
+        let detail = self.container(id).expect("found before");
+        let created = cri::ContainerConfig::decode(&*detail.request).expect("as it was sent");
+        let asked = update::asked(detail.limits.as_deref(), &created);
+        let (resources, asked) = merge(asked)?;
+        self.note(format!("update {id} {:?}", resources.memory_limit));
+        self.change_container(|container| container.limits = Some(asked));
+        Ok(())
+    }
+
+    fn containers_of(&self, sandbox: &SandboxId) -> Vec<ContainerDetail> {
+        let containers = self.containers.lock().expect("no test panics in here");
+        let mine = |detail: &&ContainerDetail| detail.view.sandbox == *sandbox;
+        containers.iter().filter(mine).cloned().collect()
+    }
+
+    async fn container_figures(
+        &self,
+        ids: Vec<ContainerId>,
+    ) -> Result<Vec<(ContainerId, ContainerFigures)>, Error> {
+        let container = ContainerFigures {
+            figures: Some(figures()),
+            disk: Some(DiskUsage {
+                at: 9,
+                bytes: 4096,
+                inodes: 1,
+            }),
+        };
+        Ok(ids.into_iter().map(|id| (id, container.clone())).collect())
+    }
+
+    async fn sandbox_figures(
+        &self,
+        ids: Vec<SandboxId>,
+    ) -> Result<Vec<(SandboxId, SandboxFigures)>, Error> {
+        let mut all = Vec::new();
+        for id in ids {
+            let containers = self.containers_of(&id);
+            let ids = containers.iter().map(|detail| detail.view.id).collect();
+            let sandbox = SandboxFigures {
+                figures: figures(),
+                network: None,
+                containers: self.container_figures(ids).await?,
+            };
+            all.push((id, sandbox));
+        }
+        Ok(all)
+    }
+
+    fn events(&self) -> impl Stream<Item = Result<EventView, Missed>> + Send + 'static {
+        let events = self.events.lock().expect("no test panics in here");
+        futures::stream::iter(events.clone())
+    }
+
     fn containers(&self) -> Vec<ContainerView> {
         let containers = self.containers.lock().expect("no test panics in here");
         containers
@@ -249,12 +317,16 @@ impl Domain for Fake {
         Ok(())
     }
 
-    async fn image_usage(&self) -> Result<ImageUsage, Error> {
-        Ok(ImageUsage {
-            path: "/var/lib/carpel".into(),
-            bytes: 10,
-            inodes: 3,
+    async fn image_usage(&self) -> Result<DiskUsages, Error> {
+        let total = |bytes, inodes| DiskTotal { bytes, inodes };
+        Ok(DiskUsages {
+            images: total(10, 3),
+            writable_layers: total(7, 2),
         })
+    }
+
+    fn root(&self) -> &Path {
+        Path::new("/var/lib/carpel")
     }
 
     /// The tag is what happens: "missing", "down", "denied"; else it is pulled, in one step.
@@ -341,6 +413,27 @@ impl Domain for Fake {
 
     fn configuration(&self) -> serde_json::Value {
         serde_json::json!({ "stateDir": "/run/carpel" })
+    }
+}
+
+fn figures() -> Figures {
+    Figures {
+        at: 11,
+        usage: Usage {
+            cpu: Some(CpuUsage {
+                total: 5,
+                pressure: None,
+            }),
+            memory: Some(MemoryUsage {
+                usage: 100,
+                working_set: 60,
+                limit: Some(1000),
+                ..MemoryUsage::default()
+            }),
+            pids: Some(3),
+            ..Usage::default()
+        },
+        nano_cores: Some(2),
     }
 }
 

@@ -168,6 +168,53 @@ pub fn container_query(filter: Option<cri::ContainerFilter>) -> Result<Container
     })
 }
 
+/// Checks ListContainerStats' filter.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn container_stats_query(
+    filter: Option<cri::ContainerStatsFilter>,
+) -> Result<ContainerQuery, Rejected> {
+    let filter = filter.unwrap_or_default();
+    container_query(Some(cri::ContainerFilter {
+        id: filter.id,
+        pod_sandbox_id: filter.pod_sandbox_id,
+        label_selector: filter.label_selector,
+        state: None,
+    }))
+}
+
+/// Checks ListPodSandboxStats' filter.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn sandbox_stats_query(
+    filter: Option<cri::PodSandboxStatsFilter>,
+) -> Result<SandboxQuery, Rejected> {
+    let filter = filter.unwrap_or_default();
+    sandbox_query(Some(cri::PodSandboxFilter {
+        id: filter.id,
+        label_selector: filter.label_selector,
+        state: None,
+    }))
+}
+
+/// Checks UpdateContainerResources, but for the limits: those can only be judged together with the ones
+/// that the container has.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn update_container(
+    request: cri::UpdateContainerResourcesRequest,
+) -> Result<(IdText, cri::LinuxContainerResources), Rejected> {
+    let id = container_id(&request.container_id)?;
+    let windows = request.windows.unwrap_or_default();
+    if windows != Default::default() {
+        return Err(Field::root("windows").unsupported("this node runs Linux"));
+    }
+    Ok((id, request.linux.unwrap_or_default()))
+}
+
 fn optional_id(field: &Field<'_>, raw: &str) -> Result<Option<IdText>, Rejected> {
     match raw {
         "" => Ok(None),

@@ -168,6 +168,7 @@ fn check(
         resources: limits::resources(
             &linux_field.member("resources"),
             linux.resources.unwrap_or_default(),
+            platform,
         )?,
         security: security.security,
         stop_signal: stop_signal(&field.member("stop_signal"), raw.stop_signal)?,

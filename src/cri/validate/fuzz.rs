@@ -14,6 +14,7 @@ const PLATFORM: Platform = Platform {
     apparmor: true,
     selinux: true,
     recursive_read_only: true,
+    unified: true,
 };
 
 /// A good request's bytes with some of them changed, so that most of it still parses.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use carpel_api::cri;
 
-use super::{Field, Rejected, Shown, text};
-use crate::spec::config::Resources;
+use super::{Field, Platform, Rejected, Shown, text};
+use crate::spec::config::{Ceiling, Resources};
 
 /// The kernel's bounds of a CPU period and of a quota, microseconds.
 const PERIOD: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
@@ -15,23 +15,47 @@ const MIN_SHARES: u64 = 2;
 const MAX_SHARES: u64 = 262_144;
 const MAX_UNIFIED: usize = 256;
 const MAX_UNIFIED_VALUE: usize = 4096;
+/// Controllers of cgroup v2 whose files are limits. ("cgroup" itself is none: its files move processes.)
+const CONTROLLERS: [&str; 9] = [
+    "cpu", "cpuset", "dmem", "hugetlb", "io", "memory", "misc", "pids", "rdma",
+];
+
+/// Checks limits that are to be a container's from now on.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn updated(
+    raw: cri::LinuxContainerResources,
+    platform: Platform,
+) -> Result<Resources, Rejected> {
+    resources(&Field::root("linux"), raw, platform)
+}
 
 /// Checks a container's limits.
-pub fn resources(
+pub(super) fn resources(
     field: &Field<'_>,
     raw: cri::LinuxContainerResources,
+    platform: Platform,
 ) -> Result<Resources, Rejected> {
-    huge_pages(&field.member("hugepage_limits"), &raw.hugepage_limits)?;
+    let huge_pages = huge_pages(&field.member("hugepage_limits"), &raw.hugepage_limits)?;
     let memory_limit = positive(
         &field.member("memory_limit_in_bytes"),
         raw.memory_limit_in_bytes,
     )?;
-    let (unified, pids_limit) = unified(&field.member("unified"), raw.unified)?;
+    let unified_field = field.member("unified");
+    let (unified, pids_limit) = unified(&unified_field, raw.unified)?;
+    if let Some(file) = unified.keys().next()
+        && !platform.unified
+    {
+        return Err(unified_field
+            .key(file)
+            .invalid("this node has cgroup v1, where the files of cgroup v2 do not exist"));
+    }
     Ok(Resources {
         cpu_period: within(&field.member("cpu_period"), raw.cpu_period, PERIOD)?,
         cpu_quota: match raw.cpu_quota {
-            -1 => None,
-            quota => within(&field.member("cpu_quota"), quota, QUOTA)?,
+            -1 => Some(Ceiling::Unlimited),
+            quota => within(&field.member("cpu_quota"), quota, QUOTA)?.map(Ceiling::At),
         },
         cpu_shares: positive(&field.member("cpu_shares"), raw.cpu_shares)?
             .map(|shares| shares.clamp(MIN_SHARES, MAX_SHARES)),
@@ -45,6 +69,7 @@ pub fn resources(
         cpuset_cpus: cpuset(&field.member("cpuset_cpus"), raw.cpuset_cpus)?,
         cpuset_mems: cpuset(&field.member("cpuset_mems"), raw.cpuset_mems)?,
         pids_limit,
+        huge_pages,
         unified,
     })
 }
@@ -74,9 +99,13 @@ fn within(
     Ok(checked)
 }
 
-fn swap_limit(field: &Field<'_>, value: i64, memory: Option<u64>) -> Result<Option<u64>, Rejected> {
+fn swap_limit(
+    field: &Field<'_>,
+    value: i64,
+    memory: Option<u64>,
+) -> Result<Option<Ceiling>, Rejected> {
     if value == -1 {
-        return Ok(None);
+        return Ok(Some(Ceiling::Unlimited));
     }
     let swap = positive(field, value)?;
     match (swap, memory) {
@@ -84,7 +113,7 @@ fn swap_limit(field: &Field<'_>, value: i64, memory: Option<u64>) -> Result<Opti
         (Some(swap), Some(memory)) if swap < memory => Err(field.invalid(format_args!(
             "{swap} includes memory, so it must not be less than memory_limit_in_bytes, {memory}"
         ))),
-        _ => Ok(swap),
+        _ => Ok(swap.map(Ceiling::At)),
     }
 }
 
@@ -120,31 +149,38 @@ fn cpuset(field: &Field<'_>, list: String) -> Result<Option<String>, Rejected> {
     Ok(Some(list))
 }
 
-/// The kubelet names every page size of the node with limit 0, which asks for nothing.
-fn huge_pages(field: &Field<'_>, limits: &[cri::HugepageLimit]) -> Result<(), Rejected> {
+/// The kubelet names every page size of the node: those that the pod did not ask for with limit 0, which
+/// forbids them. Of a size that is named twice, the last counts.
+fn huge_pages(
+    field: &Field<'_>,
+    limits: &[cri::HugepageLimit],
+) -> Result<BTreeMap<String, u64>, Rejected> {
     text::no_more_than(field, limits.len(), MAX_UNIFIED)?;
+    let mut checked = BTreeMap::new();
     for (index, limit) in limits.iter().enumerate() {
         let entry = field.index(index);
         let digits = ["KB", "MB", "GB"]
             .iter()
             .find_map(|unit| limit.page_size.strip_suffix(unit))
-            .filter(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()));
+            .filter(|digits| !digits.is_empty() && digits.len() <= 9)
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
         if digits.is_none() {
             return Err(entry.member("page_size").invalid(format_args!(
                 "{} must be like \"2MB\"",
                 Shown(&limit.page_size)
             )));
         }
-        if limit.limit != 0 {
+        if i64::try_from(limit.limit).is_err() {
             return Err(entry
                 .member("limit")
-                .unsupported("huge pages are not supported yet"));
+                .invalid(format_args!("{} is too large", limit.limit)));
         }
+        checked.insert(limit.page_size.clone(), limit.limit);
     }
-    Ok(())
+    Ok(checked)
 }
 
-type Unified = (BTreeMap<String, String>, Option<u64>);
+type Unified = (BTreeMap<String, String>, Option<Ceiling>);
 
 /// Files of a cgroup. "pids.max" is taken out, because it has a meaning on cgroup v1 too.
 fn unified(field: &Field<'_>, mut files: BTreeMap<String, String>) -> Result<Unified, Rejected> {
@@ -152,8 +188,7 @@ fn unified(field: &Field<'_>, mut files: BTreeMap<String, String>) -> Result<Uni
     text::no_more_than(field, files.len(), MAX_UNIFIED)?;
     for (file, value) in &files {
         let entry = field.key(file);
-        let allowed =
-            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.');
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
         let controller = file.split_once('.').filter(|(controller, rest)| {
             !controller.is_empty() && !rest.is_empty() && !file.contains("..")
         });
@@ -163,16 +198,23 @@ fn unified(field: &Field<'_>, mut files: BTreeMap<String, String>) -> Result<Uni
         if file.starts_with("cgroup.") {
             return Err(entry.invalid("belongs to the runtime, it is no limit"));
         }
+        if !controller.is_some_and(|(controller, _)| CONTROLLERS.contains(&controller)) {
+            return Err(entry.invalid(format_args!(
+                "is of no controller that limits: these are {}",
+                CONTROLLERS.join(", ")
+            )));
+        }
         text::at_most(&entry, value.len(), MAX_UNIFIED_VALUE)?;
         text::no_nul(&entry, value.as_bytes())?;
     }
     let pids_limit = match files.remove(PIDS_MAX).as_deref() {
-        None | Some("max") => None,
-        Some(value) => Some(value.parse().map_err(|_| {
+        None => None,
+        Some("max") => Some(Ceiling::Unlimited),
+        Some(value) => Some(Ceiling::At(value.parse().map_err(|_| {
             field
                 .key(PIDS_MAX)
                 .invalid(format_args!("{} must be a number or \"max\"", Shown(value)))
-        })?),
+        })?)),
     };
     Ok((files, pids_limit))
 }
@@ -182,7 +224,15 @@ mod tests {
     use super::*;
 
     fn check(raw: cri::LinuxContainerResources) -> Result<Resources, String> {
-        resources(&Field::root("r"), raw).map_err(|error| error.to_string())
+        check_on(raw, true)
+    }
+
+    fn check_on(raw: cri::LinuxContainerResources, unified: bool) -> Result<Resources, String> {
+        let platform = Platform {
+            unified,
+            ..Platform::default()
+        };
+        resources(&Field::root("r"), raw, platform).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -195,10 +245,12 @@ mod tests {
             memory_swap_limit_in_bytes: 1 << 27,
             oom_score_adj: -997,
             cpuset_cpus: "0-3,8".into(),
-            hugepage_limits: vec![cri::HugepageLimit {
-                page_size: "2MB".into(),
-                limit: 0,
-            }],
+            hugepage_limits: [("1GB", 0), ("2MB", 4 << 20)]
+                .map(|(size, limit)| cri::HugepageLimit {
+                    page_size: size.into(),
+                    limit,
+                })
+                .into(),
             unified: [("memory.oom.group", "1"), ("pids.max", "100")]
                 .map(|(key, value)| (key.into(), value.into()))
                 .into(),
@@ -208,23 +260,47 @@ mod tests {
             checked,
             Ok(Resources {
                 cpu_period: Some(100_000),
-                cpu_quota: Some(50_000),
+                cpu_quota: Some(Ceiling::At(50_000)),
                 cpu_shares: Some(2),
                 memory_limit: Some(1 << 27),
-                memory_swap_limit: Some(1 << 27),
+                memory_swap_limit: Some(Ceiling::At(1 << 27)),
                 oom_score_adj: -997,
                 cpuset_cpus: Some("0-3,8".into()),
                 cpuset_mems: None,
-                pids_limit: Some(100),
+                pids_limit: Some(Ceiling::At(100)),
+                huge_pages: [("1GB".into(), 0), ("2MB".into(), 4 << 20)].into(),
                 unified: [("memory.oom.group".into(), "1".into())].into(),
             })
         );
         let unlimited = cri::LinuxContainerResources {
             cpu_quota: -1,
             memory_swap_limit_in_bytes: -1,
+            unified: [("pids.max".into(), "max".into())].into(),
             ..Default::default()
         };
-        assert_eq!(check(unlimited), Ok(Resources::default()));
+        assert_eq!(
+            check_on(unlimited, false),
+            Ok(Resources {
+                cpu_quota: Some(Ceiling::Unlimited),
+                memory_swap_limit: Some(Ceiling::Unlimited),
+                pids_limit: Some(Ceiling::Unlimited),
+                ..Resources::default()
+            })
+        );
+        assert_eq!(check(Default::default()), Ok(Resources::default()));
+    }
+
+    #[test]
+    fn files_of_version_2_need_version_2() {
+        let raw = cri::LinuxContainerResources {
+            unified: [("memory.high".into(), "1000".into())].into(),
+            ..Default::default()
+        };
+        assert!(check_on(raw.clone(), true).is_ok());
+        assert_eq!(
+            check_on(raw, false),
+            Err("r.unified[\"memory.high\"]: this node has cgroup v1, where the files of cgroup v2 do not exist".into())
+        );
     }
 
     /// A change to a request that makes it wrong, and what is said about it.
@@ -323,10 +399,18 @@ mod tests {
                 |r| {
                     r.hugepage_limits = vec![cri::HugepageLimit {
                         page_size: "2MB".into(),
-                        limit: 1,
+                        limit: u64::MAX,
                     }]
                 },
-                "r.hugepage_limits[0].limit: huge pages are not supported yet",
+                "r.hugepage_limits[0].limit: 18446744073709551615 is too large",
+            ),
+            (
+                |r| r.unified = [("network.max".into(), "1".into())].into(),
+                "r.unified[\"network.max\"]: is of no controller that limits: these are cpu, cpuset, dmem, hugetlb, io, memory, misc, pids, rdma",
+            ),
+            (
+                |r| r.unified = [("memory.a/b".into(), "1".into())].into(),
+                "r.unified[\"memory.a/b\"]: is no file of a controller, like \"memory.high\"",
             ),
         ];
         for (spoil, why) in cases {

@@ -23,10 +23,12 @@ mod tests;
 use std::fmt;
 
 pub use calls::{
-    ContainerQuery, IdText, SandboxQuery, container_id, container_query, exec_sync, image_filter,
-    image_name, pod_cidr, sandbox_id, sandbox_query, stop_timeout,
+    ContainerQuery, IdText, SandboxQuery, container_id, container_query, container_stats_query,
+    exec_sync, image_filter, image_name, pod_cidr, sandbox_id, sandbox_query, sandbox_stats_query,
+    stop_timeout, update_container,
 };
 pub use container::{container_config, create_container, fits_sandbox};
+pub use limits::updated as updated_resources;
 pub use pull::{pull, pull_image};
 pub use sandbox::run_pod_sandbox;
 
@@ -37,6 +39,8 @@ pub struct Platform {
     pub selinux: bool,
     /// `mount_setattr(2)`, which makes a mount read-only with all that is below it.
     pub recursive_read_only: bool,
+    /// Cgroup v2 with its controllers: limits may name its files.
+    pub unified: bool,
 }
 
 /// A request that is refused as it is.

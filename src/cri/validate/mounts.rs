@@ -184,6 +184,7 @@ mod tests {
     const CAN: Platform = Platform {
         apparmor: false,
         selinux: false,
+        unified: true,
         recursive_read_only: true,
     };
 

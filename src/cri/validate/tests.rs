@@ -14,6 +14,7 @@ const PLATFORM: Platform = Platform {
     apparmor: false,
     selinux: false,
     recursive_read_only: true,
+    unified: true,
 };
 
 /// The same platform with the security modules that this build does not serve.
@@ -21,6 +22,7 @@ const LSM: Platform = Platform {
     apparmor: true,
     selinux: true,
     recursive_read_only: true,
+    unified: true,
 };
 
 pub fn sandbox_request() -> cri::RunPodSandboxRequest {

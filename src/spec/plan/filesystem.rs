@@ -9,7 +9,7 @@ use super::compose::{Composer, terminated};
 use super::{CgroupLayout, Error, FdSource, HostFacts, Source, process};
 use crate::spec::config::Propagation;
 use crate::spec::host::CgroupHierarchy;
-use crate::spec::mounts::POD_SHM;
+use crate::spec::mounts::{IMAGE_VOLUME, POD_SHM};
 use crate::store::bind::BindMount;
 
 /// The slot of a file system on its way from NewFs to Attach, and that of the pod's /dev/shm.
@@ -63,6 +63,8 @@ pub(super) fn compose(
         } else if tty && mount.typ().as_deref() == Some("devpts") {
             let devpts = composer.fd(FdSource::Devpts);
             attach(composer, "devpts", devpts, mount.destination(), true)?;
+        } else if mount.source().as_deref() == Some(Path::new(IMAGE_VOLUME)) {
+            image_volume(composer, mount.destination())?;
         } else if mount.typ().as_deref() == Some("cgroup") {
             cgroup(composer, mount, linux, host)?;
         } else {
@@ -242,6 +244,25 @@ fn attach(
     };
     composer.step(format!("mount {what} on {target:?}"), &step);
     Ok(())
+}
+
+/// A mount of its own of what the image has there, with contents and owners: so it stays writable where
+/// the root is not.
+fn image_volume(composer: &mut Composer, path: &Path) -> Result<(), Error> {
+    let target = terminated(path)?;
+    let make = Step::Mkdir {
+        path: &target,
+        mode: 0o755,
+    };
+    composer.step(format!("make the image's volume {path:?}"), &make);
+    let open = Step::OpenTree {
+        path: &target,
+        recursive: false,
+        attrs: 0,
+        slot: NEW,
+    };
+    composer.step(format!("open the image's volume {path:?}"), &open);
+    attach(composer, "the image's volume", NEW, path, false)
 }
 
 /// v2: the container's own cgroup is the root of what it sees, by its cgroup namespace. v1: a folder with

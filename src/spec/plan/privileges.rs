@@ -5,12 +5,13 @@
 //! what comes before.
 
 use carpel_wire::Step;
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, LinuxSeccomp};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 
 use super::compose::{Composer, terminated};
 use super::{Error, HostFacts, Source, process};
 use crate::seccomp;
 use crate::spec::capability;
+use crate::spec::oci::Filter;
 
 /// What a process keeps while it becomes its user: to load a filter, and to enter a working directory that
 /// either root or the user may enter.
@@ -73,14 +74,9 @@ pub(super) fn compose(
             },
         );
     }
-    let filter = source
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref());
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
     if !no_new_privs {
-        load(composer, filter)?;
+        load(composer, &source.seccomp)?;
     }
     composer.step(
         "set the capabilities",
@@ -96,19 +92,21 @@ pub(super) fn compose(
     );
     if no_new_privs {
         composer.step("set no_new_privs", &Step::NoNewPrivs);
-        load(composer, filter)?;
+        load(composer, &source.seccomp)?;
     }
     Ok(())
 }
 
-fn load(composer: &mut Composer, filter: Option<&LinuxSeccomp>) -> Result<(), Error> {
-    if let Some(profile) = filter {
-        let program = seccomp::compile(profile)?;
-        let step = Step::Seccomp {
-            program: &program.instructions,
-            flags: program.flags,
-        };
-        composer.step("load the seccomp profile", &step);
-    }
+fn load(composer: &mut Composer, filter: &Filter) -> Result<(), Error> {
+    let program = match filter {
+        Filter::Unconfined => return Ok(()),
+        Filter::Default { capabilities } => seccomp::compile_default(*capabilities)?,
+        Filter::Profile(profile) => seccomp::compile(profile)?,
+    };
+    let step = Step::Seccomp {
+        program: &program.instructions,
+        flags: program.flags,
+    };
+    composer.step("load the seccomp profile", &step);
     Ok(())
 }

@@ -1,9 +1,13 @@
 //! The Plan by which a supervisor becomes a pod's.
 
+use std::path::PathBuf;
+
 use carpel_wire::{FdIndex, NulList, PidNamespace, Step, encode_nul_list};
 
 use super::compose::{Composer, terminated};
-use super::{CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS, Compiled, Error, HostFacts};
+use super::{
+    CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS, Compiled, Error, FdSource, HostFacts,
+};
 use crate::spec::config::{SandboxConfig, Scope};
 
 /// What the kernel kills after everything else but the kubelet and the runtime.
@@ -18,23 +22,29 @@ const SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
 
-/// The Plan of a pod's supervisor: the pod's namespaces, and a root of its own with no more in it than
+/// The namespaces (CLONE_NEW*) of a pod that its supervisor makes before it carries out the Plan.
+#[must_use]
+pub fn sandbox_namespaces(config: &SandboxConfig) -> u64 {
+    let network = match config.network {
+        Scope::Pod => CLONE_NEWNET | CLONE_NEWUTS,
+        Scope::Node => 0,
+    };
+    let ipc = match config.ipc {
+        Scope::Pod => CLONE_NEWIPC,
+        Scope::Node => 0,
+    };
+    network | ipc
+}
+
+/// The Plan of a pod's supervisor, in the pod's namespaces: what is set in them, and a root of its own with no more in it than
 /// containers need from there.
 ///
 /// # Errors
 /// [`Error::Nul`] for a hostname or sysctl with a NUL byte.
 pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compiled, Error> {
-    let mut composer = Composer::new();
-    composer.join_cgroup(host);
-    let value = OOM_SCORE_ADJ;
-    composer.step(
-        format!("set oom_score_adj to {value}"),
-        &Step::OomScoreAdj { value },
-    );
-    let mut flags = CLONE_NEWNS;
+    let mut composer = belonging(host);
     // A pod in the host's network has the host's name too.
     if config.network == Scope::Pod {
-        flags |= CLONE_NEWNET | CLONE_NEWUTS;
         composer.step("bring the loopback interface up", &Step::LoopbackUp);
         if let Some(hostname) = &config.hostname {
             let name = hostname.as_bytes();
@@ -49,14 +59,76 @@ pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compi
             }
         }
     }
-    if config.ipc == Scope::Pod {
-        flags |= CLONE_NEWIPC;
-    }
     for (key, value) in &config.sysctls {
         sysctl(&mut composer, key, value)?;
     }
     root(&mut composer, config.ipc == Scope::Pod)?;
-    composer.finish(flags, PidNamespace::Host)
+    composer.finish(CLONE_NEWNS, PidNamespace::Host)
+}
+
+/// The Plan of a supervisor that takes the place of one that died, in `namespaces`: where each can be opened.
+///
+/// # Errors
+/// None that has to do with its arguments.
+pub fn compile_succession(
+    namespaces: &[(Namespace, PathBuf)],
+    host: &HostFacts,
+) -> Result<Compiled, Error> {
+    let mut composer = belonging(host);
+    for (kind, path) in namespaces {
+        let namespace = composer.fd(FdSource::Namespace(path.clone()));
+        let flags = kind.flag();
+        composer.step(
+            format!("enter the pod's {} namespace", kind.name()),
+            &Step::SetNsFd { namespace, flags },
+        );
+    }
+    composer.finish(0, PidNamespace::Host)
+}
+
+/// Where a supervisor belongs.
+fn belonging(host: &HostFacts) -> Composer {
+    let mut composer = Composer::new();
+    composer.join_cgroup(host);
+    let value = OOM_SCORE_ADJ;
+    composer.step(
+        format!("set oom_score_adj to {value}"),
+        &Step::OomScoreAdj { value },
+    );
+    composer
+}
+
+/// A namespace of a supervisor's that its successor enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Namespace {
+    Network,
+    Ipc,
+    Uts,
+    Mount,
+}
+
+impl Namespace {
+    pub const ALL: [Self; 4] = [Self::Network, Self::Ipc, Self::Uts, Self::Mount];
+
+    /// As /proc/PID/ns has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "net",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+            Self::Mount => "mnt",
+        }
+    }
+
+    fn flag(self) -> u64 {
+        match self {
+            Self::Network => CLONE_NEWNET,
+            Self::Ipc => CLONE_NEWIPC,
+            Self::Uts => CLONE_NEWUTS,
+            Self::Mount => CLONE_NEWNS,
+        }
+    }
 }
 
 /// "net.ipv4.conf.eth0/1.forwarding" is net/ipv4/conf/eth0.1/forwarding.

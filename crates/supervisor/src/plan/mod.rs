@@ -47,6 +47,8 @@ pub struct Resources<'a> {
 struct Outline<'p> {
     /// Index behind the last [`Step::JoinTasks`].
     joined: u32,
+    /// Whether the Plan sets the process's umask.
+    umask: bool,
     /// Candidates, arguments, environment.
     exec: Option<(NulList<'p>, NulList<'p>, NulList<'p>)>,
 }
@@ -56,6 +58,7 @@ const MALFORMED: Errno = Errno(errno::EBADMSG);
 fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, Failure> {
     let mut outline = Outline {
         joined: 0,
+        umask: false,
         exec: None,
     };
     let mut count = 0;
@@ -69,6 +72,7 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
         }
         match step.map_err(|_| malformed)? {
             Step::JoinTasks { .. } => outline.joined = count + 1,
+            Step::Umask { .. } => outline.umask = true,
             Step::Exec {
                 candidates,
                 arguments,
@@ -99,6 +103,8 @@ pub fn carry_out(
     resources: Resources<'_>,
 ) -> core::result::Result<(), Failure> {
     let outline = outline(plan, purpose)?;
+    // What a Plan makes has exactly the mode that it says.
+    let umask = sys::set_umask(0);
     let mut process = Process {
         unshare_cgroup: resources.unshare_cgroup,
         resources,
@@ -114,10 +120,14 @@ pub fn carry_out(
         }
         let step = step.map_err(|_| failure(MALFORMED))?;
         if matches!(step, Step::Seccomp { .. } | Step::Exec { .. }) {
+            if !outline.umask {
+                sys::set_umask(umask);
+            }
             process.prepare_exec(&outline).map_err(failure)?;
         }
         process.step(&step).map_err(failure)?;
     }
+    sys::set_umask(umask);
     Ok(())
 }
 

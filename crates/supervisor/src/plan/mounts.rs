@@ -149,12 +149,8 @@ impl Process<'_, '_> {
         device: (u32, u32),
         (uid, gid): (u32, u32),
     ) -> Result<()> {
-        paths::in_parent(
-            self.root()?,
-            path,
-            |parent, name| match paths::with_exact_mode(|| {
-                sys::make_node(parent, name, mode, device)
-            }) {
+        paths::in_parent(self.root()?, path, |parent, name| {
+            match sys::make_node(parent, name, mode, device) {
                 Err(Errno(errno::EEXIST)) => {
                     let found = sys::status_at(parent, name)?;
                     if (found.kind(), found.device) == (mode & sys::S_IFMT, device) {
@@ -165,8 +161,8 @@ impl Process<'_, '_> {
                 }
                 Ok(()) if (uid, gid) != (0, 0) => sys::change_owner(parent, name, uid, gid),
                 other => other,
-            },
-        )
+            }
+        })
     }
 
     fn mask(&mut self, path: &CStr) -> Result<()> {

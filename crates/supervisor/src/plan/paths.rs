@@ -2,6 +2,9 @@
 //!
 //! What exists is found by the kernel, with openat2(2). What is missing is made component by component
 //! from descriptors: a link that someone puts in the way meanwhile is an error, it is not followed.
+//! Where only the last name is missing, as it is nearly always, the kernel finds its parent at once.
+//!
+//! Modes are exact: the process that carries out a Plan has no umask meanwhile.
 
 use core::ffi::CStr;
 
@@ -55,17 +58,27 @@ pub fn open_or_make(
         Err(Errno(errno::ENOENT)) => {}
         other => return other,
     }
+    let make = |parent: BorrowedFd<'_>, name: &CStr| match missing {
+        Missing::Directory(mode) => sys::make_directory(parent, name, mode),
+        Missing::File => sys::make_node(parent, name, sys::S_IFREG | 0o644, (0, 0)),
+    };
+    let open = |parent: BorrowedFd<'_>, name: &CStr| {
+        sys::open_in(parent, name, sys::O_PATH, Resolve::BENEATH)
+    };
+    if let Some((parent, name)) = existing_parent(root, path.to_bytes(), links) {
+        let parent = parent.as_ref().map_or(root, Fd::borrow);
+        match make(parent, name.terminated()) {
+            Ok(()) => return open(parent, name.terminated()),
+            // A link to nothing, most likely.
+            Err(Errno(errno::EEXIST)) => {}
+            Err(error) => return Err(error),
+        }
+    }
     let place = Place::find(root, path.to_bytes(), links)?;
     let (parent, name) = place.make_parents(root)?;
     let parent = parent.as_ref().map_or(root, Fd::borrow);
-    let made = match missing {
-        Missing::Directory(mode) => with_exact_mode(|| sys::make_directory(parent, name, mode)),
-        Missing::File => sys::make_node(parent, name, sys::S_IFREG | 0o644, (0, 0)),
-    };
-    match made {
-        Ok(()) | Err(Errno(errno::EEXIST)) => {
-            sys::open_in(parent, name, sys::O_PATH, Resolve::BENEATH)
-        }
+    match make(parent, name) {
+        Ok(()) | Err(Errno(errno::EEXIST)) => open(parent, name),
         Err(error) => Err(error),
     }
 }
@@ -78,13 +91,12 @@ pub fn in_parent<T>(
     make: impl FnOnce(BorrowedFd<'_>, &CStr) -> Result<T>,
 ) -> Result<T> {
     let path = path.to_bytes();
-    let end = path
-        .iter()
-        .rposition(|byte| *byte == b'/')
-        .map_or(0, |slash| slash + 1);
-    let (parent, name) = path.split_at(end);
+    let (parent, name) = split(path);
     if matches!(name, b"" | b"." | b"..") {
         return Err(Errno(errno::EINVAL));
+    }
+    if let Some((parent, name)) = existing_parent(root, path, Links::Follow) {
+        return make(parent.as_ref().map_or(root, Fd::borrow), name.terminated());
     }
     let mut place = Place::find(root, parent, Links::Follow)?;
     place.push(name)?;
@@ -92,12 +104,47 @@ pub fn in_parent<T>(
     make(parent.as_ref().map_or(root, Fd::borrow), name)
 }
 
-/// Does `make` without a umask.
-pub fn with_exact_mode<T>(make: impl FnOnce() -> T) -> T {
-    let mask = sys::set_umask(0);
-    let made = make();
-    sys::set_umask(mask);
-    made
+/// Everything up to the last slash, and what is behind it.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path.iter().rposition(|byte| *byte == b'/');
+    path.split_at(end.map_or(0, |slash| slash + 1))
+}
+
+/// The parent directory of `path` (`None` is the root) and the last name, if the directory is there and
+/// both are short. `None` otherwise: then the path is walked.
+fn existing_parent(root: BorrowedFd<'_>, path: &[u8], links: Links) -> Option<(Option<Fd>, Text)> {
+    let (parent, name) = split(path);
+    if matches!(name, b"" | b"." | b"..") {
+        return None;
+    }
+    let name = Text::new(name)?;
+    if parent.iter().all(|byte| *byte == b'/') {
+        return Some((None, name));
+    }
+    let parent = Text::new(parent)?;
+    let flags = sys::O_PATH | sys::O_DIRECTORY;
+    let parent = sys::open_in(root, parent.terminated(), flags, links.resolve()).ok()?;
+    Some((Some(parent), name))
+}
+
+/// A short string with a NUL behind it.
+struct Text([u8; Self::LONGEST + 1]);
+
+impl Text {
+    /// The longest name (NAME_MAX).
+    const LONGEST: usize = 255;
+
+    fn new(bytes: &[u8]) -> Option<Self> {
+        let mut text = [0; Self::LONGEST + 1];
+        text[..Self::LONGEST]
+            .get_mut(..bytes.len())?
+            .copy_from_slice(bytes);
+        Some(Self(text))
+    }
+
+    fn terminated(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
 }
 
 /// A path below the root, free of links and dots: names with slashes between them, then a NUL.
@@ -211,7 +258,7 @@ fn enter_or_make(parent: BorrowedFd<'_>, name: &CStr) -> Result<Fd> {
         Err(Errno(errno::ENOENT)) => {}
         other => return other,
     }
-    match with_exact_mode(|| sys::make_directory(parent, name, 0o755)) {
+    match sys::make_directory(parent, name, 0o755) {
         Ok(()) | Err(Errno(errno::EEXIST)) => sys::open_in(parent, name, flags, Resolve::BENEATH),
         Err(error) => Err(error),
     }
@@ -285,6 +332,7 @@ mod tests {
 
     fn make(directory: &Path, path: &str, links: Links, missing: Missing) -> Result<()> {
         let path = CString::new(path).unwrap();
+        sys::set_umask(0);
         open_or_make(root(directory).borrow(), &path, links, missing).map(drop)
     }
 

@@ -10,6 +10,9 @@ pub const CLONE_PARENT: u64 = nr::CLONE_PARENT as u64;
 pub const CLONE_NEWPID: u64 = nr::CLONE_NEWPID as u64;
 pub const CLONE_NEWNS: u64 = nr::CLONE_NEWNS as u64;
 pub const CLONE_NEWCGROUP: u64 = nr::CLONE_NEWCGROUP as u64;
+pub const CLONE_NEWUTS: u64 = nr::CLONE_NEWUTS as u64;
+pub const CLONE_NEWIPC: u64 = nr::CLONE_NEWIPC as u64;
+pub const CLONE_NEWNET: u64 = nr::CLONE_NEWNET as u64;
 /// The namespaces that a daemon may ask for.
 pub const CLONE_NAMESPACES: u64 = (nr::CLONE_NEWNS
     | nr::CLONE_NEWCGROUP
@@ -159,6 +162,45 @@ pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     .map(drop)
 }
 
+/// How a process ended that someone else has reaped, as `wait(2)` would have told: `None` before that, and
+/// on kernels before 6.15, which do not keep it.
+pub fn reaped_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    /// `struct pidfd_info` as it was at first.
+    #[repr(C)]
+    struct Information {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        wait_status: i32,
+    }
+    const EXIT: u64 = 1 << 3;
+    /// _IOWR(0xff, 11, struct pidfd_info).
+    const GET_INFORMATION: usize = 0xc040_ff0b;
+    const { assert!(size_of::<Information>() == 64) };
+    let mut information = Information {
+        mask: EXIT,
+        cgroup: 0,
+        ids: [0; 11],
+        wait_status: 0,
+    };
+    // SAFETY: the kernel reads and writes one `Information`, whose size is in the command.
+    unsafe {
+        call(
+            nr::__NR_ioctl,
+            [
+                pidfd.arg(),
+                GET_INFORMATION,
+                (&raw mut information) as usize,
+                0,
+                0,
+                0,
+            ],
+        )
+    }
+    .ok()?;
+    (information.mask & EXIT != 0).then_some(information.wait_status)
+}
+
 /// Signals the process group that `pid` leads.
 pub fn signal_group(pid: u32, signal: i32) -> Result<()> {
     let group = -(i64::from(pid)) as isize as usize;
@@ -302,11 +344,6 @@ pub fn set_not_dumpable() -> Result<()> {
 
 pub fn adopt_orphans() -> Result<()> {
     control(prctl::PR_SET_CHILD_SUBREAPER, 1, 0).map(drop)
-}
-
-/// Has the kernel kill this process when its parent ends.
-pub fn die_with_parent() -> Result<()> {
-    control(prctl::PR_SET_PDEATHSIG, nr::SIGKILL as usize, 0).map(drop)
 }
 
 pub fn keep_capabilities() -> Result<()> {

@@ -15,6 +15,9 @@ const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
 const AF_INET: usize = 2;
 const SOCK_DGRAM: usize = 2;
 
+/// The most descriptors that are sent beside a message.
+pub const MAX_SENT: usize = 5;
+
 /// Room for the descriptors of one message: a header and the most that the kernel ever sends.
 const CONTROL: usize = size_of::<net::cmsghdr>() + 256 * size_of::<i32>();
 
@@ -130,17 +133,27 @@ fn collect(mut control: &[u8], fds: &mut FdList) -> bool {
     fit
 }
 
-/// Sends one message, without waiting.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<()> {
-    const LENGTH: usize = size_of::<net::cmsghdr>() + size_of::<i32>();
-    let mut control = Control([0; CONTROL]);
+/// Sends one message and up to [`MAX_SENT`] descriptors beside it, without waiting.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    const HEADER: usize = size_of::<net::cmsghdr>();
+    #[repr(C, align(8))]
+    struct Control([u8; (HEADER + MAX_SENT * size_of::<i32>()).next_multiple_of(8)]);
+    let mut control = Control([0; size_of::<Control>()]);
     let mut used = 0;
-    if let Some(fd) = fd {
-        control.0[..8].copy_from_slice(&LENGTH.to_ne_bytes());
-        control.0[8..12].copy_from_slice(&SOL_SOCKET.to_ne_bytes());
-        control.0[12..16].copy_from_slice(&SCM_RIGHTS.to_ne_bytes());
-        control.0[16..20].copy_from_slice(&fd.0.to_ne_bytes());
-        used = LENGTH.next_multiple_of(8);
+    if !fds.is_empty() {
+        let (header, places) = control.0.split_at_mut(HEADER);
+        let places = places.as_chunks_mut::<4>().0;
+        if fds.len() > MAX_SENT {
+            return Err(Errno(errno::E2BIG));
+        }
+        let length = HEADER + size_of_val(fds);
+        header[..8].copy_from_slice(&length.to_ne_bytes());
+        header[8..12].copy_from_slice(&SOL_SOCKET.to_ne_bytes());
+        header[12..16].copy_from_slice(&SCM_RIGHTS.to_ne_bytes());
+        for (place, fd) in places.iter_mut().zip(fds) {
+            *place = fd.0.to_ne_bytes();
+        }
+        used = length.next_multiple_of(8);
     }
     let mut part = nr::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),

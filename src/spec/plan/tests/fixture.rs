@@ -1,7 +1,6 @@
 //! A container's configuration, to be changed by a test.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use oci_spec::image::{
     ConfigBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder,
@@ -22,7 +21,6 @@ pub(super) struct Fixture {
     pub(super) config: ContainerConfig,
     pub(super) image: ImageConfiguration,
     pub(super) user: User,
-    pub(super) volumes: Vec<(String, PathBuf)>,
     pub(super) host: HostFacts,
 }
 
@@ -78,7 +76,6 @@ impl Fixture {
                 home: Some("/home/a".into()),
                 name: None,
             },
-            volumes: Vec::new(),
             host: host(true),
         }
     }
@@ -96,7 +93,6 @@ impl Fixture {
                 hostname: "/run/s/hostname".into(),
                 resolv_conf: "/run/s/resolv.conf".into(),
             },
-            volumes: self.volumes.clone(),
             host: &self.host,
         })
     }
