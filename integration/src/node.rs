@@ -609,6 +609,18 @@ impl TestNode {
         Ok(response.into_inner())
     }
 
+    /// Pid of a pod's supervisor.
+    ///
+    /// # Panics
+    /// If the status does not tell it.
+    pub async fn supervisor_pid(&self, pod: &Pod) -> i32 {
+        let response = self.try_pod_status(&pod.id).await;
+        let info = &response.expect("PodSandboxStatus").info["info"];
+        let info: Value = serde_json::from_str(info).expect("JSON");
+        let pid = info["pid"].as_i64().expect("a pid");
+        i32::try_from(pid).expect("a pid")
+    }
+
     /// PodSandboxStatus.
     ///
     /// # Panics

@@ -238,7 +238,7 @@ mod tests {
             .map(|path| blocks(&root.join(path)))
             .sum();
         assert_eq!(walk(&root).unwrap(), (expected, 5));
-        assert!(expected >= 100_000 && expected < 1 << 20);
+        assert!((100_000..1 << 20).contains(&expected));
         assert!(walk(&dir.path().join("none")).is_err());
     }
 

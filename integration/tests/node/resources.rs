@@ -318,12 +318,12 @@ async fn memory_in_use_is_not_taken_away() {
     let pod = node.run_pod(&node.pod("one")).await;
     // tail keeps what has no line end.
     let script =
-        "(head -c 40000000 /dev/zero; echo; echo up >&2; sleep 1000) | tail -n 1 >/dev/null";
+        "(head -c 16000000 /dev/zero; echo; echo up >&2; sleep 1000) | tail -n 1 >/dev/null";
     let mut config = sh("a", script);
     *config.resources() = memory(128);
     let id = node.start_container(&pod, &config).await;
     node.wait_log(&pod, "a", |log| log.stderr() == "up\n").await;
-    let refusal = node.try_update(&id, &memory(16)).await;
+    let refusal = node.try_update(&id, &memory(8)).await;
     refused(refusal, Code::FailedPrecondition, "are in use");
     assert_eq!(memory_file(&node, &id), Some((128 << 20).to_string()));
     assert_eq!(node.limits(&id).await.memory_limit_in_bytes, 128 << 20);
@@ -359,6 +359,7 @@ async fn a_container_at_its_limit_dies_and_its_supervisor_does_not() {
     let mut config = node.pod("one");
     config.linux().cgroup_parent = pod_cgroup(&node, 64 << 20);
     let pod = node.run_pod(&config).await;
+    let supervisor = node.supervisor_pid(&pod).await;
     let bystander = node.start_container(&pod, &sleeper("bystander")).await;
     // It logs as fast as it can, more than the pod's limit, then eats memory meanwhile.
     let script = "i=0; while [ $i -lt 100 ]; do head -c 1000000 /dev/zero | tr '\\0' x | fold -w 1000; i=$((i+1)); done; \
@@ -384,6 +385,7 @@ async fn a_container_at_its_limit_dies_and_its_supervisor_does_not() {
         node.pod_status(&pod).await.state(),
         PodSandboxState::SandboxReady
     );
+    assert_eq!(node.supervisor_pid(&pod).await, supervisor);
     assert_eq!(node.exec(&bystander, "echo alive").await, "alive\n");
     // What it wrote before is in the log, whole.
     let log = fs::metadata(&status.log_path).expect("a log").len();
