@@ -279,19 +279,19 @@ fn memory_in_use_is_not_taken_away() {
     // tail keeps all that has no line end.
     let mut child = run(
         &cgroup,
-        "(head -c 40000000 /dev/zero; sleep 100) | tail -n 1",
+        "(head -c 16000000 /dev/zero; sleep 100) | tail -n 1",
     );
     let mut files = FileReader::default();
     let mut rss = || cgroup.usage(ALL, &mut files).unwrap().memory.unwrap().rss;
-    eventually(|| rss() > 40_000_000);
-    let error = cgroup.update(&megabytes(16)).unwrap_err();
+    eventually(|| rss() > 16_000_000);
+    let error = cgroup.update(&megabytes(4)).unwrap_err();
     assert!(
-        matches!(error, Error::InUse { used, .. } if used > 40_000_000),
+        matches!(error, Error::InUse { used, .. } if used > 16_000_000),
         "{error}"
     );
     assert_eq!(cgroup.oom_kills().unwrap(), 0);
     // Some of it is free, and file pages would be.
-    cgroup.update(&megabytes(64)).unwrap();
+    cgroup.update(&megabytes(32)).unwrap();
     cgroup.kill().unwrap();
     child.wait().unwrap();
 }

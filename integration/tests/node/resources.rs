@@ -318,12 +318,12 @@ async fn memory_in_use_is_not_taken_away() {
     let pod = node.run_pod(&node.pod("one")).await;
     // tail keeps what has no line end.
     let script =
-        "(head -c 40000000 /dev/zero; echo; echo up >&2; sleep 1000) | tail -n 1 >/dev/null";
+        "(head -c 16000000 /dev/zero; echo; echo up >&2; sleep 1000) | tail -n 1 >/dev/null";
     let mut config = sh("a", script);
     *config.resources() = memory(128);
     let id = node.start_container(&pod, &config).await;
     node.wait_log(&pod, "a", |log| log.stderr() == "up\n").await;
-    let refusal = node.try_update(&id, &memory(16)).await;
+    let refusal = node.try_update(&id, &memory(8)).await;
     refused(refusal, Code::FailedPrecondition, "are in use");
     assert_eq!(memory_file(&node, &id), Some((128 << 20).to_string()));
     assert_eq!(node.limits(&id).await.memory_limit_in_bytes, 128 << 20);
