@@ -136,11 +136,17 @@ async fn a_container_that_exits_while_the_daemon_is_dead_is_told_by_the_second_s
     let mut node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     let id = node.start_container(&pod, &counter("a", 40, 41)).await;
+    let pid = node.container_pid(&id);
     kill_supervisor(&node, &pod).await;
     node.kill_daemon();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    for _ in 0..1000 {
+        if !host::runs(pid) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     node.start_daemon(None).await;
-    let status = node.status(&id).await;
+    let status = node.wait_exit(&id).await;
     assert_eq!(
         (status.state(), status.exit_code),
         (ContainerState::ContainerExited, 41)
@@ -393,7 +399,10 @@ async fn the_daemon_may_die_at_any_step_of_it() {
             assert_counted(&node.log(&pod, "a"), 60, 1);
         } else {
             assert_eq!(state, PodSandboxState::SandboxNotready, "{name}");
-            assert_eq!(status.exit_code, 137, "{name}");
+            // It may have written to its broken pipe first, and died of that with nobody to see it.
+            let known = status.exit_code == 137;
+            let said = status.exit_code == 255 && !status.message.is_empty();
+            assert!(known || said, "{name}: {status:?}");
         }
         node.finish().await;
     }
