@@ -9,6 +9,15 @@ use std::io::ErrorKind;
 pub enum Error {
     #[error("{kind} {id} not found")]
     NotFound { kind: &'static str, id: String },
+    /// Something that is not this node's.
+    #[error("{0}")]
+    Absent(String),
+    /// A registry refuses the credentials, or wants some.
+    #[error("{0}")]
+    Denied(String),
+    /// A registry cannot be reached, or does not work. The kubelet knows the word.
+    #[error("RegistryUnavailable: {0}")]
+    RegistryUnavailable(String),
     /// The request can never succeed as it is.
     #[error("{0}")]
     InvalidArgument(String),

@@ -1,7 +1,7 @@
 //! Named places where a test can make the daemon die.
 //!
 //! `CARPEL_FAILPOINT=NAME` makes the process kill itself (SIGKILL) when it first passes [`hit`] with that
-//! name; `NAME:error` has it return an error instead, once. The names are listed in [`NAMES`], so that a test can visit every one.
+//! name; `NAME:error` has it return an error instead, once. The names are listed in [`NAMES`] and [`PULL`], so that a test can visit every one.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +41,8 @@ pub const ADOPTION: &[&str] = &[
     "adopt:handed-over",
     "adopt:ready",
 ];
+/// Every failpoint of a pull, in the order in which one passes them.
+pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 
 /// Passes the failpoint `name`: dies there if a test armed it so.
 ///
@@ -49,10 +51,10 @@ pub const ADOPTION: &[&str] = &[
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    debug_assert!(
-        NAMES.contains(&name) || ADOPTION.contains(&name),
-        "failpoint {name} is not listed"
-    );
+    let listed = [NAMES, ADOPTION, PULL]
+        .iter()
+        .any(|names| names.contains(&name));
+    debug_assert!(listed, "failpoint {name} is not listed");
     let Some(armed) = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok()) else {
         return Ok(());
     };

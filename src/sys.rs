@@ -13,6 +13,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::unix::AsyncFd;
 
+/// Has the kernel begin to write the file's data to its disk, and does not wait for that. Advice: an error has no
+/// consequence.
+pub fn start_writeback(file: BorrowedFd<'_>) {
+    // SAFETY: no memory is passed, and the descriptor is open for as long as it is borrowed.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// What [`mount_setattr`] changes; the default changes nothing.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct MountAttr<'fd> {

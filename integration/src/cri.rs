@@ -7,6 +7,7 @@ use carpel_api::carpel::import_response::Step;
 use carpel_api::carpel::{ImportRequest, ImportedImage};
 use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
+use carpel_api::cri::{AuthConfig, ImageSpec, PullImageRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -50,6 +51,30 @@ impl Cri {
     #[must_use]
     pub fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Pulls an image as the kubelet does; returns what it is called from then on.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn pull(&self, image: &str, auth: Option<AuthConfig>) -> Result<String, Status> {
+        let image = ImageSpec {
+            image: image.to_owned(),
+            ..ImageSpec::default()
+        };
+        let request = PullImageRequest {
+            image: Some(image),
+            auth,
+            sandbox_config: None,
+        };
+        let answer = self.images().pull_image(request).await?;
+        Ok(answer.into_inner().image_ref)
+    }
+
+    /// carpel's own image service.
+    #[must_use]
+    pub fn own_images(&self) -> ImagesClient<Channel> {
+        ImagesClient::new(self.channel.clone())
     }
 
     /// Imports an archive through carpel's own service.

@@ -20,12 +20,14 @@
 //!
 //! The binaries are those in `CARPEL_BIN_DIR`, else in `target/carpel`: `make test` builds them.
 
+pub mod cli;
 pub mod cri;
 pub mod host;
 pub mod image;
 pub mod leaks;
 pub mod log;
 pub mod node;
+pub mod registry;
 pub mod request;
 
 pub use carpel_api as api;

@@ -298,6 +298,11 @@ impl TestNode {
         self.options.plugins = plugins;
     }
 
+    /// A variable of the daemon's environment from its next start on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.options.env.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Kills the daemon as a crash would. Pods go on.
     pub fn kill_daemon(&mut self) {
         if let Some(mut child) = self.daemon.take() {

@@ -1,19 +1,21 @@
 //! `carpel image`: the images of a running daemon, over its socket.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use carpel_api::carpel::images_client::ImagesClient;
 use carpel_api::carpel::import_response::Step;
 use carpel_api::carpel::{ImportRequest, ImportedImage, LayerProgress, LayerState};
+use carpel_api::cri::{Image, ImageSpec, ImageStatusRequest, RemoveImageRequest};
 use clap::{Args, Subcommand};
-use hyper_util::rt::TokioIo;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::UnixStream;
-use tonic::transport::Channel;
 
-use crate::config::Endpoint;
+use super::client::{Client, Connection};
+use super::output::{self, FormatArgs, Screen};
+use super::stop::{each, report};
+use super::units::{bytes, short};
+use super::{Outcome, SUCCESS, images};
 
 /// Bytes of the archive in one message.
 const CHUNK: usize = 256 << 10;
@@ -30,55 +32,124 @@ enum ImageCommand {
     Import {
         /// The archive, a tar file; "-" reads it from the standard input
         file: PathBuf,
-        /// The daemon's socket
-        #[arg(long, default_value_t)]
-        endpoint: Endpoint,
+        #[command(flatten)]
+        format: FormatArgs,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Remove images, with all their names
+    Rm {
+        /// Names or ids
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        #[command(flatten)]
+        format: FormatArgs,
+        #[command(flatten)]
+        connection: Connection,
     },
 }
 
-pub fn run(args: ImageArgs) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
-    let ImageCommand::Import { file, endpoint } = args.command;
-    let outcome = runtime.block_on(import(&file, &endpoint));
-    // A read of a terminal's or pipe's standard input cannot be called off: it is left behind.
-    runtime.shutdown_background();
-    outcome
+impl ImageArgs {
+    pub async fn run(self) -> Outcome {
+        match self.command {
+            ImageCommand::Import {
+                file,
+                format,
+                connection,
+            } => import(&file, &format, &connection).await,
+            ImageCommand::Rm {
+                images,
+                format,
+                connection,
+            } => {
+                let client = connection.connect().await?;
+                let removed = each(images, async |name| remove(&client, name).await).await;
+                report("removed", removed, format.is_json())
+            }
+        }
+    }
 }
 
-async fn import(file: &Path, endpoint: &Endpoint) -> anyhow::Result<()> {
+async fn remove(client: &Client, name: &str) -> anyhow::Result<()> {
+    let image = Some(ImageSpec {
+        image: name.to_owned(),
+        ..ImageSpec::default()
+    });
+    let request = ImageStatusRequest {
+        image: image.clone(),
+        verbose: false,
+    };
+    // The call itself takes an absent image for a removed one, which would hide a slip of the pen.
+    if client.image_status(request).await?.image.is_none() {
+        bail!("no image {name:?}; `carpel images` shows what is there");
+    }
+    let removed = client.remove_image(RemoveImageRequest { image }).await;
+    removed
+        .map(drop)
+        .with_context(|| format!("remove image {name}"))
+}
+
+async fn import(file: &Path, format: &FormatArgs, connection: &Connection) -> Outcome {
     let archive: Box<dyn AsyncRead + Unpin + Send> = if file == Path::new("-") {
         Box::new(tokio::io::stdin())
     } else {
         let opened = tokio::fs::File::open(file).await;
         Box::new(opened.with_context(|| file.display().to_string())?)
     };
-    let client = ImagesClient::new(connect(endpoint).await?);
+    let client = connection.connect().await?;
     let (read_error, mut failed) = tokio::sync::oneshot::channel();
-    let outcome = send(client, chunks(archive, read_error)).await;
+    let outcome = send(&client, chunks(archive, read_error)).await;
     // An archive that cannot be read to its end is the cause of whatever the daemon says about it.
     if let Ok(error) = failed.try_recv() {
         return Err(error).with_context(|| file.display().to_string());
     }
-    let images = outcome.with_context(|| format!("import {}", file.display()))?;
-    if images.is_empty() {
+    let imported = outcome.with_context(|| format!("import {}", file.display()))?;
+    if imported.is_empty() {
         bail!("{}: no image in this archive", file.display());
     }
-    print!("{}", table(&images));
-    Ok(())
+    let imported: Vec<_> = imported.into_iter().map(listed).collect();
+    if format.is_json() {
+        let images: Vec<_> = imported
+            .iter()
+            .map(|i| output::message("Image", i))
+            .collect();
+        output::print_json(&json!({ "images": images }))?;
+    } else {
+        output::print(images::table(&imported, false, false).render(&Screen::detect()))?;
+    }
+    Ok(SUCCESS)
+}
+
+/// An imported image as lists have it.
+fn listed(image: ImportedImage) -> Image {
+    Image {
+        id: image.id,
+        repo_tags: image.tags,
+        size: image.size,
+        ..Image::default()
+    }
 }
 
 /// Sends the archive, shows how far the daemon is, and returns what it made.
 async fn send(
-    mut client: ImagesClient<Channel>,
+    client: &Client,
     archive: impl futures::Stream<Item = ImportRequest> + Send + 'static,
 ) -> anyhow::Result<Vec<ImportedImage>> {
-    let mut steps = client.import(archive).await.map_err(told)?.into_inner();
+    let mut carpel = client.carpel();
+    let steps = client.unbounded("Import", carpel.import(archive)).await;
+    let mut steps = steps.map_err(|error| match error.is_unimplemented() {
+        true => anyhow::anyhow!(
+            "this daemon imports no images; is it carpel, and as new as this command?"
+        ),
+        false => error.into(),
+    })?;
     let mut progress = Progress::default();
     let mut images = Vec::new();
-    while let Some(response) = steps.message().await.map_err(told)? {
+    loop {
+        let response = steps.message().await;
+        let Some(response) = response.map_err(|status| client.error("Import", status))? else {
+            return Ok(images);
+        };
         match response.step {
             Some(Step::Received(read)) => progress.show(&format!("received {}", bytes(read))),
             Some(Step::Layer(layer)) => progress.layer(&layer),
@@ -87,7 +158,6 @@ async fn send(
             None => {}
         }
     }
-    Ok(images)
 }
 
 /// The archive in messages. An error of reading ends the stream and goes to `failed`.
@@ -118,51 +188,6 @@ fn chunks(
         }
     });
     tokio_stream::wrappers::ReceiverStream::new(receiver)
-}
-
-/// Connects to the daemon.
-async fn connect(endpoint: &Endpoint) -> anyhow::Result<Channel> {
-    let path = endpoint.path().to_owned();
-    let stream = UnixStream::connect(&path)
-        .await
-        .map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                anyhow::anyhow!(
-                    "no carpel daemon at {endpoint}; start one with `carpel serve`, or name its socket with --endpoint"
-                )
-            }
-            ErrorKind::PermissionDenied => {
-                anyhow::anyhow!("{endpoint}: permission denied; only root may use the daemon")
-            }
-            _ => anyhow::Error::from(error).context(endpoint.to_string()),
-        })?;
-    // The one connection there is: this client does one thing and ends.
-    let mut stream = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_| {
-        let stream = stream.take();
-        async move { stream.ok_or_else(|| std::io::Error::from(ErrorKind::ConnectionAborted)) }
-    });
-    tonic::transport::Endpoint::from_static("http://carpel")
-        .connect_with_connector(connector)
-        .await
-        .with_context(|| endpoint.to_string())
-}
-
-/// A daemon's answer as the person reads it: its message, without gRPC's wrapping.
-fn told(status: tonic::Status) -> anyhow::Error {
-    match status.code() {
-        tonic::Code::Unimplemented => {
-            anyhow::anyhow!(
-                "this daemon imports no images; is it carpel, and as new as this command?"
-            )
-        }
-        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled
-            if status.message().is_empty() || status.message().contains("transport") =>
-        {
-            anyhow::anyhow!("the daemon went away; its log says why")
-        }
-        _ => anyhow::anyhow!("{}", status.message()),
-    }
 }
 
 /// One line on a terminal that says how far the import is.
@@ -197,71 +222,5 @@ impl Drop for Progress {
         if self.shown {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
-    }
-}
-
-/// The images, a line each.
-fn table(images: &[ImportedImage]) -> String {
-    let names: Vec<String> = images
-        .iter()
-        .map(|image| match image.tags.is_empty() {
-            true => "<none>".to_owned(),
-            false => image.tags.join(", "),
-        })
-        .collect();
-    let width = names.iter().map(String::len).max().unwrap_or(0).max(5);
-    let mut text = format!("{:<width$}  {:<12}  {:>9}\n", "IMAGE", "ID", "SIZE");
-    for (name, image) in names.iter().zip(images) {
-        text.push_str(&format!(
-            "{name:<width$}  {:<12}  {:>9}\n",
-            short(&image.id),
-            bytes(image.size)
-        ));
-    }
-    text
-}
-
-/// The first 12 digits of a digest.
-fn short(digest: &str) -> &str {
-    let digits = digest.strip_prefix("sha256:").unwrap_or(digest);
-    digits.get(..12).unwrap_or(digits)
-}
-
-/// A size in the unit that fits it.
-fn bytes(size: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = size as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{size} B"),
-        _ => format!("{value:.1} {}", UNITS[unit]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_lines_up() {
-        let image = |tag: &str, size| ImportedImage {
-            id: format!("sha256:{}", "ab".repeat(32)),
-            tags: if tag.is_empty() {
-                vec![]
-            } else {
-                vec![tag.to_owned()]
-            },
-            size,
-        };
-        assert_eq!(
-            table(&[image("localhost/busybox:1", 2_000_000), image("", 12)]),
-            "IMAGE                ID                 SIZE\n\
-             localhost/busybox:1  abababababab    1.9 MiB\n\
-             <none>               abababababab       12 B\n"
-        );
     }
 }

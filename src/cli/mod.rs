@@ -1,20 +1,70 @@
 //! The commands that a person types. Each prints its result on stdout; an error is one line on stderr,
-//! `carpel: what: why`, with what to do next where that is known, and exit status 1 (2 for wrong usage).
+//! `carpel: what: why`, with what to do next where that is known.
+//!
+//! All but `serve` and `config` are clients of a CRI socket: carpel's, or with `--endpoint` any other
+//! runtime's. They end with:
+//!
+//! | status | |
+//! |---|---|
+//! | 0 | done; also when whoever read the output has gone |
+//! | 1 | not done, or `doctor` found something that must be put right |
+//! | 2 | wrong usage |
+//! | 125 | `run` and `exec`: not done; any other status is the command's own |
+//! | 130 | ended by Ctrl-C |
 
+mod client;
+mod completions;
 mod config;
+mod df;
+mod doctor;
+mod events;
+mod exec;
 mod image;
+mod images;
+mod info;
+mod inspect;
+mod labels;
+mod log_file;
+mod logs;
+mod output;
+mod pods;
+mod progress;
+mod ps;
+mod pull;
+mod resolve;
+mod rm;
+mod run;
 mod serve;
 mod socket;
+mod stats;
+mod stop;
+mod table;
+mod units;
+mod version;
 
+use std::future::Future;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 pub use serve::serve;
 
+/// What a command ended with: its exit status, or an error to tell.
+type Outcome = anyhow::Result<u8>;
+
+const SUCCESS: u8 = 0;
+const FAILURE: u8 = 1;
+/// `run` and `exec` failed themselves; other statuses are the command's.
+const OWN_FAILURE: u8 = 125;
+/// What a shell shows for a command that Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;
+
 /// A container runtime for Kubernetes nodes.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    after_help = "A pod or container is named by its name, namespace/name or pod/container, its id, or the beginning of that."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -22,26 +72,132 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a container in a pod of its own, pulling its image if it is not here
+    Run(Box<run::RunArgs>),
+    /// List containers
+    Ps(ps::PsArgs),
+    /// List pods
+    Pods(pods::PodsArgs),
+    /// List images
+    Images(images::ImagesArgs),
+    /// Pull images from their registries
+    Pull(pull::PullArgs),
+    /// Run a command in a running container
+    Exec(exec::ExecArgs),
+    /// Show what a container has written
+    Logs(logs::LogsArgs),
+    /// Stop pods and containers
+    Stop(stop::StopArgs),
+    /// Remove pods and containers
+    Rm(rm::RmArgs),
+    /// Show a pod, a container or an image in full, or where the time of a pod's start went
+    Inspect(inspect::InspectArgs),
+    /// Show what containers or pods use
+    Stats(stats::StatsArgs),
+    /// Show what happens to containers, as it happens
+    Events(events::EventsArgs),
+    /// Show the state of the runtime
+    Info(info::InfoArgs),
+    /// Check whether this machine is fit for carpel, and say what is missing
+    Doctor(doctor::DoctorArgs),
+    /// Show the disk space that images and containers take
+    Df(df::DfArgs),
+    /// Show the versions of this command and of the daemon
+    Version(version::VersionArgs),
+    /// Import and remove images
+    Image(image::ImageArgs),
     /// Run the daemon: serve the CRI on a unix socket
     Serve(serve::ServeArgs),
     /// Show and check the daemon's configuration
     Config(config::ConfigArgs),
-    /// Work with the images of a running daemon
-    Image(image::ImageArgs),
+    /// Print a script that completes commands in a shell
+    Completions(completions::CompletionsArgs),
 }
 
 /// Carries out a command and tells of its error.
 pub fn run(cli: Cli) -> ExitCode {
-    let outcome = match cli.command {
-        Command::Serve(args) => serve::run(args),
-        Command::Config(args) => config::run(args),
-        Command::Image(args) => image::run(args),
+    let (outcome, failure) = match cli.command {
+        Command::Run(args) => (uninterrupted(|| args.run()), OWN_FAILURE),
+        Command::Exec(args) => (client(|| args.run()), OWN_FAILURE),
+        other => (dispatch(other), FAILURE),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status),
+        // Nobody reads what is still to be printed: that is no error of anybody's.
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("carpel: {error:#}");
-            ExitCode::FAILURE
+            tell(&error);
+            ExitCode::from(failure)
         }
+    }
+}
+
+fn dispatch(command: Command) -> Outcome {
+    match command {
+        Command::Run(args) => uninterrupted(|| args.run()),
+        Command::Exec(args) => client(|| args.run()),
+        Command::Ps(args) => client(|| args.run()),
+        Command::Pods(args) => client(|| args.run()),
+        Command::Images(args) => client(|| args.run()),
+        Command::Pull(args) => client(|| args.run()),
+        Command::Logs(args) => client(|| args.run()),
+        Command::Stop(args) => client(|| args.run()),
+        Command::Rm(args) => client(|| args.run()),
+        Command::Inspect(args) => client(|| args.run()),
+        Command::Stats(args) => client(|| args.run()),
+        Command::Events(args) => client(|| args.run()),
+        Command::Info(args) => client(|| args.run()),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Df(args) => client(|| args.run()),
+        Command::Version(args) => client(|| args.run()),
+        Command::Image(args) => client(|| args.run()),
+        Command::Serve(args) => serve::run(args).map(|()| SUCCESS),
+        Command::Config(args) => config::run(args).map(|()| SUCCESS),
+        Command::Completions(args) => completions::run(&args),
+    }
+}
+
+/// Prints an error. That of a standard error that nobody reads is nobody's.
+fn tell(error: &anyhow::Error) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "carpel: {error:#}");
+}
+
+/// Runs a client until it ends or Ctrl-C comes.
+fn client<F: Future<Output = Outcome>>(work: impl FnOnce() -> F + Send + 'static) -> Outcome {
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    // A thread of its own: a write that waits for its reader does not keep Ctrl-C waiting.
+    std::thread::spawn(move || done.send(uninterrupted(work)).ok());
+    uninterrupted(|| async {
+        tokio::select! {
+            outcome = outcome => outcome?,
+            _ = tokio::signal::ctrl_c() => {
+                progress::leave_line();
+                Ok(INTERRUPTED)
+            }
+        }
+    })
+}
+
+/// Runs a client that sees to Ctrl-C itself.
+fn uninterrupted<F: Future<Output = Outcome>>(work: impl FnOnce() -> F) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(async { work().await });
+    // A read of a terminal or a pipe cannot be called off: it is left behind.
+    runtime.shutdown_background();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
     }
 }

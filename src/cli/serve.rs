@@ -19,6 +19,7 @@ use crate::config::{
     AbsolutePath, CgroupParent, Config, ConfigError, Endpoint, Layer, LogFormat, LogLevel,
 };
 use crate::image::ImageStore;
+use crate::image::registry::{self, Registries};
 use crate::network::{self, Network};
 use crate::node::{self, Decode, Node, Parts, Paths};
 use crate::spec::host::HostFacts;
@@ -189,6 +190,12 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
             .default_network
             .then(|| DEFAULT_NETWORK.to_owned()),
     });
+    let registries = Registries::new(registry::Settings {
+        plain_http: config.registry.plain_http.clone(),
+        token_hosts: config.registry.token_hosts.clone(),
+        parallel_layers: config.registry.parallel_layers,
+        timeout: config.registry.timeout,
+    });
     let parts = Parts {
         paths: Paths {
             root: config.root.clone(),
@@ -204,6 +211,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         cgroups,
         builder: Builder::start().context("start the rootfs builder")?,
         images,
+        registries,
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
     };

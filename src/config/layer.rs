@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::value::{AbsolutePath, CgroupParent, Endpoint, LogFormat, LogLevel};
+use crate::image::registry::RegistryHost;
 
 /// Why a configuration does not count.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,8 @@ pub struct Layer {
     #[serde(default)]
     pub network: NetworkLayer,
     #[serde(default)]
+    pub registry: RegistryLayer,
+    #[serde(default)]
     pub libexec: LibexecLayer,
     #[serde(default)]
     pub log: LogLayer,
@@ -58,6 +61,15 @@ pub struct NetworkLayer {
     pub default_network: Option<bool>,
     pub timeout_seconds: Option<NonZeroU32>,
     pub netns_dir: Option<AbsolutePath>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryLayer {
+    pub plain_http: Option<Vec<RegistryHost>>,
+    pub token_hosts: Option<Vec<RegistryHost>>,
+    pub parallel_layers: Option<NonZeroU8>,
+    pub timeout_seconds: Option<NonZeroU32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -16,6 +16,8 @@ use serde::Serialize;
 pub use layer::{ConfigError, Layer};
 pub use value::{AbsolutePath, CgroupParent, Endpoint, LogFormat, LogLevel};
 
+use crate::image::registry::RegistryHost;
+
 /// Where the configuration is read from unless a flag says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/carpel/config.toml";
 
@@ -35,6 +37,7 @@ pub struct Config {
     pub workers: usize,
     pub cgroup: Cgroup,
     pub network: Network,
+    pub registry: Registry,
     pub libexec: Libexec,
     pub log: Log,
     pub telemetry: Telemetry,
@@ -62,6 +65,19 @@ pub struct Network {
     pub timeout: Duration,
     /// Folder that the pods' network namespaces are pinned in.
     pub netns_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Registry {
+    /// Registries that are spoken to over http. Those on the loopback interface are anyway.
+    pub plain_http: Vec<RegistryHost>,
+    /// Hosts of token services that may be given the credentials of registries of other sites.
+    pub token_hosts: Vec<RegistryHost>,
+    /// Layers of one image that are fetched at once.
+    pub parallel_layers: usize,
+    /// How long a registry may take to connect, to answer, and to send the next bytes.
+    #[serde(rename = "timeout_seconds", serialize_with = "whole_seconds")]
+    pub timeout: Duration,
 }
 
 /// The programs that the daemon spawns. `None`: looked for beside the daemon's own executable, then
@@ -105,6 +121,12 @@ impl Default for Config {
                 default_network: false,
                 timeout: Duration::from_secs(60),
                 netns_dir: "/run/netns".into(),
+            },
+            registry: Registry {
+                plain_http: Vec::new(),
+                token_hosts: Vec::new(),
+                parallel_layers: 3,
+                timeout: Duration::from_secs(30),
             },
             libexec: Libexec::default(),
             log: Log {
@@ -166,6 +188,16 @@ impl Config {
             self.network.timeout = Duration::from_secs(u32::from(seconds).into());
         }
         set(&mut self.network.netns_dir, network.netns_dir);
+        let registry = layer.registry;
+        set(&mut self.registry.plain_http, registry.plain_http);
+        set(&mut self.registry.token_hosts, registry.token_hosts);
+        set(
+            &mut self.registry.parallel_layers,
+            registry.parallel_layers.map(|n| usize::from(n.get())),
+        );
+        if let Some(seconds) = registry.timeout_seconds {
+            self.registry.timeout = Duration::from_secs(u32::from(seconds).into());
+        }
         set_option(&mut self.libexec.supervisor, layer.libexec.supervisor);
         set_option(&mut self.libexec.cni, layer.libexec.cni);
         set(&mut self.log.level, layer.log.level);

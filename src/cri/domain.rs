@@ -11,10 +11,12 @@ use oci_spec::runtime::Spec;
 use serde::{Serialize, Serializer};
 
 use super::import::{Archive, Progress};
+use super::pull::Steps;
 use super::update::Merge;
 pub use crate::container::ExecOutput;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::image::pull::Wanted;
 use crate::node::EventKind;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
@@ -99,6 +101,12 @@ pub trait Domain: Send + Sync + 'static {
     /// Removes the image of this id or name, and all its names. One that is absent is removed.
     fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;
     fn image_usage(&self) -> impl Future<Output = Result<DiskUsages, Error>> + Send;
+    /// Pulls an image. A call that is dropped takes its wish back: a pull that nobody wants any more is given up.
+    fn pull(
+        &self,
+        wanted: Wanted,
+        steps: Option<Steps>,
+    ) -> impl Future<Output = Result<ImageView, Error>> + Send;
     fn import(
         &self,
         archive: Archive,

@@ -9,7 +9,7 @@ use tracing::info_span;
 
 use super::domain::Domain;
 use super::status::{answer, not_built};
-use super::{convert, validate, verbose};
+use super::{convert, deadline, validate, verbose};
 use crate::stats::DiskTotal;
 
 /// The CRI's image service.
@@ -61,9 +61,13 @@ impl<D: Domain> ImageService for Images<D> {
 
     async fn pull_image(
         &self,
-        _: Request<cri::PullImageRequest>,
+        request: Request<cri::PullImageRequest>,
     ) -> Answer<cri::PullImageResponse> {
-        Err(not_built("PullImage"))
+        let deadline = deadline::of(request.metadata());
+        let request = request.into_inner();
+        let image = request.image.as_ref().map(|image| image.image.clone());
+        let span = info_span!("PullImage", image = image.unwrap_or_default());
+        answer(span, deadline::within(deadline, pull(&*self.0, request))).await
     }
 }
 
@@ -95,6 +99,17 @@ async fn status<D: Domain>(
     Ok(cri::ImageStatusResponse {
         image: image.map(convert::image),
         info,
+    })
+}
+
+async fn pull<D: Domain>(
+    domain: &D,
+    request: cri::PullImageRequest,
+) -> Result<cri::PullImageResponse, Status> {
+    let wanted = validate::pull_image(request)?;
+    let image = domain.pull(wanted, None).await?;
+    Ok(cri::PullImageResponse {
+        image_ref: image.id,
     })
 }
 

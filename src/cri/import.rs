@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use carpel_api::carpel::images_server::Images;
 use carpel_api::carpel::import_response::Step;
-use carpel_api::carpel::{ImportRequest, ImportResponse, ImportedImage, LayerProgress, LayerState};
+use carpel_api::carpel::{
+    ImportRequest, ImportResponse, ImportedImage, LayerProgress, LayerState, PullRequest,
+    PullResponse,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::domain::{Domain, ImageView};
+use super::pull;
 use super::status::panicked;
 
 /// Chunks that may wait for the reader, and steps that may wait for the client.
@@ -82,10 +86,10 @@ impl Progress {
 }
 
 /// carpel's own image service.
-pub struct ImageImport<D>(pub Arc<D>);
+pub struct OwnImages<D>(pub Arc<D>);
 
 #[tonic::async_trait]
-impl<D: Domain> Images for ImageImport<D> {
+impl<D: Domain> Images for OwnImages<D> {
     type ImportStream = ReceiverStream<Result<ImportResponse, Status>>;
 
     async fn import(
@@ -108,6 +112,15 @@ impl<D: Domain> Images for ImageImport<D> {
             report(outcome, steps).await;
         });
         Ok(Response::new(ReceiverStream::new(step_receiver)))
+    }
+
+    type PullStream = ReceiverStream<Result<PullResponse, Status>>;
+
+    async fn pull(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        pull::serve(Arc::clone(&self.0), request.into_inner())
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod containers;
 mod convert;
+mod deadline;
 mod domain;
 mod events;
 mod images;
@@ -18,6 +19,7 @@ mod import;
 mod node;
 mod node_calls;
 mod platform;
+mod pull;
 mod runtime;
 mod sandboxes;
 mod signal;
@@ -41,6 +43,7 @@ use tonic::service::Routes;
 
 pub use domain::Domain;
 pub use node::Served;
+pub use platform::parse_version as parse_kernel_version;
 
 use crate::error::Error;
 use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
@@ -63,8 +66,7 @@ pub fn routes<D: Domain>(domain: Arc<D>) -> Routes {
     let images = ImageServiceServer::new(images::Images(Arc::clone(&domain)))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let import =
-        ImagesServer::new(import::ImageImport(domain)).max_decoding_message_size(MAX_CHUNK);
+    let import = ImagesServer::new(import::OwnImages(domain)).max_decoding_message_size(MAX_CHUNK);
     Routes::new(runtime).add_service(images).add_service(import)
 }
 

@@ -17,10 +17,12 @@ use super::domain::{
     SandboxView,
 };
 use super::import::{Archive, Progress};
+use super::pull::Steps;
 use super::update::{self, Merge};
 use crate::container::{Asked, Container, Exited, Limits, State, Status};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::image::pull::Wanted;
 use crate::image::{self, Image};
 use crate::node::{self, Event, Node};
 use crate::sandbox::Sandbox;
@@ -230,6 +232,15 @@ impl Domain for Served {
             },
             writable_layers: self.node.writable_layers(),
         })
+    }
+
+    async fn pull(&self, wanted: Wanted, steps: Option<Steps>) -> Result<ImageView, Error> {
+        let pull = self.node.pull_image(wanted);
+        let image = match steps {
+            None => pull.outcome().await?,
+            Some(mut steps) => steps.follow(&pull).await?,
+        };
+        Ok(image_view(&image))
     }
 
     async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {

@@ -24,7 +24,7 @@ fn kernel_version() -> Option<(u32, u32)> {
 }
 
 /// Major and minor of a release like "6.12.3-amd64".
-fn parse_version(release: &str) -> Option<(u32, u32)> {
+pub fn parse_version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

@@ -5,3 +5,4 @@ mod fake;
 mod figures;
 mod import;
 mod lists;
+mod pull;

@@ -11,7 +11,7 @@ use super::reference::Reference;
 use super::store::New;
 use super::{Error, Image, ImageStore};
 use crate::store::blobs::Digest;
-use crate::store::layers::{Claims, LayerId, Staged};
+use crate::store::layers::{Claims, LayerId, LayerStore, Staged};
 use crate::store::unpack::{Expected, Limits, UnpackError};
 
 /// Under which names images are recorded.
@@ -85,7 +85,7 @@ impl ImageStore {
             .claim(wanted, &always)
             .map_err(|source| commit(&found, source))?;
         let jobs = jobs(&found, &stacks, &claims, progress);
-        let staged = unpack(&jobs, &claims, progress)?;
+        let staged = unpack(&jobs, self.layers(), progress)?;
         claims
             .commit(staged, &stacks, &always)
             .map_err(|source| commit(&found, source))?;
@@ -203,7 +203,7 @@ fn jobs(
 /// Unpacks the layers, several at once. The first error stops the others.
 fn unpack(
     jobs: &[Job],
-    claims: &Claims,
+    layers: &LayerStore,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Vec<Staged>, Error> {
     let limits = Limits::default();
@@ -219,7 +219,8 @@ fn unpack(
                 diff: job.diff,
             };
             let proceed = || !stopped.load(Ordering::Relaxed);
-            match claims.unpack(job.id, &job.layer.section, expected, &limits, &proceed) {
+            let packed = job.layer.section.reader();
+            match layers.unpack(job.id, packed, expected, &limits, &proceed) {
                 Ok(layer) => {
                     progress(Progress::Unpacked { layer: job.diff });
                     staged

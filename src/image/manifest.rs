@@ -3,13 +3,11 @@
 //! What must always hold: every document is bounded, is what its digest and size say, and is one thing only; of an index
 //! the image for this machine is taken, and if two fit equally well none is.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::archive::Members;
 use super::config::{Checked, MOST_LAYERS};
+use super::document::{Content, Count, Descriptor, MOST_NESTED};
 use super::json::{self, MOST_BYTES};
 use super::platform::Platform;
 use super::reference::Reference;
@@ -36,34 +34,6 @@ pub(super) struct FoundLayer {
     pub section: Section,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    #[serde(default)]
-    platform: Option<Platform>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Document {
-    schema_version: u32,
-    #[serde(default)]
-    media_type: Option<String>,
-    #[serde(default)]
-    manifests: Option<Vec<Descriptor>>,
-    #[serde(default)]
-    config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Option<Vec<Descriptor>>,
-    #[serde(default)]
-    fs_layers: Option<IgnoredAny>,
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Saved {
@@ -74,32 +44,8 @@ struct Saved {
     layers: Option<Vec<String>>,
 }
 
-const INDEX: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-const MANIFEST: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
-const CONFIG: [&str; 2] = [
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-];
-/// How it is packed is told by its first bytes; writers have often got that part of the type wrong.
-const LAYER: [&str; 4] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
-];
-/// Indexes inside of an index.
-const MOST_NESTED: u32 = 2;
-/// Descriptors of one archive.
-const MOST_DESCRIPTORS: usize = 1000;
 const IMAGE_NAME: &str = "io.containerd.image.name";
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
-const STATEMENT: &str = "vnd.docker.reference.type";
 
 /// Finds the images for this machine.
 ///
@@ -108,7 +54,7 @@ const STATEMENT: &str = "vnd.docker.reference.type";
 pub(super) fn find(members: &Members) -> Result<Vec<Found>, Error> {
     let mut search = Search {
         members,
-        descriptors: 0,
+        count: Count::default(),
         others: Vec::new(),
     };
     let found = if let Some(index) = members.get("index.json") {
@@ -134,7 +80,7 @@ pub(super) fn find(members: &Members) -> Result<Vec<Found>, Error> {
 
 struct Search<'a> {
     members: &'a Members,
-    descriptors: usize,
+    count: Count,
     /// Platforms of what does not fit.
     others: Vec<String>,
 }
@@ -159,8 +105,8 @@ impl Search<'_> {
                 return Err(invalid("an OCI layout of an unknown version"));
             }
         }
-        let document: Document = read(index, "index.json")?;
-        let Content::Index(entries) = self.content(document, "index.json", None)? else {
+        let bytes = bounded(index, "index.json")?;
+        let Content::Index(entries) = self.content(&bytes, "index.json", None)? else {
             return Err(invalid("index.json is no index"));
         };
         let mut found: Vec<Found> = Vec::new();
@@ -178,12 +124,7 @@ impl Search<'_> {
 
     /// The best image for this machine that a descriptor leads to.
     fn candidate(&mut self, entry: &Descriptor, depth: u32) -> Result<Option<Candidate>, Error> {
-        let statement = entry
-            .annotations
-            .iter()
-            .flatten()
-            .any(|(key, _)| key == STATEMENT);
-        if statement || entry.platform.as_ref().is_some_and(Platform::is_unknown) {
+        if entry.is_statement() {
             return Ok(None);
         }
         if let Some(platform) = &entry.platform
@@ -192,17 +133,15 @@ impl Search<'_> {
             self.others.push(platform.to_string());
             return Ok(None);
         }
-        let media_type = entry.media_type.as_str();
-        let is_index = INDEX.contains(&media_type);
-        if !is_index && !MANIFEST.contains(&media_type) {
+        if !entry.is_index() && !entry.is_manifest() {
             return Ok(None);
         }
-        if is_index && depth == MOST_NESTED {
+        if entry.is_index() && depth == MOST_NESTED {
             return Err(invalid("too many indexes within another"));
         }
         let name = entry.digest.to_string();
-        let document: Document = parse(&self.blob(entry)?, &name)?;
-        match self.content(document, &name, Some(media_type))? {
+        let bytes = self.blob(entry)?;
+        match self.content(&bytes, &name, Some(&entry.media_type))? {
             Content::Index(entries) => self.best(&entries, depth + 1),
             Content::Manifest(config, layers) => self.image(entry, &config, &layers),
         }
@@ -235,7 +174,7 @@ impl Search<'_> {
         config: &Descriptor,
         layers: &[Descriptor],
     ) -> Result<Option<Candidate>, Error> {
-        if !CONFIG.contains(&config.media_type.as_str()) {
+        if !config.is_config() {
             // Something else that is kept in registries.
             return Ok(None);
         }
@@ -248,17 +187,7 @@ impl Search<'_> {
         };
         let mut found = Vec::new();
         for layer in layers {
-            let kind = layer.media_type.as_str();
-            let base = kind.strip_suffix("+gzip").or(kind.strip_suffix("+zstd"));
-            let base = base
-                .or(kind.strip_suffix(".gzip"))
-                .or(kind.strip_suffix(".zstd"));
-            if !LAYER.contains(&base.unwrap_or(kind)) {
-                let (digest, kind) = (layer.digest, kind.escape_debug());
-                return Err(Error::Archive(format!(
-                    "layer {digest} of unknown type {kind}"
-                )));
-            }
+            layer.require_layer().map_err(Error::Archive)?;
             found.push(FoundLayer {
                 packed: Some(layer.digest),
                 section: self.section(layer)?.clone(),
@@ -277,7 +206,7 @@ impl Search<'_> {
         let mut images = Vec::new();
         for entry in entries {
             let layers = entry.layers.unwrap_or_default();
-            self.count(layers.len() + 1)?;
+            self.count.add(layers.len() + 1).map_err(Error::Archive)?;
             let name = entry.config.escape_debug().to_string();
             let missing = || Error::Archive(format!("{name} is missing"));
             let section = self.members.named(&entry.config).ok_or_else(missing)?;
@@ -310,55 +239,14 @@ impl Search<'_> {
         Ok(images)
     }
 
-    /// Tells what a document is, if it is one thing.
     fn content(
         &mut self,
-        document: Document,
+        bytes: &[u8],
         name: &str,
         media_type: Option<&str>,
     ) -> Result<Content, Error> {
-        let bad = |what: &str| Error::Archive(format!("{name} {what}"));
-        if document.schema_version != 2 || document.fs_layers.is_some() {
-            return Err(bad("is of an unknown schema"));
-        }
-        let own = document.media_type.as_deref();
-        if let (Some(own), Some(given)) = (own, media_type)
-            && own != given
-        {
-            return Err(bad("is of another type than its descriptor says"));
-        }
-        let content = match document {
-            Document {
-                manifests: Some(manifests),
-                config: None,
-                layers: None,
-                ..
-            } => Content::Index(manifests),
-            Document {
-                manifests: None,
-                config: Some(config),
-                layers,
-                ..
-            } => Content::Manifest(config, layers.unwrap_or_default()),
-            _ => return Err(bad("is neither an index nor a manifest")),
-        };
-        let (fits, count) = match &content {
-            Content::Index(entries) => (INDEX, entries.len()),
-            Content::Manifest(_, layers) => (MANIFEST, layers.len() + 1),
-        };
-        if media_type.or(own).is_some_and(|kind| !fits.contains(&kind)) {
-            return Err(bad("is not what its type says"));
-        }
-        self.count(count)?;
-        Ok(content)
-    }
-
-    fn count(&mut self, descriptors: usize) -> Result<(), Error> {
-        self.descriptors += descriptors;
-        match self.descriptors > MOST_DESCRIPTORS {
-            true => Err(invalid("more than 1000 descriptors")),
-            false => Ok(()),
-        }
+        Content::parse(bytes, media_type, &mut self.count)
+            .map_err(|why| Error::Archive(format!("{name} {why}")))
     }
 
     fn section(&self, descriptor: &Descriptor) -> Result<&Section, Error> {
@@ -384,11 +272,6 @@ impl Search<'_> {
         }
         Ok(bytes)
     }
-}
-
-enum Content {
-    Index(Vec<Descriptor>),
-    Manifest(Descriptor, Vec<Descriptor>),
 }
 
 fn image(

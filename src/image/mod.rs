@@ -1,7 +1,8 @@
-//! Images: their names, their import, and the store that answers for them.
+//! Images: their names, their import and pull, and the store that answers for them.
 //!
 //! ```text
-//! archive ─spool─▶ members ─manifest─▶ found ─claim, unpack, sync─▶ layers ─record─▶ Image ─remove─▶ retired ─▶ collected
+//! archive ─spool─▶ members ─manifest─▶ found ─claim, unpack, sync─┐
+//! registry ──resolve──▶ manifest ──share, fetch, unpack, sync──▶ layers ─record─▶ Image ─remove─▶ retired ─▶ collected
 //! ```
 //!
 //! What must always hold: an image counts whole or not at all. It counts from the moment its record has its name, which is
@@ -10,12 +11,15 @@
 
 mod archive;
 mod config;
+mod document;
 mod import;
 mod index;
 mod json;
 mod manifest;
 mod platform;
+pub mod pull;
 pub mod reference;
+pub mod registry;
 mod store;
 
 #[cfg(test)]
@@ -88,6 +92,40 @@ pub enum Error {
     },
     #[error("{object}: {source}")]
     Store { object: String, source: io::Error },
+    #[error("image {image}: registry: {source}")]
+    Host {
+        image: String,
+        source: registry::InvalidHost,
+    },
+    #[error("image {image}: registry {registry}: {source}")]
+    Registry {
+        image: String,
+        registry: String,
+        source: registry::Error,
+    },
+    /// What a registry has under the name breaks its format or carpel's rules.
+    #[error("image {image} of registry {registry}: {what}")]
+    Unfit {
+        image: String,
+        registry: String,
+        what: String,
+    },
+    /// A registry has nothing for this machine under the name.
+    #[error("image {image} of registry {registry}: {what}")]
+    Unsuitable {
+        image: String,
+        registry: String,
+        what: String,
+    },
+    #[error("image {image} of registry {registry}: unpack layer {layer}: {source}")]
+    Pulled {
+        image: String,
+        registry: String,
+        layer: String,
+        source: Box<UnpackError>,
+    },
+    #[error("image {image}: pull cancelled")]
+    Cancelled { image: String },
 }
 
 impl Error {
@@ -95,9 +133,11 @@ impl Error {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Layer { source, .. } | Self::Commit { source, .. } => source.is_no_space(),
+            Self::Layer { source, .. }
+            | Self::Commit { source, .. }
+            | Self::Pulled { source, .. } => source.is_no_space(),
             Self::Store { source, .. } => is_no_space(source),
-            Self::Reference(_) | Self::Archive(_) | Self::Read(_) => false,
+            _ => false,
         }
     }
 
@@ -106,14 +146,20 @@ impl Error {
     pub fn is_invalid(&self) -> bool {
         use UnpackError::{Digest, Entry, Invalid, TooMuch};
         match self {
-            Self::Reference(_) | Self::Archive(_) => true,
-            Self::Layer { source, .. } | Self::Commit { source, .. } => {
+            Self::Reference(_) | Self::Archive(_) | Self::Host { .. } | Self::Unfit { .. } => true,
+            Self::Registry { source, .. } => {
+                use registry::Error::{Content, Protocol};
+                matches!(source, Content(_) | Protocol(_))
+            }
+            Self::Layer { source, .. }
+            | Self::Commit { source, .. }
+            | Self::Pulled { source, .. } => {
                 matches!(
                     **source,
                     Invalid(_) | Entry { .. } | TooMuch { .. } | Digest { .. }
                 )
             }
-            Self::Read(_) | Self::Store { .. } => false,
+            _ => false,
         }
     }
 }

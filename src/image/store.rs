@@ -25,7 +25,7 @@ pub struct ImageStore(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
-    layers: LayerStore,
+    layers: Arc<LayerStore>,
     /// Held while records change, and while it is decided which layers are unused.
     changes: Mutex<()>,
     index: RwLock<Index>,
@@ -72,7 +72,7 @@ impl ImageStore {
         index.rename();
         Ok(Self(Arc::new(Inner {
             root: root.to_owned(),
-            layers,
+            layers: Arc::new(layers),
             changes: Mutex::new(()),
             index: RwLock::new(index),
         })))
@@ -272,7 +272,7 @@ impl ImageStore {
         Entry { record, image }
     }
 
-    pub(super) fn layers(&self) -> &LayerStore {
+    pub(super) fn layers(&self) -> &Arc<LayerStore> {
         &self.0.layers
     }
 
@@ -307,7 +307,7 @@ impl ImageStore {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<T>(&self, question: impl FnOnce(&Index) -> T) -> T {
+    pub(super) fn read<T>(&self, question: impl FnOnce(&Index) -> T) -> T {
         question(&self.0.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 

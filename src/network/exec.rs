@@ -133,6 +133,12 @@ pub(super) struct Program {
     name: String,
 }
 
+impl Program {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Bins {
     /// # Errors
     /// If a folder's name has a ":".

@@ -20,6 +20,7 @@ mod cache;
 mod chain;
 mod conf;
 mod current;
+mod examine;
 mod exec;
 mod folder;
 mod locks;
@@ -51,6 +52,7 @@ use pod_cidr::PodCidr;
 
 pub use conf::{Invalid, Version};
 pub use current::NotReady;
+pub use examine::{Examined, examine};
 pub use exec::{Excerpt, Failure};
 pub use pod_cidr::InvalidPodCidr;
 pub use result::Attachment;

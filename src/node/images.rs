@@ -4,8 +4,14 @@ use std::io::Read;
 use std::sync::Arc;
 
 use super::Node;
+use super::joint::Waiter;
 use crate::error::Error;
+use crate::image::pull::{PullProgress, Wanted};
+use crate::image::registry;
 use crate::image::{self, Image, Names, Progress};
+
+/// A pull that somebody waits for. When all who do have dropped it, it is given up.
+pub type Pull = Waiter<Wanted, PullProgress, Arc<Image>>;
 
 impl Node {
     /// Imports every image of an archive.
@@ -25,6 +31,25 @@ impl Node {
         .await
         .map_err(Error::at("import"))?
         .map_err(of_image)
+    }
+
+    /// Pulls an image, or joins the same pull that is under way.
+    #[must_use]
+    pub fn pull_image(self: &Arc<Self>, wanted: Wanted) -> Pull {
+        let node = Arc::clone(self);
+        self.pulls
+            .join(wanted.clone(), |progress, cancel| async move {
+                let pulled = node
+                    .images
+                    .pull(&node.registries, &wanted, &progress, &cancel);
+                let pulled = pulled.await;
+                if pulled.is_err() {
+                    // Layers that were shared with another pull, which failed as well.
+                    let node = Arc::clone(&node);
+                    let _ = tokio::task::spawn_blocking(move || node.collect_layers()).await;
+                }
+                pulled.map_err(of_image)
+            })
     }
 
     /// Removes an image, or one of its names. Layers that containers use stay until these are gone.
@@ -58,6 +83,17 @@ impl Node {
 
 fn of_image(error: image::Error) -> Error {
     let text = crate::error::chain(&error);
+    if let image::Error::Registry { source, .. } = &error {
+        match source {
+            registry::Error::NotFound { .. } => return Error::Absent(text),
+            registry::Error::Denied(_) => return Error::Denied(text),
+            source if source.is_unavailable() => return Error::RegistryUnavailable(text),
+            _ => {}
+        }
+    }
+    if let image::Error::Unsuitable { .. } = &error {
+        return Error::Absent(text);
+    }
     if error.is_no_space() {
         Error::ResourceExhausted(text)
     } else if error.is_invalid() {

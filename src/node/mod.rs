@@ -6,6 +6,7 @@
 mod events;
 mod files;
 mod images;
+mod joint;
 pub mod orphans;
 mod paths;
 mod recover;
@@ -22,6 +23,8 @@ use serde::Serialize;
 pub(crate) use events::Events;
 pub use events::{Event, EventKind};
 pub(crate) use files::{base64, make_dir, make_root_dir, remove_entries_but, remove_tree};
+pub use images::Pull;
+use joint::Joint;
 pub use paths::Paths;
 pub use recover::Decode;
 use tables::Table;
@@ -31,7 +34,9 @@ use crate::cgroup::Cgroups;
 use crate::container::Container;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::ImageStore;
+use crate::image::pull::{PullProgress, Wanted};
+use crate::image::registry::Registries;
+use crate::image::{Image, ImageStore};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerName, PodName};
@@ -60,6 +65,7 @@ pub struct Parts {
     pub cgroups: Cgroups,
     pub builder: Builder,
     pub images: ImageStore,
+    pub registries: Registries,
     pub network: Network,
     pub syncer: Syncer,
 }
@@ -70,6 +76,7 @@ pub struct Node {
     pub settings: Settings,
     pub host: HostFacts,
     pub images: ImageStore,
+    pub registries: Registries,
     pub network: Network,
     pub cgroups: Cgroups,
     pub(crate) binary: Binary,
@@ -79,6 +86,7 @@ pub struct Node {
     pub(crate) operations: Work<(Op, ObjectId), ()>,
     pub(crate) events: Events,
     pub(crate) walker: Walker,
+    pulls: Joint<Wanted, PullProgress, Arc<Image>>,
     syncer: Syncer,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
@@ -109,6 +117,7 @@ impl Node {
             settings: parts.settings,
             host: parts.host,
             images: parts.images,
+            registries: parts.registries,
             network: parts.network,
             cgroups: parts.cgroups,
             binary: parts.binary,
@@ -118,6 +127,7 @@ impl Node {
             operations: Work::default(),
             events: Events::default(),
             walker,
+            pulls: Joint::default(),
             syncer: parts.syncer,
             sandboxes: Table::default(),
             containers: Table::default(),

@@ -170,5 +170,6 @@ mod tests {
         assert!(is_zombie(child.id().cast_signed()));
         assert_eq!(reap(&pidfd), Some(9));
         assert_eq!(reap(&pidfd), None);
+        assert!(child.wait().is_err(), "reaped already");
     }
 }

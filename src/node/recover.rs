@@ -10,13 +10,12 @@
 //! undone is reported and tried again when it is asked for.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carpel_wire::{Entry, ObjectId, RequestBody, SignalScope, UNKNOWN_STATUS};
+use carpel_wire::{ObjectId, RequestBody, SignalScope, UNKNOWN_STATUS};
 use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
@@ -30,7 +29,7 @@ use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::spec::plan;
 use crate::stats::Walker;
 use crate::store::record;
-use crate::supervisor::{Exit, Supervisor};
+use crate::supervisor::{Exit, Listed, Supervisor};
 
 /// How often the release of a gone pod's network is tried again.
 const NETWORK_RETRY: Duration = Duration::from_secs(30);
@@ -45,7 +44,7 @@ pub struct Decode {
 }
 
 /// The processes that a supervisor has in its table.
-type Entries = HashMap<ObjectId, (Entry, Vec<OwnedFd>)>;
+type Entries = HashMap<ObjectId, Listed>;
 
 impl Node {
     /// Takes over what earlier daemons left, and returns a node that can serve.
@@ -188,9 +187,7 @@ impl Node {
         };
         match connected {
             Ok((supervisor, list)) => {
-                let entries = list
-                    .into_iter()
-                    .map(|(entry, fds)| (entry.id, (entry, fds)));
+                let entries = list.into_iter().map(|listed| (listed.entry.id, listed));
                 Some((supervisor, entries.collect()))
             }
             Err(error) => {
@@ -212,7 +209,7 @@ impl Node {
             let ended =
                 container.with_state(|state| !matches!(state, container::State::Created { .. }));
             match entry {
-                Some((entry, fds)) => {
+                Some(Listed { entry, fds, exit }) => {
                     let (pidfd, kept) = Kept::new(&entry.held, fds);
                     if let Some(pidfd) = pidfd.filter(|_| entry.exited.is_none()) {
                         let running = Running {
@@ -222,7 +219,6 @@ impl Node {
                             supervisor: supervisor.clone(),
                             kept: Arc::new(kept),
                         };
-                        let exit = supervisor.expect_exit(entry.id);
                         *container.lock() = container::State::Running(running.clone());
                         self.watch_container(&container, running, exit);
                         continue;
@@ -252,7 +248,7 @@ impl Node {
             }
         }
         // Commands whose client died with the daemon, and containers whose record is gone.
-        for (id, (entry, _)) in entries {
+        for (id, Listed { entry, .. }) in entries {
             let scope = if entry.init {
                 SignalScope::Process
             } else {

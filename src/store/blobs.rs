@@ -12,9 +12,9 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use ring::digest::{Context, SHA256, digest};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 digest. Others are not accepted: nothing in use names its content by them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -30,7 +30,13 @@ impl Digest {
     /// The digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        Self::made(&digest(&SHA256, bytes))
+    }
+
+    fn made(hash: &ring::digest::Digest) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(hash.as_ref());
+        Self(bytes)
     }
 
     /// The 64 hex digits without the algorithm.
@@ -93,13 +99,13 @@ impl From<Digest> for String {
 /// is what takes most of an import's time.
 pub struct Hashing<R> {
     inner: R,
-    hash: Option<Sha256>,
+    hash: Option<Context>,
     count: u64,
 }
 
 impl<R: Read> Hashing<R> {
     pub fn new(inner: R) -> Self {
-        let hash = Some(Sha256::new());
+        let hash = Some(Context::new(&SHA256));
         Self {
             inner,
             hash,
@@ -123,7 +129,7 @@ impl<R: Read> Hashing<R> {
     /// Those of the inner reader.
     pub fn finish(mut self) -> io::Result<(Option<Digest>, R)> {
         io::copy(&mut self, &mut io::sink())?;
-        let digest = self.hash.map(|hash| Digest(hash.finalize().into()));
+        let digest = self.hash.map(|hash| Digest::made(&hash.finish()));
         Ok((digest, self.inner))
     }
 }

@@ -5,24 +5,25 @@
 //! ```
 //!
 //! What must always hold: a folder in `layers/` is whole and on disk, because it got its name last; what a killed daemon
-//! leaves lies in `tmp/`. A layer that is claimed is neither unpacked a second time nor collected.
+//! leaves lies in `tmp/`. A layer that is claimed ([`Claims`]) is neither unpacked a second time nor collected.
 //!
 //! A layer is named by its chain id (the digest over its diff id and those below it), because the metadata of folders
 //! that it does not describe are those of the layers below.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
-use super::blobs::{Digest, Section};
+use super::blobs::Digest;
 use super::record::{self, Durability, ReadError};
-use super::remove_tree::remove_tree;
-use super::unpack::{self, Expected, Limits, Lower, Tree, UnpackError, Unpacked};
+use super::unpack::Tree;
+
+pub use super::claims::{Claims, Staged};
 
 /// A layer together with all that is below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ pub(super) struct LayerRecord {
     pub(super) bytes: u64,
     pub(super) inodes: u64,
     /// It hides what is below it.
-    opaque: bool,
+    pub(super) opaque: bool,
 }
 
 /// How much of the disk is used.
@@ -73,15 +74,18 @@ pub struct LayerStore {
     pub(super) folder: PathBuf,
     pub(super) temporary: PathBuf,
     state: Mutex<State>,
-    /// A claim was given back.
-    released: Condvar,
+    /// A layer was made, or given up: for those who wait on a thread, and for those who wait in a task.
+    pub(super) released: Condvar,
+    pub(super) changed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) layers: HashMap<LayerId, LayerRecord>,
-    making: HashSet<LayerId>,
-    claims: HashMap<LayerId, usize>,
+    pub(super) making: HashSet<LayerId>,
+    pub(super) claims: HashMap<LayerId, usize>,
+    /// Committed by claims that live, and claimed by nobody else since.
+    pub(super) fresh: HashSet<LayerId>,
 }
 
 impl State {
@@ -116,6 +120,7 @@ impl LayerStore {
             temporary: temporary.to_owned(),
             state: Mutex::new(state),
             released: Condvar::new(),
+            changed: watch::Sender::new(()),
         })
     }
 
@@ -157,45 +162,6 @@ impl LayerStore {
         self.lock().layers.values().collect()
     }
 
-    /// Claims the layers, waiting for others that are unpacking some of them. `proceed` is asked while waiting.
-    ///
-    /// # Errors
-    /// [`UnpackError::Cancelled`].
-    pub fn claim(
-        &self,
-        layers: impl IntoIterator<Item = LayerId>,
-        proceed: &dyn Fn() -> bool,
-    ) -> Result<Claims<'_>, UnpackError> {
-        let mut claims = Claims {
-            store: self,
-            held: Vec::new(),
-            missing: BTreeSet::new(),
-            made: Vec::new(),
-        };
-        // One order for all, so that no two wait for each other.
-        let sorted: BTreeSet<LayerId> = layers.into_iter().collect();
-        let mut state = self.lock();
-        for id in sorted {
-            while state.making.contains(&id) {
-                let second = Duration::from_secs(1);
-                let waited = self.released.wait_timeout(state, second);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                if !proceed() {
-                    drop(state);
-                    return Err(UnpackError::Cancelled);
-                }
-            }
-            *state.claims.entry(id).or_default() += 1;
-            claims.held.push(id);
-            if !state.layers.contains_key(&id) {
-                state.making.insert(id);
-                claims.missing.insert(id);
-            }
-        }
-        drop(state);
-        Ok(claims)
-    }
-
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,191 +175,6 @@ impl<'a> FromIterator<&'a LayerRecord> for Usage {
             usage.inodes += record.inodes;
         }
         usage
-    }
-}
-
-/// Layers that stay as they are while this lives: none of them is collected, and those missing are its to make.
-#[derive(Debug)]
-pub struct Claims<'a> {
-    store: &'a LayerStore,
-    held: Vec<LayerId>,
-    /// Those that were not there when they were claimed. Until this is dropped, others who want them wait.
-    missing: BTreeSet<LayerId>,
-    made: Vec<LayerId>,
-}
-
-/// A layer that is unpacked but not yet one of the store's. Dropping it removes it.
-#[derive(Debug)]
-pub struct Staged {
-    id: LayerId,
-    folder: Temporary,
-    unpacked: Unpacked,
-}
-
-#[derive(Debug)]
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "remove what was unpacked in vain");
-        }
-    }
-}
-
-impl Claims<'_> {
-    /// The layers that have to be unpacked.
-    #[must_use]
-    pub fn missing(&self) -> &BTreeSet<LayerId> {
-        &self.missing
-    }
-
-    /// Unpacks one of the missing layers, checking both digests. May be called from several threads at once.
-    ///
-    /// # Errors
-    /// [`UnpackError`]; nothing is left behind then.
-    pub fn unpack(
-        &self,
-        id: LayerId,
-        packed: &Section,
-        expected: Expected,
-        limits: &Limits,
-        proceed: &dyn Fn() -> bool,
-    ) -> Result<Staged, UnpackError> {
-        let name = format!("layer-{}-{:016x}", id.0.hex(), rand::random::<u64>());
-        let path = self.store.temporary.join(name);
-        let write = |source| UnpackError::Write {
-            path: path.display().to_string(),
-            source,
-        };
-        make_folder(&path).map_err(write)?;
-        let folder = Temporary(path.clone());
-        make_folder(&path.join("fs")).map_err(write)?;
-        let tree = Tree::open(&path.join("fs")).map_err(write)?;
-        let unpacked = unpack::unpack(packed.reader(), expected, &tree, limits, proceed)?;
-        Ok(Staged {
-            id,
-            folder,
-            unpacked,
-        })
-    }
-
-    /// Makes the staged layers the store's. `stacks`: all stacks that they are part of, bottom first; every layer of them
-    /// is claimed and, if missing, staged.
-    ///
-    /// # Errors
-    /// Those of the file system. Then none of the staged layers is kept.
-    pub fn commit(
-        &mut self,
-        staged: Vec<Staged>,
-        stacks: &[Vec<LayerId>],
-        proceed: &dyn Fn() -> bool,
-    ) -> Result<(), UnpackError> {
-        if staged.is_empty() {
-            return Ok(());
-        }
-        let staged: HashMap<LayerId, Staged> = staged.into_iter().map(|s| (s.id, s)).collect();
-        self.complete(&staged, stacks, proceed)?;
-        let result = self.settle(staged);
-        if result.is_err() {
-            self.withdraw();
-        }
-        result.map_err(|(path, source)| UnpackError::Write {
-            path: path.display().to_string(),
-            source,
-        })
-    }
-
-    /// Gives the folders that layers do not describe their metadata, from the bottom of each stack to its top.
-    fn complete(
-        &self,
-        staged: &HashMap<LayerId, Staged>,
-        stacks: &[Vec<LayerId>],
-        proceed: &dyn Fn() -> bool,
-    ) -> Result<(), UnpackError> {
-        let mut done = HashSet::new();
-        for stack in stacks {
-            let mut lowers = Vec::new();
-            for &id in stack {
-                let (path, opaque) = match staged.get(&id) {
-                    Some(layer) => (layer.folder.0.join("fs"), layer.unpacked.opaque),
-                    None => {
-                        let opaque = self.store.lock().layers.get(&id).is_some_and(|l| l.opaque);
-                        (self.store.path(id), opaque)
-                    }
-                };
-                let tree = Tree::open(&path).map_err(|source| UnpackError::Write {
-                    path: path.display().to_string(),
-                    source,
-                })?;
-                if let Some(layer) = staged.get(&id)
-                    && done.insert(id)
-                {
-                    let implicit = &layer.unpacked.implicit;
-                    unpack::complete(&tree, opaque, implicit, &lowers, proceed)?;
-                }
-                lowers.push(Lower { tree, opaque });
-            }
-        }
-        Ok(())
-    }
-
-    /// Syncs the layers and gives them their names.
-    fn settle(&mut self, staged: HashMap<LayerId, Staged>) -> Result<(), (PathBuf, io::Error)> {
-        let mut records = HashMap::new();
-        for (id, layer) in &staged {
-            let record = LayerRecord {
-                bytes: layer.unpacked.bytes,
-                inodes: layer.unpacked.inodes + 1,
-                opaque: layer.unpacked.opaque,
-            };
-            let path = layer.folder.0.join("record");
-            record::write(&path, &record, Durability::Now).map_err(|e| (path, e))?;
-            records.insert(*id, record);
-        }
-        // One call for thousands of files. It reports what could not be written back.
-        let synced = std::fs::File::open(&self.store.temporary)
-            .and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
-        synced.map_err(|e| (self.store.temporary.clone(), e))?;
-        for (id, layer) in &staged {
-            let path = self.store.folder.join(id.0.hex());
-            std::fs::rename(&layer.folder.0, &path).map_err(|e| (path, e))?;
-            self.made.push(*id);
-            self.store.lock().layers.insert(*id, records[id]);
-        }
-        record::sync_folder(&self.store.folder).map_err(|e| (self.store.folder.clone(), e))
-    }
-
-    /// Takes the layers that were committed away again, because what they were made for failed.
-    pub fn withdraw(&mut self) {
-        let mut removed = Vec::new();
-        let mut state = self.store.lock();
-        for id in self.made.drain(..) {
-            match self.store.set_aside(&mut state, id) {
-                Ok(path) => removed.push(Temporary(path)),
-                Err(error) => tracing::warn!(layer = %id, %error, "withdraw layer"),
-            }
-        }
-        drop(state);
-    }
-}
-
-impl Drop for Claims<'_> {
-    fn drop(&mut self) {
-        let mut state = self.store.lock();
-        for id in &self.missing {
-            state.making.remove(id);
-        }
-        for id in &self.held {
-            if let Some(count) = state.claims.get_mut(id) {
-                *count -= 1;
-                if *count == 0 {
-                    state.claims.remove(id);
-                }
-            }
-        }
-        drop(state);
-        self.store.released.notify_all();
     }
 }
 

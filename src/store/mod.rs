@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod blobs;
+mod claims;
 pub mod gc;
 pub mod layers;
 pub mod memfd;

@@ -12,6 +12,7 @@ use carpel_wire::{
     Adopt, Entry, Event, ExitRecord, MAX_MESSAGE, ObjectId, Reply, Request, RequestBody,
     SignalScope, Start,
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::oneshot;
 
 use super::socket::Connection;
@@ -111,7 +112,7 @@ struct Shared {
     gone: tokio::sync::watch::Sender<bool>,
 }
 
-/// What a supervisor that is set up is known by.
+/// What a supervisor is known by.
 #[derive(Default)]
 struct Own {
     pidfd: Option<Arc<OwnedFd>>,
@@ -141,7 +142,18 @@ struct Waiting {
     closed: bool,
     replies: HashMap<u32, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
     exits: HashMap<ObjectId, oneshot::Sender<Exit>>,
-    entries: Vec<(Entry, Vec<OwnedFd>)>,
+    entries: Vec<Listed>,
+}
+
+/// A process in a supervisor's table.
+#[derive(Debug)]
+pub struct Listed {
+    pub entry: Entry,
+    /// What [`Entry::held`] names.
+    pub fds: Vec<OwnedFd>,
+    /// Of one that has not exited yet. It was registered when the entry came, so that the exit right after
+    /// it is not missed.
+    pub exit: ExitWait,
 }
 
 impl std::fmt::Debug for Supervisor {
@@ -176,11 +188,18 @@ impl Supervisor {
             Ok(Event::Hello { version, .. }) => return Err(Error::Version(version)),
             _ => return Err(Error::Version(0)),
         };
+        let mut own = Own::new(reaper_pid, pidfds);
+        if !ready {
+            // It lives, as it has just spoken.
+            let pid = Pid::from_raw(pid.cast_signed()).ok_or(Error::Gone)?;
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?;
+            own.pidfd = Some(Arc::new(pidfd));
+        }
         let shared = Arc::new(Shared {
             connection,
             pid: AtomicU32::new(pid),
             ready,
-            own: Mutex::new(Own::new(reaper_pid, pidfds)),
+            own: Mutex::new(own),
             next: AtomicU32::new(1),
             waiting: Mutex::default(),
             gone: tokio::sync::watch::Sender::new(false),
@@ -195,7 +214,7 @@ impl Supervisor {
         self.0.pid.load(Ordering::Relaxed)
     }
 
-    /// Its pidfd, once it is set up.
+    /// Its pidfd. None only if one that is set up did not give it.
     #[must_use]
     pub fn pidfd(&self) -> Option<Arc<OwnedFd>> {
         self.0.own().pidfd.clone()
@@ -313,22 +332,15 @@ impl Supervisor {
         Ok(exit)
     }
 
-    /// A wait for the exit of a process that is running, as [`Supervisor::list`] said.
-    #[must_use]
-    pub fn expect_exit(&self, id: ObjectId) -> ExitWait {
-        let (sender, receiver) = oneshot::channel();
-        let mut waiting = self.0.lock();
-        if !waiting.closed {
-            waiting.exits.insert(id, sender);
-        }
-        ExitWait(receiver)
+    fn expect_exit(&self, id: ObjectId) -> ExitWait {
+        self.0.lock().expect_exit(id)
     }
 
     /// Every process in the supervisor's table, with what it holds for those that run.
     ///
     /// # Errors
     /// As [`Supervisor::request`]. Only one may be under way at a time.
-    pub async fn list(&self) -> Result<Vec<(Entry, Vec<OwnedFd>)>, Error> {
+    pub async fn list(&self) -> Result<Vec<Listed>, Error> {
         self.0.lock().entries.clear();
         self.expect(RequestBody::List, &[], |reply| *reply == Reply::Done)
             .await?;
@@ -388,6 +400,16 @@ impl Pending {
     }
 }
 
+impl Waiting {
+    fn expect_exit(&mut self, id: ObjectId) -> ExitWait {
+        let (sender, receiver) = oneshot::channel();
+        if !self.closed {
+            self.exits.insert(id, sender);
+        }
+        ExitWait(receiver)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -426,7 +448,13 @@ impl Shared {
                     });
                 }
             }
-            Event::Entry(entry) => waiting.entries.push((entry, fds)),
+            Event::Entry(entry) => {
+                let exit = match entry.exited {
+                    None => waiting.expect_exit(entry.id),
+                    Some(_) => ExitWait(oneshot::channel().1),
+                };
+                waiting.entries.push(Listed { entry, fds, exit });
+            }
         }
     }
 }

@@ -15,6 +15,10 @@ pub mod carpel {
     tonic::include_proto!("carpel.v1");
 }
 
+/// The descriptors of all messages, an encoded `google.protobuf.FileDescriptorSet`: with them a message
+/// becomes JSON without generated code for it.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 impl std::fmt::Debug for cri::AuthConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AuthConfig")
@@ -23,8 +27,15 @@ impl std::fmt::Debug for cri::AuthConfig {
     }
 }
 
+impl std::fmt::Debug for carpel::Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::carpel::{Credentials, PullRequest};
     use super::cri::{AuthConfig, PullImageRequest};
 
     #[test]
@@ -42,6 +53,22 @@ mod tests {
         };
         let printed = format!("{request:?}");
         assert!(printed.contains("registry"), "{printed}");
+        assert!(!printed.contains("SECRET"), "{printed}");
+    }
+
+    #[test]
+    fn carpels_own_request_holds_none_either() {
+        let request = PullRequest {
+            image: "registry/image".into(),
+            credentials: Some(Credentials {
+                username: "SECRET".into(),
+                password: "SECRET".into(),
+                identity_token: "SECRET".into(),
+                registry_token: "SECRET".into(),
+            }),
+        };
+        let printed = format!("{request:?}");
+        assert!(printed.contains("registry/image"), "{printed}");
         assert!(!printed.contains("SECRET"), "{printed}");
     }
 }

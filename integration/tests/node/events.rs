@@ -181,6 +181,10 @@ async fn of_many_at_once_none_is_lost_or_doubled() {
 async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
+    // It makes every event long, so that few of them fill the connection.
+    let mut long = sleeper("long");
+    long.annotations.insert("text".into(), "x".repeat(16 << 10));
+    node.try_create(&pod, &long).await.unwrap();
     // On a connection of its own: what it does not read would hold up all else on it.
     let connection = Cri::with_window(&node.socket(), Some(1 << 16));
     let asleep = connection
@@ -234,7 +238,7 @@ async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
     node.finish().await;
     assert_eq!(
         reader.await.unwrap(),
-        ROUNDS * TOGETHER * 2 + 2,
+        ROUNDS * TOGETHER * 2 + 3,
         "the other reader has all"
     );
 }

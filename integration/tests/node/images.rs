@@ -472,7 +472,7 @@ async fn the_command_line_says_what_to_do_without_a_daemon() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "carpel: no carpel daemon at unix:///nonexistent/carpel.sock; start one with `carpel serve`, or name its socket with --endpoint\n"
+        "carpel: no carpel daemon at unix:///nonexistent/carpel.sock; start one with `carpel serve` (or systemctl start carpel), or name another socket with --endpoint\n"
     );
 }
 

@@ -8,6 +8,14 @@
 
 mod adoption;
 mod cgroups;
+mod cli_doctor;
+mod cli_inspect;
+mod cli_lists;
+mod cli_logs;
+mod cli_pull;
+mod cli_run;
+mod cli_terminal;
+mod cli_wrong_use;
 mod config;
 mod crash;
 mod devices;
@@ -22,6 +30,7 @@ mod namespaces;
 mod network;
 mod process;
 mod recovery;
+mod registry;
 mod resources;
 mod serve;
 mod stats;

@@ -382,10 +382,6 @@ async fn what_is_not_built_says_so_by_name() {
     );
     let mut client = fake::images(&fake).await;
     assert_eq!(
-        refused(client.pull_image(cri::PullImageRequest::default()).await),
-        not_built("PullImage")
-    );
-    assert_eq!(
         refused(
             client
                 .stream_images(cri::StreamImagesRequest::default())

@@ -21,11 +21,14 @@ use tonic::transport::{Channel, Endpoint, Server};
 use crate::cgroup::{CpuUsage, MemoryUsage, Usage};
 use crate::cri::domain::*;
 use crate::cri::import::{Archive, Progress};
+use crate::cri::pull::Steps;
 use crate::cri::update::{self, Merge};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, DiskUsage, Figures, SandboxFigures};
+use crate::store::blobs::Digest;
 use crate::timeline::Span;
 
 /// Remembers objects; what it is told to do it notes in `calls`.
@@ -55,6 +58,15 @@ impl Fake {
     pub fn change_container(&self, change: impl FnOnce(&mut ContainerDetail)) {
         let mut containers = self.containers.lock().expect("no test panics in here");
         change(containers.last_mut().expect("there is one"));
+    }
+}
+
+/// Notes when the call that has it is dropped.
+struct Left<'a>(&'a Fake);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.0.note("pull given up");
     }
 }
 
@@ -315,6 +327,43 @@ impl Domain for Fake {
 
     fn root(&self) -> &Path {
         Path::new("/var/lib/carpel")
+    }
+
+    /// The tag is what happens: "missing", "down", "denied"; else it is pulled, in one step.
+    async fn pull(&self, wanted: Wanted, steps: Option<Steps>) -> Result<ImageView, Error> {
+        let text = wanted.reference.to_string();
+        match wanted.reference.tag().unwrap_or_default() {
+            "missing" => return Err(Error::Absent(text)),
+            "down" => return Err(Error::RegistryUnavailable(text)),
+            "denied" => return Err(Error::Denied(text)),
+            "slow" => {
+                let _left = Left(self);
+                return std::future::pending().await;
+            }
+            _ => {}
+        }
+        if let Some(mut steps) = steps {
+            let layer = LayerProgress {
+                digest: Digest::of(b""),
+                phase: Phase::Unpacked,
+                done: 5,
+                total: 5,
+            };
+            let manifest = Some(PulledManifest {
+                reference: text.clone(),
+                digest: Digest::of(b""),
+            });
+            let layers = vec![layer];
+            steps.tell(PullState { manifest, layers }).await;
+        }
+        Ok(ImageView {
+            id: "sha256:ab".into(),
+            tags: vec![text],
+            digests: Vec::new(),
+            size: 1,
+            user: String::new(),
+            pinned: false,
+        })
     }
 
     /// The archive is the id of the image; "broken" is none.

@@ -9,6 +9,7 @@ mod calls;
 mod container;
 mod limits;
 mod mounts;
+mod pull;
 mod sandbox;
 mod security;
 mod sysctl;
@@ -28,6 +29,7 @@ pub use calls::{
 };
 pub use container::{container_config, create_container, fits_sandbox};
 pub use limits::updated as updated_resources;
+pub use pull::{pull, pull_image};
 pub use sandbox::run_pod_sandbox;
 
 /// What the node's kernel has, where it decides whether a request can be honoured.

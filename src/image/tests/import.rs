@@ -227,9 +227,12 @@ fn wrong_archives_are_refused_and_leave_nothing() {
     ));
     cases.push((
         manifest(&|d| d["schemaVersion"] = json!(1)),
-        "unknown schema",
+        "manifest schema 1",
     ));
-    cases.push((manifest(&|d| d["fsLayers"] = json!([])), "unknown schema"));
+    cases.push((
+        manifest(&|d| d["fsLayers"] = json!([])),
+        "manifest schema 1",
+    ));
     cases.push((
         manifest(&|d| d["layers"] = json!([])),
         "names 1 layers, its manifest 0",

@@ -22,6 +22,7 @@ use super::tree::{OPAQUE, apply, is_allowed_xattr, set_owner, set_times, split};
 use super::{Limits, Metadata, Tree, UnpackError};
 use crate::store::blobs::read_some;
 use crate::store::remove_tree::remove_tree_at;
+use crate::sys;
 
 /// What was unpacked.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,6 +50,9 @@ const DEVICES: [(u32, u32); 8] = [
 ];
 
 const BUFFER: usize = 256 << 10;
+/// Bytes of a file that is written to the disk while the next ones are unpacked, so that the sync at the end has
+/// little to wait for.
+const WRITE_EARLY: u64 = 64 << 10;
 /// Names of folders that are kept until the end, in bytes.
 const FOLDER_NAMES: usize = 256 << 20;
 
@@ -190,6 +194,9 @@ impl Extractor<'_> {
             Some(map) => self.copy_pieces(path, &file, &map, archive)?,
         };
         self.count(length);
+        if length >= WRITE_EARLY {
+            sys::start_writeback(file.as_fd());
+        }
         apply(file.as_fd(), metadata, FileType::RegularFile)
             .and_then(|()| set_times(file.as_fd(), c"", metadata))
             .map_err(|e| UnpackError::write(path, e))

@@ -14,6 +14,7 @@
 //! Device nodes: a container may use what its device cgroup allows. So the eight that every container may use anyway
 //! (null, zero, full, random, urandom, tty, console, ptmx) are made, and all others are left out.
 
+mod ahead;
 mod complete;
 mod decompress;
 mod extract;
@@ -34,6 +35,8 @@ mod tests;
 use std::io::{self, Read};
 
 use crate::store::blobs::{Digest, Hashing};
+
+use ahead::ahead;
 
 pub use complete::{Lower, complete};
 pub use decompress::{Compression, Decompressed};
@@ -179,10 +182,12 @@ pub struct Expected {
 /// Unpacks the layer `packed` into the empty folder `tree`. Both digests are checked, after all of the stream has been
 /// read: on an error the folder holds something of no use. `proceed` is asked before each entry.
 ///
+/// Decompressing takes as long as hashing and writing what comes out of it, so that it has a thread of its own.
+///
 /// # Errors
 /// [`UnpackError`].
 pub fn unpack(
-    packed: impl Read,
+    packed: impl Read + Send,
     expected: Expected,
     tree: &Tree,
     limits: &Limits,
@@ -193,10 +198,13 @@ pub fn unpack(
     if plain || expected.packed.is_none() {
         bounded.inner.packed_mut().only_count();
     }
-    let mut diff = Hashing::new(bounded);
-    let unpacked = extract(&mut diff, tree, limits, proceed)?;
-    // What follows the end of the archive is part of both digests.
-    let (actual, bounded) = diff.finish()?;
+    let (outcome, bounded) = ahead(bounded, |unpacked| {
+        let mut diff = Hashing::new(unpacked);
+        let unpacked = extract(&mut diff, tree, limits, proceed)?;
+        // What follows the end of the archive is part of both digests.
+        Ok::<_, UnpackError>((unpacked, diff.finish()?.0))
+    })?;
+    let (unpacked, actual) = outcome?;
     check("its diff id", expected.diff, actual)?;
     let (packed, _) = bounded.inner.into_packed().finish()?;
     if let Some(expected) = expected.packed {

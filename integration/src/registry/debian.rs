@@ -1,0 +1,151 @@
+//! Debian's docker-registry.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::push;
+use crate::host::HostNet;
+use crate::image::Image;
+
+/// Who may pull from a registry with [`Debian::with_password`].
+pub const USER: &str = "user";
+pub const PASSWORD: &str = "secret-password";
+/// The two, as htpasswd writes them.
+const HTPASSWD: &str = "user:$2y$04$1OJlTnlXYIMEA410Y5m/q.Mon39LBCkaONpKWcEmRSkHsw6qq0hXO\n";
+
+/// A running registry. Its content stays when it is started anew in another way.
+#[derive(Debug)]
+pub struct Debian {
+    dir: TempDir,
+    /// `HOST:PORT`.
+    pub host: String,
+    child: Child,
+}
+
+impl Debian {
+    /// Starts one at `host` (`ADDRESS:PORT`) in `net`: http, and open to everyone.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start(net: &HostNet, host: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(dir.path().join("data")).expect("a folder");
+        let child = serve(net, dir.path(), host, "", "");
+        Self {
+            dir,
+            host: host.to_owned(),
+            child,
+        }
+    }
+
+    /// Pushes an image as `REPOSITORY:TAG`; returns its reference and its manifest's digest. The registry must be open.
+    ///
+    /// # Panics
+    /// If the registry refuses it.
+    pub fn push(
+        &self,
+        net: &HostNet,
+        repository: &str,
+        tag: &str,
+        image: &Image,
+    ) -> (String, String) {
+        let digest = net.run(|| push::push(&self.host, repository, tag, &image.build()));
+        (format!("{}/{repository}:{tag}", self.host), digest)
+    }
+
+    /// Starts it anew, for [`USER`] only.
+    pub fn with_password(&mut self, net: &HostNet) {
+        let file = self.dir.path().join("htpasswd");
+        std::fs::write(&file, HTPASSWD).expect("write");
+        let auth = format!(
+            "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+            file.display()
+        );
+        self.restart(net, &auth, "");
+    }
+
+    /// Starts it anew with https at an address, and returns the path of the certificate to trust.
+    pub fn with_tls(&mut self, net: &HostNet, address: &str) -> std::path::PathBuf {
+        let path = |name: &str| self.dir.path().join(name);
+        certificate(self.dir.path(), address);
+        let tls = format!(
+            "  tls:\n    certificate: {}\n    key: {}\n",
+            path("cert.pem").display(),
+            path("key.pem").display()
+        );
+        let trusted = path("ca.pem");
+        let port = self.host.rsplit(':').next().expect("a port");
+        self.host = format!("{address}:{port}");
+        self.restart(net, "", &tls);
+        trusted
+    }
+
+    fn restart(&mut self, net: &HostNet, auth: &str, tls: &str) {
+        self.stop();
+        self.child = serve(net, self.dir.path(), &self.host, auth, tls);
+    }
+
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Debian {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn serve(net: &HostNet, dir: &Path, host: &str, auth: &str, tls: &str) -> Child {
+    let config = dir.join("config.yml");
+    let data = dir.join("data");
+    let text = format!(
+        "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n{auth}http:\n  addr: {host}\n{tls}",
+        data.display()
+    );
+    std::fs::write(&config, text).expect("write");
+    let log = std::fs::File::create(dir.join("log")).expect("a file");
+    let mut command = Command::new("docker-registry");
+    command
+        .arg("serve")
+        .arg(&config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a descriptor"))
+        .stderr(log)
+        .env("OTEL_TRACES_EXPORTER", "none");
+    let child = net
+        .run(|| command.spawn())
+        .expect("Debian's docker-registry is installed");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while net.run(|| std::net::TcpStream::connect(host)).is_err() {
+        let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+        assert!(Instant::now() < deadline, "no registry: {}", log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child
+}
+
+/// Makes `ca.pem`, and `key.pem` and `cert.pem` for the address.
+fn certificate(dir: &Path, address: &str) {
+    let openssl = |line: &str| {
+        let output = Command::new("openssl")
+            .args(line.split(' '))
+            .current_dir(dir)
+            .output()
+            .expect("openssl is installed");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "openssl {line}: {text}");
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    openssl(&format!(
+        "req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=test"
+    ));
+    openssl(&format!(
+        "req -x509 {key} -keyout key.pem -out cert.pem -subj /CN=registry -CA ca.pem -CAkey ca.key -addext subjectAltName=IP:{address} -addext basicConstraints=CA:FALSE"
+    ));
+}

@@ -1,0 +1,133 @@
+//! `carpel doctor`: what it finds, and what it says to do.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use carpel_integration::TestNode;
+use carpel_integration::cli::{Said, carpel};
+use serde_json::Value;
+
+fn doctor(node: &TestNode, args: &[&str]) -> Said {
+    let config = node.dir().join("config.toml").display().to_string();
+    let args = [&["doctor", "--config", &config], args].concat();
+    Said::by(carpel(&node.endpoint(), &args))
+}
+
+/// The checks of this name.
+fn checks<'a>(report: &'a Value, name: &str) -> Vec<&'a Value> {
+    let all = report["checks"].as_array().expect("checks");
+    all.iter().filter(|check| check["name"] == name).collect()
+}
+
+fn report(said: &Said) -> Value {
+    serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"))
+}
+
+#[tokio::test]
+async fn a_node_that_works_is_fit() {
+    let node = TestNode::start().await;
+    let said = doctor(&node, &["-o", "json"]);
+    let report = report(&said);
+    assert_eq!(
+        (said.status, &report["ok"]),
+        (0, &true.into()),
+        "{report:#}"
+    );
+    for name in [
+        "kernel",
+        "overlay",
+        "seccomp",
+        "cgroups can be made",
+        "network",
+        "supervisor",
+        "socket",
+        "daemon",
+    ] {
+        let found = checks(&report, name);
+        assert_eq!(found.len(), 1, "{name}: {report:#}");
+        assert_ne!(found[0]["state"], "fail", "{name}");
+    }
+    // The daemon's own folders, though they are in no configuration file.
+    let root = node.dir().join("root").display().to_string();
+    let found = checks(&report, "root folder")[0]["found"].to_string();
+    assert!(found.contains(&root), "{found}");
+    assert_eq!(checks(&report, "network plugin").len(), 2, "{report:#}");
+    let pid = node.daemon_pid().expect("a daemon");
+    let found = checks(&report, "daemon")[0]["found"].to_string();
+    assert!(found.contains(&format!("pid {pid} (carpel)")), "{found}");
+    let text = doctor(&node, &[]).ok();
+    assert!(text.lines().all(|line| line.len() < 250), "{text}");
+    // It tidied up.
+    let left: Vec<_> = fs::read_dir(node.dir().join("root"))
+        .unwrap()
+        .flatten()
+        .collect();
+    assert!(
+        left.iter()
+            .all(|entry| !entry.file_name().to_string_lossy().contains("doctor")),
+        "{left:?}"
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_named_with_what_to_do() {
+    let node = TestNode::start().await;
+    node.write_conflist("00-bad.conflist", &"no network".into());
+    node.write_conflist(
+        "05-missing.conflist",
+        &serde_json::json!({ "cniVersion": "1.0.0", "name": "x", "plugins": [{ "type": "not-there" }] }),
+    );
+    fs::set_permissions(node.dir().join("root"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(node.socket(), fs::Permissions::from_mode(0o666)).unwrap();
+    let said = doctor(&node, &["-o", "json", "--registry", "http://127.0.0.1:1"]);
+    let report = report(&said);
+    assert_eq!((said.status, &report["ok"]), (1, &false.into()));
+    for (name, state, part) in [
+        ("network file", "warn", "00-bad.conflist"),
+        ("network plugin", "fail", "not-there"),
+        ("root folder", "fail", "mode 0755"),
+        ("socket", "fail", "mode 0666"),
+        ("registry", "fail", "no connection"),
+    ] {
+        let found = checks(&report, name);
+        assert_eq!(found[0]["state"], state, "{name}: {report:#}");
+        assert!(
+            found[0]["found"].to_string().contains(part),
+            "{name}: {report:#}"
+        );
+        assert!(
+            !found[0]["advice"].as_str().expect("a text").is_empty(),
+            "{name}"
+        );
+    }
+    fs::set_permissions(node.dir().join("root"), fs::Permissions::from_mode(0o700)).unwrap();
+    node.finish().await;
+}
+
+#[test]
+fn a_machine_without_a_daemon_can_be_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    let text = format!(
+        "root = \"{0}/root\"\n[network]\nconf_dir = \"{0}/net.d\"\n",
+        dir.path().display()
+    );
+    fs::write(&config, text).unwrap();
+    let config = config.display().to_string();
+    let said = Said::by(carpel(
+        "unix:///nonexistent/x.sock",
+        &["doctor", "--config", &config, "-o", "json"],
+    ));
+    let found = report(&said);
+    assert_eq!(checks(&found, "daemon")[0]["state"], "warn");
+    assert_eq!(checks(&found, "network")[0]["state"], "fail");
+    assert_eq!(said.status, 1);
+    fs::write(dir.path().join("config.toml"), "rooot = 1").unwrap();
+    let said = Said::by(carpel(
+        "unix:///nonexistent/x.sock",
+        &["doctor", "--config", &config],
+    ));
+    assert!(said.stdout.contains("unknown field `rooot`"), "{said:?}");
+    assert_eq!(said.status, 1);
+}

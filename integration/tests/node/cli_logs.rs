@@ -1,0 +1,146 @@
+//! `carpel logs`: what was written, and what is being written.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use carpel_integration::cli::{Running, Said, carpel};
+use carpel_integration::{TestNode, sh, v1};
+
+fn logs(node: &TestNode, args: &[&str]) -> Said {
+    Said::by(carpel(&node.endpoint(), &[&["logs"], args].concat()))
+}
+
+fn follow(node: &TestNode, args: &[&str]) -> Running {
+    Running::start(carpel(&node.endpoint(), &[&["logs", "-f"], args].concat()))
+}
+
+#[tokio::test]
+async fn a_log_is_shown_as_it_was_written() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("web")).await;
+    // A line of 20 KiB is two entries of the file.
+    let script = "echo one; echo err >&2; head -c 20000 /dev/zero | tr '\\0' x; echo; echo last";
+    let id = node.start_container(&pod, &sh("app", script)).await;
+    node.wait_exit(&id).await;
+    let said = logs(&node, &["app"]);
+    assert_eq!(said.stderr, "err\n");
+    let long = "x".repeat(20_000);
+    assert_eq!(said.stdout, format!("one\n{long}\nlast\n"));
+    assert_eq!(
+        logs(&node, &["app", "--tail", "2"]).ok(),
+        format!("{long}\nlast\n")
+    );
+    assert_eq!(logs(&node, &["app", "-n", "0"]).ok(), "");
+    assert_eq!(
+        logs(
+            &node,
+            &["app", "--since", "2001-01-01T00:00:00Z", "-n", "1"]
+        )
+        .ok(),
+        "last\n"
+    );
+    assert_eq!(
+        logs(&node, &["app", "--since", "2100-01-01T00:00:00Z"]).ok(),
+        ""
+    );
+    assert_eq!(logs(&node, &["app", "--since", "1h", "-n1"]).ok(), "last\n");
+    let stamped = logs(&node, &["app", "-t", "--tail", "1"]).ok();
+    assert!(
+        stamped.starts_with("20") && stamped.ends_with("Z last\n"),
+        "{stamped}"
+    );
+    let json = logs(&node, &["app", "-o", "json", "--tail", "1"]).json();
+    assert_eq!(
+        (&json["stream"], &json["log"]),
+        (&"stdout".into(), &"last\n".into())
+    );
+    // To follow what is over is to show it.
+    assert_eq!(
+        logs(&node, &["-f", "app"]).ok(),
+        format!("one\n{long}\nlast\n")
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn following_ends_with_the_container() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("web")).await;
+    let id = node
+        .try_create(
+            &pod,
+            &sh(
+                "app",
+                "for i in 1 2 3; do echo $i; sleep 0.2; done; echo end",
+            ),
+        )
+        .await
+        .unwrap();
+    // Before there is a log at all.
+    let mut running = follow(&node, &["app"]);
+    std::thread::sleep(Duration::from_millis(100));
+    node.try_start(&id).await.unwrap();
+    running.wait_for("1\n");
+    assert_eq!(running.end(), 0);
+    assert_eq!(running.text(), "1\n2\n3\nend\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn following_goes_through_rotations_and_a_daemons_crash() {
+    let mut node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("web")).await;
+    let script = "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i+1)); [ $((i % 10)) = 0 ] && usleep 5000; done";
+    let id = node.start_container(&pod, &sh("app", script)).await;
+    let path = node.status(&id).await.log_path;
+    let mut running = follow(&node, &["app"]);
+    running.wait_for("\n50\n");
+    for turn in 0..5 {
+        fs::rename(&path, format!("{path}.{turn}")).unwrap();
+        let request = v1::ReopenContainerLogRequest {
+            container_id: id.clone(),
+        };
+        node.cri
+            .runtime()
+            .reopen_container_log(request)
+            .await
+            .unwrap();
+        if turn == 2 {
+            node.crash().await;
+        }
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert!(Path::new(&path).exists());
+    assert_eq!(running.end(), 0);
+    let expected: String = (0..3000).map(|n| format!("{n}\n")).collect();
+    assert!(
+        running.text() == expected,
+        "lines are missing or come twice"
+    );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn following_ends_when_nobody_reads() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("web")).await;
+    node.start_container(&pod, &sh("app", "echo one; exec sleep 600"))
+        .await;
+    let mut command = carpel(&node.endpoint(), &["logs", "-f", "app"]);
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut reader = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+    assert_eq!(line, "one\n");
+    drop(reader);
+    let status = tokio::task::spawn_blocking(move || child.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+    node.finish().await;
+}

@@ -1,0 +1,165 @@
+//! `carpel run`, `exec`, `stop`, `rm`: a container's whole life from a terminal.
+
+use std::fs;
+
+use carpel_integration::TestNode;
+use carpel_integration::cli::{Running, Said, carpel};
+use carpel_integration::image::BUSYBOX;
+use nix::sys::signal::Signal;
+
+/// `carpel run` with its logs below the node's folder.
+fn run(node: &TestNode, args: &[&str]) -> std::process::Command {
+    let logs = node.dir().join("logs").display().to_string();
+    carpel(
+        &node.endpoint(),
+        &[&["run", "--log-dir", &logs], args].concat(),
+    )
+}
+
+fn other(node: &TestNode, args: &[&str]) -> Said {
+    Said::by(carpel(&node.endpoint(), args))
+}
+
+fn no_logs(node: &TestNode) {
+    let left: Vec<_> = fs::read_dir(node.dir().join("logs"))
+        .unwrap()
+        .flatten()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_run_shows_output_passes_its_status_on_and_leaves_nothing() {
+    let node = TestNode::start().await;
+    let script = "echo out; echo err >&2; exit 7";
+    let said = Said::by(run(&node, &["--rm", BUSYBOX, "sh", "-c", script]));
+    assert_eq!(
+        (said.status, said.stdout.as_str(), said.stderr.as_str()),
+        (7, "out\n", "err\n")
+    );
+    assert!(node.pods().await.is_empty());
+    no_logs(&node);
+    // Without --rm it stays, to be looked at.
+    assert_eq!(
+        Said::by(run(&node, &["--name", "done", BUSYBOX, "echo", "hi"])).ok(),
+        "hi\n"
+    );
+    assert_eq!(other(&node, &["logs", "done"]).ok(), "hi\n");
+    assert_eq!(other(&node, &["rm", "done"]).ok(), "done\n");
+    assert!(node.pods().await.is_empty());
+    no_logs(&node);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn flags_reach_the_container() {
+    let node = TestNode::start().await;
+    let shared = node.dir().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "from the host\n").unwrap();
+    let mount = format!("{}:/mnt:ro", shared.display());
+    let script =
+        "echo $A; cat /mnt/file; touch /mnt/x 2>/dev/null || echo read-only; id -u; pwd; hostname";
+    let said = Said::by(run(
+        &node,
+        &[
+            "--rm", "--name", "flags", "-e", "A=b", "-v", &mount, "-u", "7", "-w", "/tmp", "-m",
+            "64m", BUSYBOX, "sh", "-c", script,
+        ],
+    ));
+    assert_eq!(said.ok(), "b\nfrom the host\nread-only\n7\n/tmp\nflags\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_detached_run_is_worked_with_by_name() {
+    let node = TestNode::start().await;
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    for name in ["one", "two"] {
+        let id = Said::by(run(
+            &node,
+            &["-d", "--name", name, BUSYBOX, "sh", "-c", script],
+        ))
+        .ok();
+        assert_eq!(id.trim().len(), 64, "{id}");
+    }
+    let said = other(
+        &node,
+        &["exec", "one", "sh", "-c", "echo in; echo err >&2; exit 9"],
+    );
+    assert_eq!(
+        (said.status, said.stdout.as_str(), said.stderr.as_str()),
+        (9, "in\n", "err\n")
+    );
+    assert_eq!(
+        other(&node, &["exec", "one", "--", "echo", "-n", "x"]).ok(),
+        "x"
+    );
+    other(&node, &["exec", "one", "/nonexistent"]).failed(125, "nonexistent");
+    other(&node, &["exec", "-it", "one", "sh"]).failed(125, "not supported yet");
+    let slow = other(&node, &["exec", "--timeout", "1", "one", "sleep", "60"]);
+    assert_eq!(slow.status, 125, "{slow:?}");
+
+    other(&node, &["rm", "one"]).failed(1, "stop it first");
+    let mut stopped: Vec<_> = other(&node, &["stop", "one", "two", "one"])
+        .ok()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    stopped.sort();
+    assert_eq!(stopped, ["one", "two"]);
+    assert_eq!(other(&node, &["ps", "-q"]).ok(), "");
+    other(&node, &["exec", "one", "true"]).failed(125, "does not run");
+    let said = other(&node, &["rm", "one", "nonsense", "two"]);
+    assert!(
+        said.stdout.contains("one\n") && said.stdout.contains("two\n"),
+        "{said:?}"
+    );
+    said.failed(1, "nonsense");
+    assert!(node.pods().await.is_empty());
+    no_logs(&node);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_does_not_start_leaves_nothing() {
+    let node = TestNode::start().await;
+    for args in [
+        &[BUSYBOX, "/nonexistent"][..],
+        &["-u", "nobody-at-all", BUSYBOX, "true"],
+        &["-v", "/proc/nothing:/x", BUSYBOX, "true"],
+        &["--pull", "never", "localhost/nothing:1"],
+        &["localhost/nothing:1"],
+        &["--name", "not a name", BUSYBOX, "true"],
+    ] {
+        let said = Said::by(run(&node, args));
+        assert_eq!(said.status, 125, "{args:?}: {said:?}");
+        assert!(said.stderr.contains("carpel: "), "{said:?}");
+        assert!(node.pods().await.is_empty(), "{args:?}");
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_signal_stops_the_container_and_removes_what_was_to_be_removed() {
+    let node = TestNode::start().await;
+    let script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+    for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut running = Running::start(run(&node, &["--rm", BUSYBOX, "sh", "-c", script]));
+        running.wait_for("ready\n");
+        running.signal(signal);
+        assert_eq!(running.end(), status);
+        assert_eq!(running.text(), "ready\nbye\n");
+        assert!(node.pods().await.is_empty());
+    }
+    // One that does not want to end is killed by the second.
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut running = Running::start(run(&node, &["--rm", BUSYBOX, "sh", "-c", script]));
+    running.wait_for("ready\n");
+    running.signal(Signal::SIGINT);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    running.signal(Signal::SIGINT);
+    assert_eq!(running.end(), 130);
+    assert!(node.pods().await.is_empty());
+    node.finish().await;
+}

@@ -1,0 +1,200 @@
+//! What the kernel can do, found by doing it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, open_tree,
+};
+
+use super::userns::UserNamespace;
+use super::{Check, fail, ok, warn};
+use crate::cri::parse_kernel_version;
+use crate::sys::{MountAttr, mount_setattr};
+
+/// The oldest kernel that carpel is for.
+const OLDEST: (u32, u32) = (5, 15);
+
+/// `root` is the folder of the daemon's durable state: its file system matters to some.
+pub fn checks(root: &Path) -> Vec<Check> {
+    let mut checks = vec![version()];
+    if nix::unistd::geteuid().is_root() {
+        match Sandpit::make(root) {
+            Ok(sandpit) => {
+                checks.push(overlay(&sandpit));
+                checks.extend(layers(&sandpit));
+            }
+            Err(error) => checks.push(fail(
+                "overlay",
+                format!("{}: {error}", root.display()),
+                "make the folder writable for root, or choose another root in the configuration",
+            )),
+        }
+    }
+    checks.extend([seccomp(), security_module()]);
+    checks
+}
+
+fn version() -> Check {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let (major, minor) = OLDEST;
+    match parse_kernel_version(&release) {
+        Some(version) if version >= OLDEST => {
+            let machine = uname.machine().to_string_lossy().into_owned();
+            ok("kernel", format!("Linux {release} {machine}"))
+        }
+        Some(_) => fail(
+            "kernel",
+            format!("Linux {release}"),
+            format!("carpel needs Linux {major}.{minor} or later"),
+        ),
+        None => warn(
+            "kernel",
+            format!("Linux {release}"),
+            format!("its version cannot be read; carpel needs {major}.{minor} or later"),
+        ),
+    }
+}
+
+/// A folder on the file system of the daemon's state, with a few in it. It goes with this.
+struct Sandpit(PathBuf);
+
+impl Sandpit {
+    fn make(root: &Path) -> io::Result<Self> {
+        // Before a daemon's first start the folder is not there: its file system is that of one above.
+        let base = root
+            .ancestors()
+            .find(|dir| dir.is_dir())
+            .unwrap_or(Path::new("/"));
+        let dir = base.join(format!(".carpel-doctor-{}", std::process::id()));
+        fs::create_dir(&dir)?;
+        let sandpit = Self(dir);
+        for name in ["a", "b", "upper", "work"] {
+            fs::create_dir(sandpit.folder(name))?;
+        }
+        Ok(sandpit)
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Sandpit {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// An overlay of two layers, as each container has one.
+fn overlay(sandpit: &Sandpit) -> Check {
+    match mount_overlay(sandpit, true) {
+        Ok(_) => ok("overlay", "works, layer by layer (lowerdir+)"),
+        Err(new) => match mount_overlay(sandpit, false) {
+            Ok(_) => ok(
+                "overlay",
+                "works; no lowerdir+ before Linux 6.8, so paths of layers are joined",
+            ),
+            Err(_) => fail(
+                "overlay",
+                format!(
+                    "{}: {new}",
+                    sandpit.0.parent().unwrap_or(Path::new("/")).display()
+                ),
+                "load the module overlay, and give carpel a root on ext4, xfs or btrfs: an overlay \
+                 cannot lie on another one, as in a container, nor on a network's file system",
+            ),
+        },
+    }
+}
+
+/// Mounts an overlay that nobody sees; it goes with the descriptor.
+fn mount_overlay(sandpit: &Sandpit, one_by_one: bool) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let (a, b) = (sandpit.folder("a"), sandpit.folder("b"));
+    if one_by_one {
+        fsconfig_set_string(context.as_fd(), "lowerdir+", &a)?;
+        fsconfig_set_string(context.as_fd(), "lowerdir+", &b)?;
+    } else {
+        let both = format!("{}:{}", a.display(), b.display());
+        fsconfig_set_string(context.as_fd(), "lowerdir", both)?;
+    }
+    fsconfig_set_string(context.as_fd(), "upperdir", sandpit.folder("upper"))?;
+    fsconfig_set_string(context.as_fd(), "workdir", sandpit.folder("work"))?;
+    fsconfig_create(context.as_fd())?;
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+}
+
+/// User namespaces, and layers and volumes seen through one.
+fn layers(sandpit: &Sandpit) -> Vec<Check> {
+    let namespace = match UserNamespace::make() {
+        Ok(namespace) => namespace,
+        Err(error) => {
+            return vec![warn(
+                "user namespaces",
+                format!("not here: {error}"),
+                "pods with hostUsers: false will not start: raise the sysctl user.max_user_namespaces",
+            )];
+        }
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let attr = MountAttr {
+        idmap: Some(namespace.file.as_fd()),
+        ..MountAttr::default()
+    };
+    let mapped = open_tree(rustix::fs::CWD, sandpit.folder("a"), flags)
+        .map_err(io::Error::from)
+        .and_then(|tree| mount_setattr(tree.as_fd(), false, &attr));
+    let mapped = match mapped {
+        Ok(()) => ok(
+            "idmapped mounts",
+            "work on the file system of carpel's root",
+        ),
+        Err(error) => warn(
+            "idmapped mounts",
+            format!("not here: {error}"),
+            "pods with hostUsers: false will not start: they need Linux 5.19 and ext4, xfs or btrfs \
+             below carpel's root",
+        ),
+    };
+    vec![ok("user namespaces", "can be made"), mapped]
+}
+
+fn seccomp() -> Check {
+    match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
+        Ok(actions) if actions.contains("errno") => ok("seccomp", "filters work"),
+        _ => fail(
+            "seccomp",
+            "the kernel has no filters",
+            "use a kernel with CONFIG_SECCOMP_FILTER: containers are confined by it",
+        ),
+    }
+}
+
+fn security_module() -> Check {
+    let apparmor = fs::read("/sys/module/apparmor/parameters/enabled");
+    let apparmor = apparmor.is_ok_and(|enabled| enabled.first() == Some(&b'Y'));
+    let selinux = fs::read_to_string("/sys/fs/selinux/enforce");
+    match (apparmor, selinux.as_deref().map(str::trim)) {
+        (true, _) => ok("security module", "AppArmor"),
+        (_, Ok("1")) => warn(
+            "security module",
+            "SELinux, enforcing",
+            "volumes may need labels that let containers in",
+        ),
+        (_, Ok(_)) => ok("security module", "SELinux, permissive"),
+        // Not a shortcoming: the profiles of pods that ask for one are refused.
+        (false, Err(_)) => ok(
+            "security module",
+            "none: pods that ask for AppArmor are refused",
+        ),
+    }
+}

@@ -1,0 +1,265 @@
+//! Bringing the layers of an image: several at once, each streamed through the unpacking into its folder.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use super::incoming::Incoming;
+use super::progress::{Phase, PullProgress, Transfer};
+use super::resolve::Resolved;
+use crate::failpoint;
+use crate::image::document::Descriptor;
+use crate::image::registry::{self, Registries, Remote};
+use crate::image::{Error, ImageStore};
+use crate::store::blobs::Digest;
+use crate::store::layers::{Claims, LayerId, LayerStore, Staged};
+use crate::store::unpack::{Expected, Limits, UnpackError};
+
+/// Pieces of a layer that wait to be unpacked: the connection's buffers, 128 KiB each at most.
+const WAITING: usize = 8;
+
+/// One pull's layers.
+pub(super) struct Fetch {
+    shared: Arc<Shared>,
+    parallel: usize,
+    tasks: JoinSet<Result<Staged, Failure>>,
+    /// Yet to be begun, the next one last.
+    queue: Vec<Job>,
+    staged: Vec<Staged>,
+}
+
+/// What the transfers of a pull have in common.
+struct Shared {
+    layers: Arc<LayerStore>,
+    remote: Remote,
+    transfers: Arc<Semaphore>,
+    /// Packed, and their diff ids; bottom first.
+    packed: Vec<(Descriptor, Digest)>,
+    progress: Arc<PullProgress>,
+    stop: CancellationToken,
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    id: LayerId,
+    /// In the image, from the bottom.
+    position: usize,
+}
+
+impl Fetch {
+    pub(super) fn new(
+        store: &ImageStore,
+        registries: &Registries,
+        remote: Remote,
+        resolved: &Resolved,
+        progress: &Arc<PullProgress>,
+        cancel: &CancellationToken,
+    ) -> Self {
+        let diffs = resolved.checked.diff_ids.iter().copied();
+        let shared = Shared {
+            layers: Arc::clone(store.layers()),
+            remote,
+            transfers: registries.transfers(),
+            packed: resolved.layers.iter().cloned().zip(diffs).collect(),
+            progress: Arc::clone(progress),
+            stop: cancel.child_token(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            parallel: registries.parallel_layers(),
+            tasks: JoinSet::new(),
+            queue: Vec::new(),
+            staged: Vec::new(),
+        }
+    }
+
+    /// Makes sure that all layers of `stack` are there, all of which are claimed.
+    pub(super) async fn run(
+        mut self,
+        claims: Claims,
+        stack: &[LayerId],
+    ) -> Result<Claims, Failure> {
+        let outcome = self.bring(claims, stack).await;
+        if outcome.is_err() {
+            self.shared.stop.cancel();
+            while let Some(ended) = self.tasks.join_next().await {
+                self.staged.extend(ended.ok().and_then(Result::ok));
+            }
+            // Removing many files takes a while.
+            let staged = std::mem::take(&mut self.staged);
+            let _ = tokio::task::spawn_blocking(move || drop(staged)).await;
+        }
+        let (claims, outcome) = outcome.map_or_else(
+            |(claims, why)| (claims, Err(why)),
+            |claims| (Some(claims), Ok(())),
+        );
+        match (claims, outcome) {
+            (Some(claims), Ok(())) => Ok(claims),
+            (claims, outcome) => {
+                let undo = move || {
+                    if let Some(mut claims) = claims {
+                        claims.withdraw();
+                    }
+                };
+                let _ = tokio::task::spawn_blocking(undo).await;
+                Err(outcome.err().unwrap_or(Failure::Cancelled))
+            }
+        }
+    }
+
+    async fn bring(
+        &mut self,
+        mut claims: Claims,
+        stack: &[LayerId],
+    ) -> Result<Claims, (Option<Claims>, Failure)> {
+        let mut changes = claims.changes();
+        let mine = claims.missing().clone();
+        self.enqueue(&mine, stack);
+        loop {
+            changes.mark_unchanged();
+            let taken = claims.take();
+            self.enqueue(&taken, stack);
+            self.start();
+            if self.tasks.is_empty() {
+                claims = self.commit(claims, stack).await?;
+                if claims.is_complete() {
+                    return Ok(claims);
+                }
+            }
+            if let Err(failure) = self.wait(&mut changes).await {
+                return Err((Some(claims), failure));
+            }
+        }
+    }
+
+    fn enqueue(&mut self, missing: &BTreeSet<LayerId>, stack: &[LayerId]) {
+        for (position, &id) in stack.iter().enumerate() {
+            if missing.contains(&id) {
+                self.shared.progress.set(position, Phase::Waiting);
+                self.queue.push(Job { id, position });
+            }
+        }
+        // The largest first, so that none is left alone with it at the end.
+        let packed = &self.shared.packed;
+        self.queue.sort_by_key(|job| packed[job.position].0.size);
+    }
+
+    fn start(&mut self) {
+        while self.tasks.len() < self.parallel
+            && let Some(job) = self.queue.pop()
+        {
+            let shared = Arc::clone(&self.shared);
+            let task = async move { shared.layer(job).await };
+            self.tasks.spawn(tracing::Instrument::in_current_span(task));
+        }
+    }
+
+    /// Waits until a transfer ends or something changes with the layers that others make.
+    async fn wait(&mut self, changes: &mut watch::Receiver<()>) -> Result<(), Failure> {
+        tokio::select! {
+            biased;
+            () = self.shared.stop.cancelled() => Err(Failure::Cancelled),
+            Some(ended) = self.tasks.join_next() => {
+                self.staged.push(ended??);
+                hit("pull:unpacked")
+            }
+            _ = changes.changed() => Ok(()),
+        }
+    }
+
+    /// Makes those the store's that nothing below is missing of.
+    async fn commit(
+        &mut self,
+        mut claims: Claims,
+        stack: &[LayerId],
+    ) -> Result<Claims, (Option<Claims>, Failure)> {
+        if self.staged.is_empty() {
+            return Ok(claims);
+        }
+        if let Err(failure) = hit("pull:staged") {
+            return Err((Some(claims), failure));
+        }
+        let staged = std::mem::take(&mut self.staged);
+        let (stacks, stop) = ([stack.to_vec()], self.shared.stop.clone());
+        let commit = move || {
+            let early = claims.commit(staged, &stacks, &|| !stop.is_cancelled());
+            (claims, early)
+        };
+        let committed = tokio::task::spawn_blocking(commit).await;
+        let (claims, early) = committed.map_err(|error| (None, error.into()))?;
+        match early {
+            Ok(early) => {
+                self.staged = early;
+                Ok(claims)
+            }
+            Err(UnpackError::Cancelled) => Err((Some(claims), Failure::Cancelled)),
+            Err(error) => Err((Some(claims), Failure::Commit(error))),
+        }
+    }
+}
+
+impl Shared {
+    /// Fetches and unpacks one layer.
+    async fn layer(self: &Arc<Self>, job: Job) -> Result<Staged, Failure> {
+        let permit = tokio::select! {
+            permit = self.transfers.acquire() => permit,
+            () = self.stop.cancelled() => return Err(Failure::Cancelled),
+        };
+        let _permit = permit.map_err(|_| Failure::Cancelled)?;
+        self.progress.set(job.position, Phase::Downloading);
+        let (descriptor, diff) = &self.packed[job.position];
+        let expected = Expected {
+            packed: Some(descriptor.digest),
+            diff: *diff,
+        };
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let incoming = Incoming::new(receiver, descriptor.size);
+        let (layers, stop) = (Arc::clone(&self.layers), self.stop.clone());
+        // A thread of its own: a panic in the unpacking of a hostile layer costs this pull.
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let proceed = || !stop.is_cancelled();
+            layers.unpack(job.id, incoming, expected, &Limits::default(), &proceed)
+        });
+        let transfer = Transfer {
+            progress: &self.progress,
+            layer: job.position,
+        };
+        let streaming = self
+            .remote
+            .stream(descriptor.digest, descriptor.size, &sender, &transfer);
+        let streamed = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(registry::Error::Cancelled),
+            streamed = streaming => streamed,
+        };
+        drop(sender);
+        let unpacked = unpacking.await?;
+        let of_layer = |source| match source {
+            UnpackError::Cancelled => Failure::Cancelled,
+            source => Failure::Layer {
+                layer: descriptor.digest.to_string(),
+                source,
+            },
+        };
+        match (streamed, unpacked) {
+            (Ok(()), Ok(staged)) => {
+                self.progress.set(job.position, Phase::Unpacked);
+                Ok(staged)
+            }
+            (Ok(()) | Err(registry::Error::Abandoned), Err(error)) => Err(of_layer(error)),
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+}
+
+fn hit(name: &str) -> Result<(), Failure> {
+    failpoint::hit(name).map_err(|error| {
+        let source = std::io::Error::other(error);
+        let object = "layers".into();
+        Failure::Other(Error::Store { object, source })
+    })
+}

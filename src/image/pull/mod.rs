@@ -1,0 +1,219 @@
+//! From a registry to an image: resolve the name, fetch and unpack what is missing, record.
+//!
+//! ```text
+//! name ─resolve─▶ manifest, configuration ─share─▶ claims ─fetch: stream, unpack side by side─▶ staged ─commit─▶ record
+//! ```
+//!
+//! What must always hold: no layer is kept packed, it is unpacked as it comes. A pull that fails or is cancelled leaves
+//! nothing but what others use meanwhile; one that was killed leaves what the next start removes.
+
+mod fetch;
+mod incoming;
+mod progress;
+mod resolve;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+pub use progress::{LayerProgress, Phase, PullProgress, PullState, PulledManifest};
+
+use super::reference::Reference;
+use super::registry::{self, Credentials, Registries};
+use super::store::New;
+use super::{Error, Image, ImageStore};
+use crate::failpoint;
+use crate::store::layers::{Claims, LayerId};
+use crate::store::unpack::UnpackError;
+use fetch::Fetch;
+use resolve::Resolved;
+
+/// What is to be pulled, and as whom. Two that are equal are one pull.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    pub reference: Reference,
+    pub credentials: Credentials,
+}
+
+/// Why a pull failed; image and registry are added to it at the end.
+#[derive(Debug)]
+enum Failure {
+    Registry(registry::Error),
+    /// What the registry has under the name cannot be used.
+    Unfit(String),
+    /// There is nothing for this machine.
+    Unsuitable(String),
+    Layer {
+        /// As it is in the registry.
+        layer: String,
+        source: UnpackError,
+    },
+    Commit(UnpackError),
+    Other(Error),
+    Cancelled,
+}
+
+impl From<registry::Error> for Failure {
+    fn from(error: registry::Error) -> Self {
+        match error {
+            registry::Error::Cancelled => Self::Cancelled,
+            error => Self::Registry(error),
+        }
+    }
+}
+
+impl From<tokio::task::JoinError> for Failure {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::Other(Error::Store {
+            object: "bug in carpel".into(),
+            source: std::io::Error::other(error),
+        })
+    }
+}
+
+impl ImageStore {
+    /// Pulls an image. Once `cancel` is cancelled it ends soon, with an error; it must not be dropped before.
+    ///
+    /// # Errors
+    /// [`Error`], with the image and the registry named. Then nothing of the image is left.
+    pub async fn pull(
+        &self,
+        registries: &Registries,
+        wanted: &Wanted,
+        progress: &Arc<PullProgress>,
+        cancel: &CancellationToken,
+    ) -> Result<Arc<Image>, Error> {
+        let begin = Instant::now();
+        let image = wanted.reference.to_string();
+        let repository = wanted.reference.repository();
+        let remote = registries
+            .open(repository, wanted.credentials.clone())
+            .map_err(|source| Error::Host {
+                image: image.clone(),
+                source,
+            })?;
+        let origin = remote.origin().to_string();
+        let resolving = resolve::resolve(&remote, &wanted.reference, self);
+        let pulled = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Failure::Cancelled),
+            resolved = resolving => match resolved {
+                Ok(resolved) => {
+                    progress.resolved(&image, &resolved);
+                    let fetch = Fetch::new(self, registries, remote, &resolved, progress, cancel);
+                    self.take(fetch, &wanted.reference, resolved, cancel).await
+                }
+                Err(failure) => Err(failure),
+            },
+        };
+        let took = begin.elapsed();
+        match pulled {
+            Ok(pulled) => {
+                let bytes = progress.received();
+                tracing::info!(image, registry = origin, id = %pulled.id, bytes, ?took, "image pulled");
+                Ok(pulled)
+            }
+            Err(failure) => Err(failure.about(image, origin)),
+        }
+    }
+
+    /// Brings the layers and records the image.
+    async fn take(
+        &self,
+        fetch: Fetch,
+        reference: &Reference,
+        resolved: Resolved,
+        cancel: &CancellationToken,
+    ) -> Result<Arc<Image>, Failure> {
+        let repository = reference.repository();
+        let digested = repository.with(resolved.digest);
+        // With both a tag and a digest it is the digest that counts.
+        let tag = match reference.digest() {
+            Some(_) => None,
+            None => reference.tagged(),
+        };
+        if let Some(known) = self.known(&resolved, tag.as_deref(), &digested) {
+            return Ok(known);
+        }
+        let stack = LayerId::chain(&resolved.checked.diff_ids);
+        let claims = self.layers().share(stack.iter().copied());
+        let claims = fetch.run(claims, &stack).await?;
+        let new = New {
+            id: resolved.id,
+            tags: tag.into_iter().collect(),
+            digests: vec![digested],
+            config: resolved.config,
+            checked: resolved.checked,
+            layers: stack,
+        };
+        let (store, cancelled) = (self.clone(), cancel.is_cancelled());
+        let publish = move || store.record(new, claims, cancelled);
+        tokio::task::spawn_blocking(publish).await?
+    }
+
+    /// The image as it is, if a pull would change nothing.
+    fn known(&self, resolved: &Resolved, tag: Option<&str>, digested: &str) -> Option<Arc<Image>> {
+        let known = self.resolve(&resolved.id.to_string())?;
+        let tagged = tag.is_none_or(|tag| known.tags.iter().any(|known| known == tag));
+        let digested = known.digests.iter().any(|known| known == digested);
+        (tagged && digested && self.layers().has(&known.layers)).then_some(known)
+    }
+
+    fn record(&self, new: New, mut claims: Claims, cancelled: bool) -> Result<Arc<Image>, Failure> {
+        let committed = failpoint::hit("pull:committed").map_err(|error| {
+            let source = std::io::Error::other(error);
+            let object = "record the image".into();
+            Failure::Other(Error::Store { object, source })
+        });
+        let published = match (committed, cancelled) {
+            (Err(failure), _) => Err(failure),
+            (Ok(()), true) => Err(Failure::Cancelled),
+            (Ok(()), false) => self.publish(vec![new]).map_err(Failure::Other),
+        };
+        if published.is_err() {
+            claims.withdraw();
+        }
+        let image = published?.pop();
+        Ok(image.expect("one image was recorded"))
+    }
+
+    /// The configuration of an image that is known.
+    fn configuration(&self, id: super::ImageId) -> Option<String> {
+        self.read(|index| Some(index.images.get(&id)?.record.config.clone()))
+    }
+}
+
+impl Failure {
+    fn about(self, image: String, registry: String) -> Error {
+        match self {
+            Self::Registry(source) => Error::Registry {
+                image,
+                registry,
+                source,
+            },
+            Self::Unfit(what) => Error::Unfit {
+                image,
+                registry,
+                what,
+            },
+            Self::Unsuitable(what) => Error::Unsuitable {
+                image,
+                registry,
+                what,
+            },
+            Self::Layer { layer, source } => Error::Pulled {
+                image,
+                registry,
+                layer,
+                source: Box::new(source),
+            },
+            Self::Commit(source) => Error::Commit {
+                image,
+                source: Box::new(source),
+            },
+            Self::Other(error) => error,
+            Self::Cancelled => Error::Cancelled { image },
+        }
+    }
+}

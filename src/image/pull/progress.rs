@@ -1,0 +1,115 @@
+//! How far a pull is, for whoever wants to look: the state now, and no history.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::resolve::Resolved;
+use crate::image::registry::Observer;
+use crate::store::blobs::Digest;
+
+/// How far one layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Waiting,
+    /// It is unpacked as it comes.
+    Downloading,
+    /// The connection broke; another attempt follows.
+    Retrying,
+    Unpacked,
+    /// The store had it, or another pull brings it.
+    Shared,
+}
+
+/// One layer of what is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerProgress {
+    /// As it is in the registry.
+    pub digest: Digest,
+    pub phase: Phase,
+    /// Packed bytes that have come.
+    pub done: u64,
+    /// Packed bytes in all.
+    pub total: u64,
+}
+
+/// What is pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulledManifest {
+    /// The name in full.
+    pub reference: String,
+    /// What the registry has under it.
+    pub digest: Digest,
+}
+
+/// A pull as it is now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PullState {
+    /// `None`: the registry has not answered yet.
+    pub manifest: Option<PulledManifest>,
+    /// Bottom first.
+    pub layers: Vec<LayerProgress>,
+}
+
+/// Is written by one pull and read by all who wait for it.
+#[derive(Debug, Default)]
+pub struct PullProgress(Mutex<PullState>);
+
+impl PullProgress {
+    /// The pull as it is now.
+    #[must_use]
+    pub fn state(&self) -> PullState {
+        self.lock().clone()
+    }
+
+    pub(super) fn resolved(&self, reference: &str, resolved: &Resolved) {
+        let layers = resolved.layers.iter().map(|layer| LayerProgress {
+            digest: layer.digest,
+            phase: Phase::Shared,
+            done: 0,
+            total: layer.size,
+        });
+        let layers = layers.collect();
+        let manifest = Some(PulledManifest {
+            reference: reference.to_owned(),
+            digest: resolved.digest,
+        });
+        *self.lock() = PullState { manifest, layers };
+    }
+
+    pub(super) fn set(&self, layer: usize, phase: Phase) {
+        self.change(layer, |layer| layer.phase = phase);
+    }
+
+    /// Packed bytes of all layers that have come.
+    pub(super) fn received(&self) -> u64 {
+        self.lock().layers.iter().map(|layer| layer.done).sum()
+    }
+
+    fn change(&self, layer: usize, change: impl FnOnce(&mut LayerProgress)) {
+        if let Some(layer) = self.lock().layers.get_mut(layer) {
+            change(layer);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PullState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The transfer of one layer.
+pub(super) struct Transfer<'a> {
+    pub progress: &'a PullProgress,
+    pub layer: usize,
+}
+
+impl Observer for Transfer<'_> {
+    fn received(&self, bytes: u64) {
+        self.progress.change(self.layer, |layer| {
+            layer.done = bytes;
+            layer.phase = Phase::Downloading;
+        });
+    }
+
+    fn retrying(&self) {
+        self.progress.set(self.layer, Phase::Retrying);
+    }
+}

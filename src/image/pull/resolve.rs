@@ -1,0 +1,214 @@
+//! From a name to the image for this machine: its manifest and configuration.
+
+use super::Failure;
+use crate::image::config::Checked;
+use crate::image::document::{Content, Count, Descriptor, INDEX, MANIFEST, MOST_NESTED};
+use crate::image::json::MOST_BYTES;
+use crate::image::platform::Platform;
+use crate::image::reference::Reference;
+use crate::image::registry::Remote;
+use crate::image::{ImageId, ImageStore};
+use crate::store::blobs::Digest;
+use crate::store::unpack::Limits;
+
+/// What a name stands for.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    /// Of the index or manifest that the registry has under the name.
+    pub digest: Digest,
+    pub id: ImageId,
+    pub checked: Checked,
+    /// Byte for byte.
+    pub config: String,
+    /// Bottom first, one for each diff id.
+    pub layers: Vec<Descriptor>,
+}
+
+/// Manifests and indexes fetched for one name.
+const MOST_DOCUMENTS: usize = 32;
+
+/// Asks the registry. What of the answer is known already is not fetched.
+pub(super) async fn resolve(
+    remote: &Remote,
+    reference: &Reference,
+    store: &ImageStore,
+) -> Result<Resolved, Failure> {
+    let document = match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => remote.manifest(digest).await?,
+        (None, tag) => remote.tagged(tag.unwrap_or("latest")).await?,
+    };
+    let mut search = Search {
+        remote,
+        store,
+        top: document.digest,
+        count: Count::default(),
+        pending: Vec::new(),
+        others: Vec::new(),
+        artifact: None,
+    };
+    let kind = document.media_type.as_deref().filter(|kind| is_known(kind));
+    let content = search.parse(document.digest, &document.bytes, kind)?;
+    if let Some(found) = search.look(content, 0).await? {
+        return Ok(found);
+    }
+    for _ in 1..MOST_DOCUMENTS {
+        let Some((entry, depth)) = search.pending.pop() else {
+            return Err(search.nothing());
+        };
+        if let Some(found) = search.follow(&entry, depth).await? {
+            return Ok(found);
+        }
+    }
+    Err(Failure::Unfit(format!(
+        "leads to more than {MOST_DOCUMENTS} manifests"
+    )))
+}
+
+fn is_known(kind: &str) -> bool {
+    // Registries that serve files say application/json or the like.
+    let is_old = kind.starts_with("application/vnd.docker.distribution.manifest.v1");
+    INDEX.contains(&kind) || MANIFEST.contains(&kind) || is_old
+}
+
+struct Search<'a> {
+    remote: &'a Remote,
+    store: &'a ImageStore,
+    top: Digest,
+    count: Count,
+    /// What may lead to an image, the most promising last.
+    pending: Vec<(Descriptor, u32)>,
+    /// Platforms of what does not fit.
+    others: Vec<String>,
+    /// The type of something that is no image.
+    artifact: Option<String>,
+}
+
+impl Search<'_> {
+    fn parse(
+        &mut self,
+        digest: Digest,
+        bytes: &[u8],
+        kind: Option<&str>,
+    ) -> Result<Content, Failure> {
+        Content::parse(bytes, kind, &mut self.count)
+            .map_err(|why| Failure::Unfit(format!("manifest {digest} {why}")))
+    }
+
+    async fn follow(
+        &mut self,
+        entry: &Descriptor,
+        depth: u32,
+    ) -> Result<Option<Resolved>, Failure> {
+        let digest = entry.digest;
+        let document = self.remote.manifest(digest).await?;
+        let length = document.bytes.len() as u64;
+        if length != entry.size {
+            let said = entry.size;
+            let text = format!("manifest {digest} has {length} bytes, not {said}");
+            return Err(Failure::Unfit(text));
+        }
+        let content = self.parse(digest, &document.bytes, Some(&entry.media_type))?;
+        self.look(content, depth).await
+    }
+
+    /// Takes the image that a document is, or remembers where an index leads to.
+    async fn look(&mut self, content: Content, depth: u32) -> Result<Option<Resolved>, Failure> {
+        let entries = match content {
+            Content::Manifest(config, layers) => return self.image(config, layers).await,
+            Content::Index(entries) => entries,
+        };
+        let mut ranked = Vec::new();
+        for entry in entries {
+            if entry.is_statement() || !(entry.is_index() || entry.is_manifest()) {
+                continue;
+            }
+            if entry.is_index() && depth == MOST_NESTED {
+                let text = "has too many indexes within another";
+                return Err(Failure::Unfit(text.into()));
+            }
+            // One that does not say what it is for is asked when all that do have been.
+            let rank = match &entry.platform {
+                Some(platform) => platform.rank(),
+                None => Some(u32::MAX),
+            };
+            match rank {
+                Some(rank) => ranked.push((rank, entry)),
+                None => self.others.extend(entry.platform.map(|p| p.to_string())),
+            }
+        }
+        // Of two that fit equally well it is the first, as with other clients.
+        ranked.sort_by_key(|(rank, _)| *rank);
+        let ranked = ranked.into_iter().map(|(_, entry)| (entry, depth + 1));
+        self.pending.extend(ranked.rev());
+        Ok(None)
+    }
+
+    async fn image(
+        &mut self,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+    ) -> Result<Option<Resolved>, Failure> {
+        if !config.is_config() {
+            self.artifact = Some(config.media_type);
+            return Ok(None);
+        }
+        for layer in &layers {
+            layer.require_layer().map_err(Failure::Unfit)?;
+            if layer.size > Limits::default().bytes {
+                let text = format!("layer {} has {} bytes", layer.digest, layer.size);
+                return Err(Failure::Unfit(text));
+            }
+        }
+        let digest = config.digest;
+        let text = self.configuration(&config).await?;
+        let wrong = |why| Failure::Unfit(format!("configuration {digest}: {why}"));
+        let checked = Checked::parse(text.as_bytes()).map_err(wrong)?;
+        if checked.platform.rank().is_none() {
+            self.others.push(checked.platform.to_string());
+            return Ok(None);
+        }
+        let (named, there) = (checked.diff_ids.len(), layers.len());
+        if named != there {
+            let text = format!("names {named} layers, its manifest {there}");
+            return Err(wrong(text));
+        }
+        Ok(Some(Resolved {
+            digest: self.top,
+            id: ImageId(digest),
+            checked,
+            config: text,
+            layers,
+        }))
+    }
+
+    async fn configuration(&self, config: &Descriptor) -> Result<String, Failure> {
+        let digest = config.digest;
+        if let Some(known) = self.store.configuration(ImageId(digest)) {
+            return Ok(known);
+        }
+        if config.size > MOST_BYTES {
+            let text = format!("configuration {digest} has {} bytes", config.size);
+            return Err(Failure::Unfit(text));
+        }
+        let bytes = self.remote.blob(digest, config.size).await?;
+        let no_text = |_| Failure::Unfit(format!("configuration {digest} is no text"));
+        String::from_utf8(bytes).map_err(no_text)
+    }
+
+    /// Why there is nothing to take.
+    fn nothing(mut self) -> Failure {
+        self.others.sort();
+        self.others.dedup();
+        if let (Some(kind), true) = (&self.artifact, self.others.is_empty()) {
+            let kind = kind.escape_debug();
+            return Failure::Unfit(format!(
+                "is no container image, but has configuration type {kind}"
+            ));
+        }
+        let others = match self.others.is_empty() {
+            true => "none at all".to_owned(),
+            false => self.others.join(", "),
+        };
+        Failure::Unsuitable(format!("no image for {}, but {others}", Platform::this()))
+    }
+}
