@@ -283,10 +283,10 @@ fn memory_in_use_is_not_taken_away() {
     );
     let mut files = FileReader::default();
     let mut rss = || cgroup.usage(ALL, &mut files).unwrap().memory.unwrap().rss;
-    eventually(|| rss() > 16_000_000);
+    eventually(|| rss() > 15_000_000);
     let error = cgroup.update(&megabytes(4)).unwrap_err();
     assert!(
-        matches!(error, Error::InUse { used, .. } if used > 16_000_000),
+        matches!(error, Error::InUse { used, .. } if used > 15_000_000),
         "{error}"
     );
     assert_eq!(cgroup.oom_kills().unwrap(), 0);

@@ -258,7 +258,8 @@ async fn a_change_that_fails_changes_nothing() {
     let id = node.start_container(&pod, &config).await;
     let files = || {
         let shares = file(&node, &id, "cpu.shares", "cpu.weight");
-        let cpus = file(&node, &id, "cpuset.cpus", "cpuset.cpus");
+        // On v2 the file comes with the first limit of that kind, and stays when the limit does not.
+        let cpus = file(&node, &id, "cpuset.cpus", "cpuset.cpus").filter(|cpus| !cpus.is_empty());
         [memory_file(&node, &id), swap_file(&node, &id), shares, cpus]
     };
     let before = (files(), node.limits(&id).await);
