@@ -83,32 +83,24 @@ impl Fetch {
         claims: Claims,
         stack: &[LayerId],
     ) -> Result<Claims, Failure> {
-        let outcome = self.bring(claims, stack).await;
-        if outcome.is_err() {
-            self.shared.stop.cancel();
-            while let Some(ended) = self.tasks.join_next().await {
-                self.staged.extend(ended.ok().and_then(Result::ok));
-            }
-            // Removing many files takes a while.
-            let staged = std::mem::take(&mut self.staged);
-            let _ = tokio::task::spawn_blocking(move || drop(staged)).await;
+        let (claims, failure) = match self.bring(claims, stack).await {
+            Ok(claims) => return Ok(claims),
+            Err(failed) => failed,
+        };
+        self.shared.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            self.staged.extend(ended.ok().and_then(Result::ok));
         }
-        let (claims, outcome) = outcome.map_or_else(
-            |(claims, why)| (claims, Err(why)),
-            |claims| (Some(claims), Ok(())),
-        );
-        match (claims, outcome) {
-            (Some(claims), Ok(())) => Ok(claims),
-            (claims, outcome) => {
-                let undo = move || {
-                    if let Some(mut claims) = claims {
-                        claims.withdraw();
-                    }
-                };
-                let _ = tokio::task::spawn_blocking(undo).await;
-                Err(outcome.err().unwrap_or(Failure::Cancelled))
+        let staged = std::mem::take(&mut self.staged);
+        // Removing many files takes a while.
+        let undo = move || {
+            drop(staged);
+            if let Some(mut claims) = claims {
+                claims.withdraw();
             }
-        }
+        };
+        let _ = tokio::task::spawn_blocking(undo).await;
+        Err(failure)
     }
 
     async fn bring(

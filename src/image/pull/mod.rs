@@ -195,12 +195,12 @@ impl Failure {
             Self::Unfit(what) => Error::Unfit {
                 image,
                 registry,
-                what,
+                what: shown(&what),
             },
             Self::Unsuitable(what) => Error::Unsuitable {
                 image,
                 registry,
-                what,
+                what: shown(&what),
             },
             Self::Layer { layer, source } => Error::Pulled {
                 image,
@@ -215,5 +215,32 @@ impl Failure {
             Self::Other(error) => error,
             Self::Cancelled => Error::Cancelled { image },
         }
+    }
+}
+
+/// A text that has parts of a document in it: short, and without characters that a terminal or a log obeys.
+fn shown(text: &str) -> String {
+    const MOST: usize = 400;
+    let is_plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut shown: String = text.chars().take(MOST).map(is_plain).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_documents_are_shown_short_and_harmless() {
+        assert_eq!(
+            shown("no image for linux/amd64"),
+            "no image for linux/amd64"
+        );
+        let long = shown(&"\u{1b}[2Jx\n".repeat(1000));
+        assert!(long.chars().count() <= 401 && long.ends_with('…'));
+        assert!(!long.contains(char::is_control));
     }
 }

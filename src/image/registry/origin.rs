@@ -139,6 +139,19 @@ impl Origin {
         one.is_some() && one == two
     }
 
+    /// The scheme, and the host with its port unless that is the scheme's.
+    fn parts(&self) -> (&'static str, String) {
+        let (scheme, default) = match self.tls {
+            true => ("https", HTTPS),
+            false => ("http", HTTP),
+        };
+        let authority = match self.port == default {
+            true => self.host.clone(),
+            false => format!("{}:{}", self.host, self.port),
+        };
+        (scheme, authority)
+    }
+
     pub(super) fn target(&self, path: &str) -> Result<Target, http::uri::InvalidUri> {
         Ok(Target {
             origin: self.clone(),
@@ -178,10 +191,11 @@ impl Target {
     }
 
     pub(super) fn uri(&self) -> Result<Uri, http::Error> {
-        let scheme = if self.origin.tls { "https" } else { "http" };
+        // As it is shown: a URL that is signed is signed with a host that has no needless port.
+        let (scheme, authority) = self.origin.parts();
         Uri::builder()
             .scheme(scheme)
-            .authority(format!("{}:{}", self.origin.host, self.origin.port))
+            .authority(authority)
             .path_and_query(self.path.clone())
             .build()
     }
@@ -189,16 +203,8 @@ impl Target {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, default) = if self.tls {
-            ("https", HTTPS)
-        } else {
-            ("http", HTTP)
-        };
-        write!(f, "{scheme}://{}", self.host)?;
-        match self.port == default {
-            true => Ok(()),
-            false => write!(f, ":{}", self.port),
-        }
+        let (scheme, authority) = self.parts();
+        write!(f, "{scheme}://{authority}")
     }
 }
 
@@ -276,8 +282,8 @@ mod tests {
             let target = from.join(location).unwrap();
             target.uri().unwrap().to_string()
         };
-        assert_eq!(join("/b?c=d"), "https://a.example:443/b?c=d");
-        assert_eq!(join("https://b.example/c#d"), "https://b.example:443/c");
+        assert_eq!(join("/b?c=d"), "https://a.example/b?c=d");
+        assert_eq!(join("https://b.example/c#d"), "https://b.example/c");
         assert_eq!(join("http://[::1]:99"), "http://[::1]:99/");
         for bad in [
             "",
