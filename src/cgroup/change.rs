@@ -130,15 +130,26 @@ fn refused(path: &str, limit: &Limit, dir: &Dir, error: Errno) -> Error {
 /// that is in use by now; nobody can help that.
 fn undo(done: &[Done<'_>]) {
     for entry in done.iter().rev() {
-        // An empty cpuset is written as an empty line. A file of many lines takes one in each write.
-        let lines = entry.before.as_deref().map(|before| match before {
-            "" => vec!["\n"],
-            lines => lines.lines().collect(),
-        });
-        for line in lines.into_iter().flatten() {
-            if let Err(error) = entry.dir.write(&entry.limit.file, line) {
+        let lines: Vec<String> = match &entry.before {
+            None => continue,
+            Some(before) if before.is_empty() => vec![nothing_said(entry)],
+            // A file of many lines takes one in each write.
+            Some(before) => before.lines().map(str::to_owned).collect(),
+        };
+        for line in lines {
+            if let Err(error) = entry.dir.write(&entry.limit.file, &line) {
                 tracing::warn!(file = entry.limit.file, line, %error, "limit is not as it was");
             }
         }
+    }
+}
+
+/// What to write to a file that was empty: that is a cpuset of v2, which cannot be emptied while there are
+/// processes in it. All that the parent has means the same.
+fn nothing_said(entry: &Done<'_>) -> String {
+    let parents = format!("../{}.effective", entry.limit.file);
+    match entry.dir.read(&parents) {
+        Ok(all) => all.trim_end().to_owned(),
+        Err(_) => "\n".to_owned(),
     }
 }

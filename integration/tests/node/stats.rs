@@ -224,11 +224,11 @@ async fn a_pods_own_cgroup_remembers_what_is_gone() {
     let mut config = node.pod("one");
     config.linux().cgroup_parent = parent;
     let pod = node.run_pod(&config).await;
-    let burn = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
+    let burn = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done";
     let (_, status) = node.run_to_end(&pod, &sh("a", burn)).await;
     node.try_remove(&status.id).await.unwrap();
     let cpu = pod_stats(&node, &pod).await.cpu.unwrap();
-    assert!(number(&cpu.usage_core_nano_seconds) > 20_000_000, "{cpu:?}");
+    assert!(number(&cpu.usage_core_nano_seconds) > 3_000_000, "{cpu:?}");
     node.remove_pods().await;
     for dir in host::cgroup_dirs(node.cgroup_parent()) {
         let tree = host::tree(&dir);
