@@ -19,6 +19,7 @@ mod log;
 pub(crate) mod processes;
 mod start;
 mod stop;
+mod streams;
 mod update;
 
 use std::os::fd::OwnedFd;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use adopt::Adopted;
 pub use exec::ExecOutput;
+pub use streams::{ClientStreams, TerminalSize};
 pub use update::Merge;
 
 use crate::ids::{ContainerId, SandboxId};
