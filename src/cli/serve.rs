@@ -205,6 +205,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         settings: node::Settings {
             cgroup_parent: config.cgroup.parent.to_string(),
             pids_limit: config.cgroup.pids_limit,
+            network_retry: config.network.retry,
         },
         host,
         binary,

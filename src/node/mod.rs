@@ -11,6 +11,7 @@ pub mod orphans;
 mod paths;
 mod recover;
 mod tables;
+mod unreadable;
 mod work;
 
 use std::path::Path;
@@ -27,6 +28,7 @@ pub use images::Pull;
 use joint::Joint;
 pub use paths::Paths;
 pub use recover::Decode;
+use recover::report;
 use tables::Table;
 use work::Work;
 
@@ -54,6 +56,8 @@ pub struct Settings {
     pub cgroup_parent: String,
     /// Most processes in a container whose request sets no limit.
     pub pids_limit: Option<u64>,
+    /// How often the release of a gone pod's network is tried again.
+    pub network_retry: Duration,
 }
 
 /// The parts that a node is put together from.
