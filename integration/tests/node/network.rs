@@ -15,17 +15,7 @@ fn server(name: &str) -> v1::ContainerConfig {
 }
 
 async fn network_ready(node: &TestNode) -> v1::RuntimeCondition {
-    let response = node
-        .cri
-        .runtime()
-        .status(v1::StatusRequest::default())
-        .await
-        .unwrap();
-    let conditions = response.into_inner().status.unwrap().conditions;
-    conditions
-        .into_iter()
-        .find(|condition| condition.r#type == "NetworkReady")
-        .expect("NetworkReady")
+    node.condition("NetworkReady").await
 }
 
 async fn wait_network_ready(node: &TestNode, ready: bool) {
