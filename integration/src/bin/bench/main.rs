@@ -98,6 +98,7 @@ fn main() -> Result<()> {
 async fn measure(arguments: Arguments) -> Result<()> {
     // Held until the end: they stop when it is dropped.
     let started = if arguments.peers.is_empty() {
+        usage::leave_out_present()?;
         Some(runtimes::Runtimes::start()?)
     } else {
         None

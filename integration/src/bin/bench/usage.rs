@@ -1,8 +1,10 @@
 //! What a runtime uses: the proportional set size of its processes, the kernel's memory beside it, and processor
 //! time.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -94,6 +96,16 @@ pub fn peak(prefixes: &[String]) -> Result<u64> {
     Ok(peaks.map(|text| field(&text, "VmHWM:")).max().unwrap_or(0))
 }
 
+/// Processes that belong to none of the measured runtimes, whatever their names: those that were there before.
+static OTHERS: OnceLock<HashSet<PathBuf>> = OnceLock::new();
+
+/// Leaves everything that runs now out of all figures. To be called before the runtimes are started.
+pub fn leave_out_present() -> Result<()> {
+    let all = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+    let _ = OTHERS.set(all.collect());
+    Ok(())
+}
+
 /// The folders in /proc of the processes whose names begin with one of `prefixes`.
 fn processes(prefixes: &[String]) -> Result<Vec<PathBuf>> {
     let of_runtime = |process: &PathBuf| {
@@ -102,7 +114,9 @@ fn processes(prefixes: &[String]) -> Result<Vec<PathBuf>> {
             .iter()
             .any(|prefix| name.starts_with(prefix.get(..15).unwrap_or(prefix)))
     };
+    let others = OTHERS.get();
     let all = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+    let all = all.filter(|process| others.is_none_or(|others| !others.contains(process)));
     Ok(all.filter(of_runtime).collect())
 }
 
