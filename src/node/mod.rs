@@ -14,6 +14,7 @@ mod tables;
 mod unreadable;
 mod work;
 
+use std::cmp::Reverse;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -192,10 +193,15 @@ impl Node {
         self.containers.all(|_| true)
     }
 
+    /// A sandbox's containers, the newest first: of several with the same name a kubelet that follows
+    /// events takes the first for the one that counts.
     #[must_use]
     pub fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
-        self.containers
-            .all(|container| container.sandbox == *sandbox)
+        let mut containers = self
+            .containers
+            .all(|container| container.sandbox == *sandbox);
+        containers.sort_by_key(|container| Reverse(container.created_at));
+        containers
     }
 
     /// The container that a full id or a unique prefix of one names.
