@@ -62,6 +62,7 @@ pub struct NetworkLayer {
     pub bin_dirs: Option<Vec<AbsolutePath>>,
     pub default_network: Option<bool>,
     pub timeout_seconds: Option<NonZeroU32>,
+    pub retry_seconds: Option<NonZeroU32>,
     pub netns_dir: Option<AbsolutePath>,
 }
 

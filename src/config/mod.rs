@@ -64,6 +64,9 @@ pub struct Network {
     /// How long one plugin may take.
     #[serde(rename = "timeout_seconds", serialize_with = "whole_seconds")]
     pub timeout: Duration,
+    /// How often the deletion of a gone pod's network is tried again.
+    #[serde(rename = "retry_seconds", serialize_with = "whole_seconds")]
+    pub retry: Duration,
     /// Folder that the pods' network namespaces are pinned in.
     pub netns_dir: PathBuf,
 }
@@ -138,6 +141,7 @@ impl Default for Config {
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
                 default_network: false,
                 timeout: Duration::from_secs(60),
+                retry: Duration::from_secs(30),
                 netns_dir: "/run/netns".into(),
             },
             registry: Registry {
@@ -208,6 +212,9 @@ impl Config {
         set(&mut self.network.default_network, network.default_network);
         if let Some(seconds) = network.timeout_seconds {
             self.network.timeout = Duration::from_secs(u32::from(seconds).into());
+        }
+        if let Some(seconds) = network.retry_seconds {
+            self.network.retry = Duration::from_secs(u32::from(seconds).into());
         }
         set(&mut self.network.netns_dir, network.netns_dir);
         let registry = layer.registry;

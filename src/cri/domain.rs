@@ -118,8 +118,10 @@ pub trait Domain: Send + Sync + 'static {
 
     /// The folder that images and writable layers are below.
     fn root(&self) -> &Path;
+    /// Whether pods could be run at all.
+    fn runtime_status(&self) -> Result<(), NotReady>;
     /// Whether a pod could get a network now.
-    fn network_status(&self) -> Result<(), NetworkNotReady>;
+    fn network_status(&self) -> Result<(), NotReady>;
     /// Remembers the node's ranges of pod addresses.
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
     /// A URL at which a client may do this, once.
@@ -270,9 +272,9 @@ pub struct EventView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missed(pub u64);
 
-/// Why no pod could get a network now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetworkNotReady {
+/// Why no pod could be run, or get a network, now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotReady {
     /// One word in CamelCase.
     pub reason: String,
     pub message: String,

@@ -13,8 +13,7 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
-    ExecOutput, ImageView, Lookup, Missed, NetworkNotReady, SandboxDetail, SandboxInfo,
-    SandboxView,
+    ExecOutput, ImageView, Lookup, Missed, NotReady, SandboxDetail, SandboxInfo, SandboxView,
 };
 use super::import::{Archive, Progress};
 use super::pull::Steps;
@@ -268,10 +267,17 @@ impl Domain for Served {
         &self.node.paths.root
     }
 
-    fn network_status(&self) -> Result<(), NetworkNotReady> {
+    fn runtime_status(&self) -> Result<(), NotReady> {
+        self.node.paths.check_writable().map_err(|error| NotReady {
+            reason: "StateNotWritable".to_owned(),
+            message: error.to_string(),
+        })
+    }
+
+    fn network_status(&self) -> Result<(), NotReady> {
         match self.node.network.status() {
             Ok(_name) => Ok(()),
-            Err(why) => Err(NetworkNotReady {
+            Err(why) => Err(NotReady {
                 reason: why.reason.to_owned(),
                 message: why.message,
             }),

@@ -397,10 +397,14 @@ impl Domain for Fake {
         }])
     }
 
-    fn network_status(&self) -> Result<(), NetworkNotReady> {
+    fn runtime_status(&self) -> Result<(), NotReady> {
+        Ok(())
+    }
+
+    fn network_status(&self) -> Result<(), NotReady> {
         match self.network_down {
             false => Ok(()),
-            true => Err(NetworkNotReady {
+            true => Err(NotReady {
                 reason: "NoNetworkConfig".into(),
                 message: "no network configuration in /etc/cni/net.d".into(),
             }),
