@@ -34,6 +34,11 @@ mod registry;
 mod resources;
 mod serve;
 mod stats;
+mod streaming_attach;
+mod streaming_exec;
+mod streaming_ports;
+mod streaming_server;
+mod streaming_websocket;
 mod streams;
 mod wrong_use;
 
