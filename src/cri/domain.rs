@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 use serde::{Serialize, Serializer};
 
@@ -97,6 +98,8 @@ pub trait Domain: Send + Sync + 'static {
 
     /// The image of this id or name.
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error>;
+    /// What the makers of the image of this id wrote into it.
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration>;
     fn images(&self) -> Vec<ImageView>;
     /// Removes the image of this id or name, and all its names. One that is absent is removed.
     fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;
