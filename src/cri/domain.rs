@@ -21,6 +21,7 @@ use crate::image::pull::Wanted;
 use crate::node::EventKind;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
+use crate::streaming;
 use crate::timeline::Span;
 
 /// Pods, containers and images. What changes something runs in a task of its own, so that a call which is
@@ -126,6 +127,8 @@ pub trait Domain: Send + Sync + 'static {
     fn network_status(&self) -> Result<(), NotReady>;
     /// Remembers the node's ranges of pod addresses.
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
+    /// A URL at which a client may do this, once.
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error>;
     /// The configuration in force, for people and test suites.
     fn configuration(&self) -> serde_json::Value;
 }

@@ -28,11 +28,13 @@ use crate::node::{self, Event, Node};
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
+use crate::streaming::{self, Urls};
 
 /// A node and the configuration that it was opened with.
 pub struct Served {
     pub node: Arc<Node>,
     pub configuration: serde_json::Value,
+    pub urls: Urls,
 }
 
 impl Domain for Served {
@@ -293,6 +295,10 @@ impl Domain for Served {
             .network
             .set_pod_cidr(cidr)
             .map_err(|error| Error::InvalidArgument(error.to_string()))
+    }
+
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
+        self.urls.url(request)
     }
 
     fn configuration(&self) -> serde_json::Value {

@@ -30,6 +30,7 @@ use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, DiskUsage, Figures, SandboxFigures};
 use crate::store::blobs::Digest;
+use crate::streaming;
 use crate::timeline::Span;
 
 /// Remembers objects; what it is told to do it notes in `calls`.
@@ -419,6 +420,11 @@ impl Domain for Fake {
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         self.note(format!("pod cidr {cidr}"));
         Ok(())
+    }
+
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
+        self.note(format!("stream {request:?}"));
+        Ok("http://127.0.0.1:1/x".into())
     }
 
     fn configuration(&self) -> serde_json::Value {
