@@ -270,3 +270,16 @@ pub fn start_time(pid: i32) -> Option<u64> {
 pub fn kill_9(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
+
+/// Version of the running kernel, such as (6, 12).
+///
+/// # Panics
+/// If its release does not begin with one.
+#[must_use]
+pub fn kernel() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    next().zip(next()).expect("a version of Linux")
+}
