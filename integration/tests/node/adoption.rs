@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use carpel_integration::node::{Pod, SOON};
+use carpel_integration::node::Pod;
 use carpel_integration::request::{PodConfigExt, sleeper};
 use carpel_integration::v1::{
     ContainerConfig, ContainerState, ContainerStatus, NamespaceMode, PodSandboxState,
@@ -55,7 +55,7 @@ async fn supervisor(node: &TestNode, pod: &Pod) -> i32 {
 
 /// Waits until another supervisor than `before` leads the pod, which stays ready all the time.
 async fn replaced(node: &TestNode, pod: &Pod, before: i32) -> i32 {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + host::soon();
     loop {
         let now = supervisor_if_any(node, pod).await;
         let state = node.pod_status(pod).await.state();
@@ -169,7 +169,7 @@ async fn a_container_that_exits_while_the_daemon_is_dead_is_told_by_the_second_s
     kill_supervisor(&node, &pod).await;
     node.kill_daemon();
     stop(pid);
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + host::soon();
     while host::runs(pid) {
         assert!(Instant::now() < deadline, "{}", host::describe(pid));
         tokio::time::sleep(Duration::from_millis(5)).await;
