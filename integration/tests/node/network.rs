@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use carpel_integration::node::{SOON, bridge};
+use carpel_integration::node::bridge;
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{self, PodSandboxState, PortMapping, Protocol};
 use carpel_integration::{Plugins, Pod, TestNode, container, host, sh};
@@ -19,7 +19,7 @@ async fn network_ready(node: &TestNode) -> v1::RuntimeCondition {
 }
 
 async fn wait_network_ready(node: &TestNode, ready: bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + host::soon();
     while network_ready(node).await.status != ready {
         assert!(Instant::now() < deadline, "NetworkReady stays {}", !ready);
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -324,7 +324,7 @@ fn deletions(node: &TestNode) -> Vec<String> {
 }
 
 async fn wait_deletions(node: &TestNode, more_than: usize) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + host::soon();
     while deletions(node).len() <= more_than {
         assert!(Instant::now() < deadline, "{:?}", deletions(node));
         tokio::time::sleep(Duration::from_millis(20)).await;
