@@ -7,6 +7,7 @@ use std::time::Duration;
 use carpel_wire::{Output, SignalScope, Start};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tracing::Instrument;
 
 use super::Container;
 use super::exit::exit_code;
@@ -60,7 +61,8 @@ impl Node {
         };
         let node = Arc::clone(self);
         // A task of its own: a client that goes away leaves no process behind that nobody waits for.
-        let run = tokio::spawn(async move { exec.run(&node, timeout).await });
+        let run = async move { exec.run(&node, timeout).await };
+        let run = tokio::spawn(run.in_current_span());
         run.await.map_err(Error::at("run the command"))?
     }
 }

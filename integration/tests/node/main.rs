@@ -34,6 +34,7 @@ mod registry;
 mod resources;
 mod serve;
 mod stats;
+mod traces;
 mod wrong_use;
 
 use tonic::{Code, Status};
