@@ -755,6 +755,17 @@ impl TestNode {
             .map(drop)
     }
 
+    /// A condition of the node's Status.
+    pub async fn condition(&self, kind: &str) -> v1::RuntimeCondition {
+        let mut runtime = self.cri.runtime();
+        let response = runtime.status(v1::StatusRequest::default()).await;
+        let status = response.expect("status").into_inner().status;
+        let mut conditions = status.expect("conditions").conditions.into_iter();
+        conditions
+            .find(|condition| condition.r#type == kind)
+            .expect(kind)
+    }
+
     /// ListPodSandbox without a filter.
     ///
     /// # Panics

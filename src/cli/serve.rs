@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -27,10 +28,13 @@ use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
 use crate::supervisor::Binary;
 use crate::telemetry::{self, trace};
-use crate::{cri, metrics, sys};
+use crate::{cri, metrics, streaming, sys};
 
 /// The network of `--default-network`.
 const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
+
+/// How often free memory is given back to the kernel: a millisecond's work.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The flags that override the configuration files. `carpel config default` explains each value.
 #[derive(Debug, Default, Args)]
@@ -93,6 +97,7 @@ impl ServeArgs {
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (config, files) = args.load()?;
+    sys::economize_memory();
     let exporter = telemetry::init(&config.log, &config.telemetry);
     for file in files {
         tracing::info!(file = %file.display(), "configuration read");
@@ -217,6 +222,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         settings: node::Settings {
             cgroup_parent: config.cgroup.parent.to_string(),
             pids_limit: config.cgroup.pids_limit,
+            network_retry: config.network.retry,
         },
         host,
         binary,
@@ -232,9 +238,13 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         container: cri::decode_container,
         resources: cri::decode_resources,
     };
+    let streaming = streaming_server(&config).await?;
+    let urls = streaming.urls();
     let node = Node::open(parts, decode).await.context("recover")?;
+    tokio::spawn(streaming.serve(Arc::clone(&node)));
     tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
     tokio::spawn(Arc::clone(&node).release_networks());
+    tokio::spawn(give_memory_back());
     if let Some(address) = config.telemetry.metrics {
         let server = metrics::Server::bind(address)
             .await
@@ -247,7 +257,28 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     Ok(cri::routes(Arc::new(cri::Served {
         node,
         configuration,
+        urls,
     })))
+}
+
+async fn streaming_server(config: &Config) -> anyhow::Result<streaming::Server> {
+    let mut settings = streaming::Settings::new(config.streaming.address);
+    if let Some(tls) = &config.streaming.tls {
+        settings.tls = Some((tls.certificate.clone(), tls.key.clone()));
+    }
+    let server = streaming::Server::bind(&settings).await;
+    let server = server.context("streaming")?;
+    tracing::info!(url = server.base(), "streams served");
+    Ok(server)
+}
+
+/// Gives back, now and then, what pods that have gone left free between what others still use.
+async fn give_memory_back() {
+    let mut times = tokio::time::interval(MEMORY_INTERVAL);
+    loop {
+        times.tick().await;
+        let _ = tokio::task::spawn_blocking(sys::give_memory_back).await;
+    }
 }
 
 /// Ends with the name of the signal that asks the daemon to stop.

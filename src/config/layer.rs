@@ -39,6 +39,8 @@ pub struct Layer {
     #[serde(default)]
     pub registry: RegistryLayer,
     #[serde(default)]
+    pub streaming: StreamingLayer,
+    #[serde(default)]
     pub libexec: LibexecLayer,
     #[serde(default)]
     pub log: LogLayer,
@@ -60,6 +62,7 @@ pub struct NetworkLayer {
     pub bin_dirs: Option<Vec<AbsolutePath>>,
     pub default_network: Option<bool>,
     pub timeout_seconds: Option<NonZeroU32>,
+    pub retry_seconds: Option<NonZeroU32>,
     pub netns_dir: Option<AbsolutePath>,
 }
 
@@ -70,6 +73,21 @@ pub struct RegistryLayer {
     pub token_hosts: Option<Vec<RegistryHost>>,
     pub parallel_layers: Option<NonZeroU8>,
     pub timeout_seconds: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamingLayer {
+    pub address: Option<SocketAddr>,
+    pub tls: Option<TlsLayer>,
+}
+
+/// One value: a certificate is of no use with another key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsLayer {
+    pub certificate: AbsolutePath,
+    pub key: AbsolutePath,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,14 +7,14 @@ use std::time::Duration;
 use carpel_api::carpel::LayerState;
 use carpel_api::cri;
 use futures::{Stream, StreamExt};
+use oci_spec::image::ImageConfiguration;
 use prost::Message;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
-    ExecOutput, ImageView, Lookup, Missed, NetworkNotReady, SandboxDetail, SandboxInfo,
-    SandboxView,
+    ExecOutput, ImageView, Lookup, Missed, NotReady, SandboxDetail, SandboxInfo, SandboxView,
 };
 use super::import::{Archive, Progress};
 use super::pull::Steps;
@@ -28,11 +28,13 @@ use crate::node::{self, Event, Node};
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
+use crate::streaming::{self, Urls};
 
 /// A node and the configuration that it was opened with.
 pub struct Served {
     pub node: Arc<Node>,
     pub configuration: serde_json::Value,
+    pub urls: Urls,
 }
 
 impl Domain for Served {
@@ -210,6 +212,11 @@ impl Domain for Served {
             .map(|image| image_view(&image)))
     }
 
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
+        let image = self.node.images.resolve(id);
+        image.map(|image| image.config.clone())
+    }
+
     fn images(&self) -> Vec<ImageView> {
         self.node
             .images
@@ -266,10 +273,17 @@ impl Domain for Served {
         &self.node.paths.root
     }
 
-    fn network_status(&self) -> Result<(), NetworkNotReady> {
+    fn runtime_status(&self) -> Result<(), NotReady> {
+        self.node.paths.check_writable().map_err(|error| NotReady {
+            reason: "StateNotWritable".to_owned(),
+            message: error.to_string(),
+        })
+    }
+
+    fn network_status(&self) -> Result<(), NotReady> {
         match self.node.network.status() {
             Ok(_name) => Ok(()),
-            Err(why) => Err(NetworkNotReady {
+            Err(why) => Err(NotReady {
                 reason: why.reason.to_owned(),
                 message: why.message,
             }),
@@ -281,6 +295,10 @@ impl Domain for Served {
             .network
             .set_pod_cidr(cidr)
             .map_err(|error| Error::InvalidArgument(error.to_string()))
+    }
+
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
+        self.urls.url(request)
     }
 
     fn configuration(&self) -> serde_json::Value {

@@ -3,7 +3,7 @@
 use carpel_api::cri;
 use tonic::Status;
 
-use super::domain::Domain;
+use super::domain::{Domain, NotReady};
 use super::validate::{self, Platform};
 use super::verbose;
 
@@ -24,18 +24,20 @@ pub async fn status<D: Domain>(
     platform: Platform,
     request: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Status> {
-    let network = domain.network_status();
-    let condition = |name: &str, status, reason, message| cri::RuntimeCondition {
-        r#type: name.into(),
-        status,
-        reason,
-        message,
+    let condition = |name: &str, status: Result<(), NotReady>| {
+        let (status, why) = match status {
+            Ok(()) => (true, NotReady::default()),
+            Err(why) => (false, why),
+        };
+        cri::RuntimeCondition {
+            r#type: name.into(),
+            status,
+            reason: why.reason,
+            message: why.message,
+        }
     };
-    let network = match network {
-        Ok(()) => condition("NetworkReady", true, String::new(), String::new()),
-        Err(why) => condition("NetworkReady", false, why.reason, why.message),
-    };
-    let runtime = condition("RuntimeReady", true, String::new(), String::new());
+    let runtime = condition("RuntimeReady", domain.runtime_status());
+    let network = condition("NetworkReady", domain.network_status());
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus {
             conditions: vec![runtime, network],

@@ -54,6 +54,9 @@ pub async fn status<D: Domain>(
 ) -> Result<cri::PodSandboxStatusResponse, Status> {
     let id = validate::sandbox_id(&request.pod_sandbox_id)?;
     let id = require_sandbox(domain, &id)?;
+    // Before the states are read: a kubelet compares it with the times of events, and must not take these
+    // states for newer than they are.
+    let timestamp = verbose::now();
     let detail = domain
         .sandbox(&id)
         .ok_or_else(|| vanished("sandbox", &id))?;
@@ -65,7 +68,7 @@ pub async fn status<D: Domain>(
             verbose::none()
         },
         containers_statuses: container_statuses(domain, &id),
-        timestamp: verbose::now(),
+        timestamp,
     })
 }
 

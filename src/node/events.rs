@@ -70,6 +70,9 @@ impl Node {
     }
 
     fn announce(&self, kind: EventKind, object: String, sandbox: Arc<Sandbox>) {
+        // Before the states are read: a kubelet drops what is older than what it knows, and must not take
+        // a state for newer than it is.
+        let at = super::now();
         let containers = self.containers_of(&sandbox.id);
         let containers = containers.into_iter().map(|container| {
             let status = container.status();
@@ -78,7 +81,7 @@ impl Node {
         let event = Event {
             object,
             kind,
-            at: super::now(),
+            at,
             ready: sandbox.is_ready(),
             containers: containers.collect(),
             sandbox,

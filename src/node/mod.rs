@@ -11,8 +11,10 @@ pub mod orphans;
 mod paths;
 mod recover;
 mod tables;
+mod unreadable;
 mod work;
 
+use std::cmp::Reverse;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,6 +29,7 @@ pub use images::Pull;
 use joint::Joint;
 pub use paths::Paths;
 pub use recover::Decode;
+use recover::report;
 use tables::Table;
 use work::Work;
 
@@ -54,6 +57,8 @@ pub struct Settings {
     pub cgroup_parent: String,
     /// Most processes in a container whose request sets no limit.
     pub pids_limit: Option<u64>,
+    /// How often the release of a gone pod's network is tried again.
+    pub network_retry: Duration,
 }
 
 /// The parts that a node is put together from.
@@ -188,10 +193,15 @@ impl Node {
         self.containers.all(|_| true)
     }
 
+    /// A sandbox's containers, the newest first: of several with the same name a kubelet that follows
+    /// events takes the first for the one that counts.
     #[must_use]
     pub fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
-        self.containers
-            .all(|container| container.sandbox == *sandbox)
+        let mut containers = self
+            .containers
+            .all(|container| container.sandbox == *sandbox);
+        containers.sort_by_key(|container| Reverse(container.created_at));
+        containers
     }
 
     /// The container that a full id or a unique prefix of one names.

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
+use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 
 #[derive(Debug, Clone)]
@@ -65,6 +68,22 @@ impl Paths {
     #[must_use]
     pub fn netns(&self, id: &SandboxId) -> PathBuf {
         self.netns.join(format!("carpel-{id}"))
+    }
+
+    /// Whether state can be written down: a file system that has failed is often mounted read-only by the
+    /// kernel.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] with the folder that cannot be written to.
+    pub fn check_writable(&self) -> Result<(), Error> {
+        for dir in [&self.root, &self.state] {
+            rustix::fs::access(dir, Access::WRITE_OK).map_err(|error| {
+                let dir = dir.display();
+                let why = std::io::Error::from(error);
+                Error::FailedPrecondition(format!("cannot write to {dir}: {why}"))
+            })?;
+        }
+        Ok(())
     }
 
     /// Makes the folders that are always there.

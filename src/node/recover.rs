@@ -13,15 +13,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use carpel_wire::{ObjectId, RequestBody, SignalScope, UNKNOWN_STATUS};
+use carpel_wire::{ObjectId, UNKNOWN_STATUS};
 use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
 use super::{Node, Parts};
-use crate::container::processes::Kept;
-use crate::container::{self, Container, Exited, Limits, Running};
+use crate::container::{self, Container, Exited, Kept, Limits, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::{self, Live, Phase, Sandbox};
@@ -30,9 +28,6 @@ use crate::spec::plan;
 use crate::stats::Walker;
 use crate::store::record;
 use crate::supervisor::{Exit, Listed, Supervisor};
-
-/// How often the release of a gone pod's network is tried again.
-const NETWORK_RETRY: Duration = Duration::from_secs(30);
 
 /// How a record's verbatim request becomes a checked configuration again: `cri/` knows.
 #[derive(Clone, Copy)]
@@ -59,7 +54,7 @@ impl Node {
         let (walker, asked) = Walker::new();
         let node = Arc::new(Self::new(parts, walker));
         let sandboxes = node.load_sandboxes(decode).await?;
-        node.load_containers(decode)?;
+        node.load_containers(decode).await?;
         join_all(
             sandboxes
                 .into_iter()
@@ -103,17 +98,17 @@ impl Node {
         Ok(loaded)
     }
 
-    fn load_containers(&self, decode: Decode) -> Result<(), Error> {
+    async fn load_containers(self: &Arc<Self>, decode: Decode) -> Result<(), Error> {
         for id in ids_in::<ContainerId>(&self.paths.containers())? {
             let path = self.paths.container_record(&id);
             let record = self.read_record::<container::Record>(&path);
-            let Some(record) = record.filter(|record| self.sandbox(&record.sandbox).is_some())
-            else {
-                // Half made, half removed, or without a sandbox: nothing can use it.
-                if let Err(error) = self.delete_container_files(&id) {
-                    tracing::warn!(container.id = %id, %error, "leftover files remain");
+            let record = match record {
+                Some(record) if self.sandbox(&record.sandbox).is_some() => record,
+                ownerless => {
+                    let owner = ownerless.map(|record| (record.sandbox, record.cgroup));
+                    self.release_ownerless_container(id, owner).await;
+                    continue;
                 }
-                continue;
             };
             let config = (decode.container)(&record.request);
             let limits = changed_limits(&record, decode);
@@ -135,6 +130,7 @@ impl Node {
                 Err(error) => {
                     tracing::error!(container.id = %id, %error, "record of another version, quarantined");
                     self.quarantine(&path);
+                    self.release_ownerless_container(id, None).await;
                 }
             }
         }
@@ -247,28 +243,8 @@ impl Node {
                 None => {}
             }
         }
-        // Commands whose client died with the daemon, and containers whose record is gone.
-        for (id, Listed { entry, .. }) in entries {
-            let scope = if entry.init {
-                SignalScope::Process
-            } else {
-                SignalScope::Group
-            };
-            let ended = if entry.exited.is_some() {
-                supervisor
-                    .request(RequestBody::Forget { id }, &[])
-                    .await
-                    .map(|_| ())
-            } else {
-                supervisor
-                    .signal(id, libc::SIGKILL, scope)
-                    .await
-                    .map(|_| ())
-            };
-            if let Err(error) = ended {
-                tracing::warn!(sandbox.id = %sandbox.id, %error, "leftover process remains");
-            }
-        }
+        self.end_unknown_processes(sandbox, supervisor, entries.into_values())
+            .await;
     }
 
     /// The supervisor is gone: what it wrote down counts; everything else of the pod is dead or dies now.
@@ -355,7 +331,7 @@ impl Node {
     /// a plugin's DEL that failed leaks an address until it succeeds.
     pub async fn release_networks(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(NETWORK_RETRY).await;
+            tokio::time::sleep(self.settings.network_retry).await;
             for id in self.network.cached() {
                 // A pod that is there releases its own when it is stopped.
                 if self.sandbox(&id).is_none() {
@@ -384,23 +360,6 @@ impl Node {
             tracing::warn!(path = %path.display(), %error, "cannot be quarantined");
         }
     }
-
-    /// All that is known of it is its id: enough to end its supervisor and to free its network.
-    async fn release_unreadable_sandbox(&self, id: &SandboxId) {
-        if let Ok(supervisor) = Supervisor::connect(&self.paths.pod_state(id)).await {
-            let _ = supervisor.request(RequestBody::Shutdown, &[]).await;
-        }
-        report(
-            &format!("network of sandbox {id}"),
-            self.network.del(id).await.map_err(Error::at("release")),
-        );
-        let _ = crate::network::netns::unpin(&self.paths.netns(id));
-        let _ = super::remove_tree(&self.paths.pod_state(id));
-        report(
-            &format!("files of sandbox {id}"),
-            super::remove_tree(&self.paths.sandbox(id)).map_err(Error::at("remove")),
-        );
-    }
 }
 
 fn changed_limits(record: &container::Record, decode: Decode) -> Result<Option<Limits>, Error> {
@@ -413,7 +372,7 @@ fn changed_limits(record: &container::Record, decode: Decode) -> Result<Option<L
     }))
 }
 
-fn report(what: &str, result: Result<(), Error>) {
+pub(super) fn report(what: &str, result: Result<(), Error>) {
     if let Err(error) = result {
         tracing::warn!(%error, "{what} is not complete");
     }

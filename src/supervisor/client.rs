@@ -268,20 +268,9 @@ impl Supervisor {
     }
 
     fn span(&self, body: &RequestBody) -> tracing::Span {
-        let request = match body {
-            RequestBody::Setup(_) => "Setup",
-            RequestBody::Adopt(_) => "Adopt",
-            RequestBody::Start(_) => "Start",
-            RequestBody::Signal { .. } => "Signal",
-            RequestBody::ReopenLog { .. } => "ReopenLog",
-            RequestBody::Forget { .. } => "Forget",
-            RequestBody::List => "List",
-            RequestBody::Shutdown => "Shutdown",
-            RequestBody::Unshare { .. } => "Unshare",
-        };
         debug_span!(
             "supervisor",
-            otel.name = format!("supervisor {request}"),
+            otel.name = format!("supervisor {}", body.name()),
             otel.kind = "client",
             process.pid = self.pid(),
             error = field::Empty,

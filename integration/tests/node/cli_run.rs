@@ -45,6 +45,13 @@ async fn a_run_shows_output_passes_its_status_on_and_leaves_nothing() {
         "hi\n"
     );
     assert_eq!(other(&node, &["logs", "done"]).ok(), "hi\n");
+    let twice = Said::by(run(&node, &["--name", "done", BUSYBOX, "echo", "again"]));
+    assert_eq!((twice.status, twice.stdout.as_str()), (125, ""));
+    assert!(
+        twice.stderr.contains("carpel rm -f default/done"),
+        "{}",
+        twice.stderr
+    );
     assert_eq!(other(&node, &["rm", "done"]).ok(), "done\n");
     assert!(node.pods().await.is_empty());
     no_logs(&node);

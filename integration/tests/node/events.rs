@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use carpel_integration::cri::Cri;
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{
-    ContainerEventResponse, ContainerEventType, ContainerState, GetEventsRequest, PodSandboxState,
+    ContainerEventResponse, ContainerEventType, ContainerState, ContainerStatus, GetEventsRequest,
+    PodSandboxState,
 };
 use carpel_integration::{TestNode, host, sh};
 use tonic::{Code, Streaming};
@@ -145,6 +146,33 @@ async fn a_failed_start_is_told_and_another_supervisor_is_not() {
     );
     no_more(&mut events).await;
     node.finish().await;
+}
+
+#[tokio::test]
+async fn of_a_pods_containers_the_newest_comes_first() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let mut events = listen(&node).await;
+    let mut newest_first = Vec::new();
+    // Ids are random: one order of six attempts in 720 is this by chance.
+    for attempt in 0..6 {
+        let mut config = sh("again", "exit 1");
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        let id = node.start_container(&pod, &config).await;
+        newest_first.insert(0, id);
+        for kind in [Created, Started, Stopped] {
+            let event = next(&mut events).await;
+            assert_eq!(event.container_event_type(), kind);
+            assert_eq!(ids(&event.containers_statuses), newest_first);
+        }
+        let status = node.try_pod_status(&pod.id).await.unwrap();
+        assert_eq!(ids(&status.containers_statuses), newest_first);
+    }
+    node.finish().await;
+}
+
+fn ids(statuses: &[ContainerStatus]) -> Vec<String> {
+    statuses.iter().map(|status| status.id.clone()).collect()
 }
 
 #[tokio::test]

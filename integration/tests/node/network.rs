@@ -15,17 +15,7 @@ fn server(name: &str) -> v1::ContainerConfig {
 }
 
 async fn network_ready(node: &TestNode) -> v1::RuntimeCondition {
-    let response = node
-        .cri
-        .runtime()
-        .status(v1::StatusRequest::default())
-        .await
-        .unwrap();
-    let conditions = response.into_inner().status.unwrap().conditions;
-    conditions
-        .into_iter()
-        .find(|condition| condition.r#type == "NetworkReady")
-        .expect("NetworkReady")
+    node.condition("NetworkReady").await
 }
 
 async fn wait_network_ready(node: &TestNode, ready: bool) {
@@ -278,24 +268,51 @@ async fn a_network_is_deleted_with_what_it_was_added_with() {
     node.finish().await;
 }
 
-#[tokio::test]
-async fn a_deletion_that_fails_is_tried_again_until_it_works() {
+/// A network whose only plugin refuses DEL until the file `works` is there, and ADD if `adds` is false. It
+/// writes the containers of its DELs to `dels`.
+async fn node_with_stubborn_plugin(adds: bool) -> TestNode {
     let node = TestNode::builder()
+        .config("[network]\nretry_seconds = 1\n")
         .conflist(json!({ "cniVersion": "1.0.0", "name": "stubborn", "plugins": [{ "type": "stubborn" }] }))
         .start()
         .await;
     let dir = node.dir().display().to_string();
+    let add = if adds {
+        r#"echo '{"cniVersion":"1.0.0","ips":[{"address":"10.118.7.8/16"}]}'"#
+    } else {
+        r#"echo '{"cniVersion":"1.0.0","code":11,"msg":"no address"}'; exit 1"#
+    };
     node.write_plugin(
         "stubborn",
         &format!(
             r#"cat > /dev/null
 case $CNI_COMMAND in
-ADD) echo '{{"cniVersion":"1.0.0","ips":[{{"address":"10.118.7.8/16"}}]}}';;
-DEL) echo x >> {dir}/dels; [ -e {dir}/works ] || {{ echo '{{"cniVersion":"1.0.0","code":11,"msg":"not now"}}'; exit 1; }};;
+ADD) {add};;
+DEL) echo $CNI_CONTAINERID >> {dir}/dels; [ -e {dir}/works ] || {{ echo '{{"cniVersion":"1.0.0","code":11,"msg":"not now"}}'; exit 1; }};;
 VERSION) echo '{{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}}';;
 esac"#
         ),
     );
+    node
+}
+
+/// The containers that the stubborn plugin was called to delete, one for each call.
+fn deletions(node: &TestNode) -> Vec<String> {
+    let dels = fs::read_to_string(node.dir().join("dels")).unwrap_or_default();
+    dels.lines().map(str::to_owned).collect()
+}
+
+async fn wait_deletions(node: &TestNode, more_than: usize) {
+    let deadline = Instant::now() + SOON;
+    while deletions(node).len() <= more_than {
+        assert!(Instant::now() < deadline, "{:?}", deletions(node));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_fails_is_tried_again_until_it_works() {
+    let node = node_with_stubborn_plugin(true).await;
     let pod = node.run_pod(&node.pod("one")).await;
     let status = node
         .try_stop_pod(&pod.id)
@@ -309,19 +326,37 @@ esac"#
         node.pod_status(&pod).await.state(),
         PodSandboxState::SandboxNotready
     );
-    fs::write(Path::new(&dir).join("works"), "").unwrap();
+    fs::write(node.dir().join("works"), "").unwrap();
     node.try_stop_pod(&pod.id).await.unwrap();
-    let dels = fs::read_to_string(Path::new(&dir).join("dels"))
-        .unwrap()
-        .lines()
-        .count();
-    assert!(dels >= 2, "{dels}");
+    let count = deletions(&node).len();
+    assert!(count >= 2, "{count}");
     node.try_stop_pod(&pod.id).await.unwrap();
-    let after = fs::read_to_string(Path::new(&dir).join("dels"))
-        .unwrap()
-        .lines()
-        .count();
-    assert_eq!(after, dels, "a deletion that worked is not repeated");
+    let after = deletions(&node).len();
+    assert_eq!(after, count, "a deletion that worked is not repeated");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_network_that_can_be_neither_added_nor_deleted_is_deleted_in_the_end() {
+    let mut node = node_with_stubborn_plugin(false).await;
+    let status = node
+        .try_run_pod(&node.pod("one"))
+        .await
+        .expect_err("the plugin fails");
+    assert!(status.message().contains("no address"), "{status}");
+    assert!(node.pods().await.is_empty());
+    let id = deletions(&node).pop().expect("the undoing DEL");
+    // It goes on by itself, also in the next daemon.
+    wait_deletions(&node, 2).await;
+    node.crash().await;
+    wait_deletions(&node, deletions(&node).len()).await;
+    fs::write(node.dir().join("works"), "").unwrap();
+    wait_deletions(&node, deletions(&node).len()).await;
+    node.assert_no_leaks().await;
+    let count = deletions(&node).len();
+    // Longer than it waits between two tries.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(deletions(&node), vec![id; count]);
     node.finish().await;
 }
 

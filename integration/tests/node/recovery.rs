@@ -155,16 +155,7 @@ async fn damaged_records_are_put_aside_and_the_rest_lives() {
     node.start_container(&bad, &sleeper("b")).await;
     node.try_stop_pod(&bad.id).await.unwrap();
     node.kill_daemon();
-    let mut damaged = 0;
-    for (path, _) in records(&node, &bad.id) {
-        let mut bytes = fs::read(&path).unwrap();
-        if let Some(byte) = bytes.last_mut() {
-            *byte ^= 0x55;
-            damaged += 1;
-        }
-        fs::write(&path, bytes).unwrap();
-    }
-    assert!(damaged > 0, "no record of {} below the root", bad.id);
+    damage(&node, &bad.id, |_| true);
     node.start_daemon(None).await;
     assert_eq!(node.exec(&id, "echo alive").await, "alive\n");
     assert!(node.pods().await.iter().any(|pod| pod.id == good.id));
@@ -173,22 +164,97 @@ async fn damaged_records_are_put_aside_and_the_rest_lives() {
         "the log tells of it"
     );
     node.remove_pods().await;
-    // What was put aside is there for a person to look at; nothing else is.
+    only_the_quarantine_is_left(&node);
+    node.finish().await;
+}
+
+/// What was put aside is there for a person to look at, and nothing else is. Takes it away.
+fn only_the_quarantine_is_left(node: &TestNode) {
     let aside = node.leaks();
     assert!(
-        aside
-            .iter()
-            .all(|leak| leak.starts_with("file ") && leak.contains("quarantine")),
+        !aside.is_empty()
+            && aside
+                .iter()
+                .all(|leak| leak.starts_with("file ") && leak.contains("quarantine")),
         "{aside:?}"
     );
-    let quarantine = aside.iter().find_map(|leak| {
-        let path = leak.strip_prefix("file ")?;
-        let at = path.find("quarantine")?;
-        Some(path[..at + "quarantine".len()].to_owned())
-    });
-    if let Some(dir) = quarantine {
-        fs::remove_dir_all(dir).unwrap();
+    fs::remove_dir_all(node.dir().join("root/quarantine")).unwrap();
+}
+
+/// Changes the last byte of each record that is `wanted` of the objects named `id`.
+fn damage(node: &TestNode, id: &str, wanted: impl Fn(&str) -> bool) {
+    let mut damaged = 0;
+    for (path, _) in records(node, id) {
+        if wanted(&path.display().to_string()) {
+            let mut bytes = fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 0x55;
+            fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
     }
+    assert!(damaged > 0, "no record of {id} below the root");
+}
+
+#[tokio::test]
+async fn a_running_pod_without_a_readable_record_is_ended_whole() {
+    let mut node = TestNode::start().await;
+    let good = node.run_pod(&node.pod("good")).await;
+    let lives = node.start_container(&good, &sleeper("a")).await;
+    let bad = node.run_pod(&node.pod("bad")).await;
+    let id = node.start_container(&bad, &sleeper("b")).await;
+    let second = node.start_container(&bad, &sleeper("c")).await;
+    let pids = [&id, &second].map(|id| node.container_pid(id));
+    node.kill_daemon();
+    damage(&node, &bad.id, |path| {
+        path.contains("/sandboxes/") && path.ends_with("/record")
+    });
+    node.start_daemon(None).await;
+    for pid in pids {
+        assert!(!host::runs(pid), "{}", host::describe(pid));
+    }
+    let status = node.try_status(&id).await.expect_err("it is gone");
+    assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
+    assert_eq!(node.exec(&lives, "echo alive").await, "alive\n");
+    node.remove_pods().await;
+    only_the_quarantine_is_left(&node);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn the_containers_of_a_dead_pod_without_a_readable_record_are_ended() {
+    let mut node = TestNode::start().await;
+    let bad = node.run_pod(&node.pod("bad")).await;
+    let id = node.start_container(&bad, &sleeper("b")).await;
+    let (pid, supervisor) = (node.container_pid(&id), node.supervisor_pid(&bad).await);
+    node.kill_daemon();
+    host::kill_9(supervisor);
+    damage(&node, &bad.id, |path| {
+        path.contains("/sandboxes/") && path.ends_with("/record")
+    });
+    node.start_daemon(None).await;
+    assert!(!host::runs(pid), "{}", host::describe(pid));
+    only_the_quarantine_is_left(&node);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_running_container_without_a_readable_record_is_ended_alone() {
+    let mut node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let good = node.start_container(&pod, &sleeper("good")).await;
+    let bad = node.start_container(&pod, &sleeper("bad")).await;
+    let pid = node.container_pid(&bad);
+    node.kill_daemon();
+    damage(&node, &bad, |path| {
+        path.contains("/containers/") && path.ends_with("/record")
+    });
+    node.start_daemon(None).await;
+    assert!(!host::runs(pid), "{}", host::describe(pid));
+    assert_eq!(node.exec(&good, "echo alive").await, "alive\n");
+    // Its name is free.
+    node.start_container(&pod, &sleeper("bad")).await;
+    node.remove_pods().await;
+    only_the_quarantine_is_left(&node);
     node.finish().await;
 }
 

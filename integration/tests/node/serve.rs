@@ -9,6 +9,8 @@ use carpel_integration::request::sleeper;
 use carpel_integration::{TestNode, host, v1};
 use tonic::Code;
 
+use crate::refused;
+
 #[tokio::test]
 async fn the_socket_is_for_root_alone() {
     let node = TestNode::start().await;
@@ -150,6 +152,45 @@ async fn systemd_is_told_when_the_daemon_is_ready_and_when_it_stops() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(receive().contains("STOPPING=1"));
     assert!(child.wait().unwrap().success());
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_read_only_disk_is_told_and_what_runs_goes_on() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let id = node.start_container(&pod, &sleeper("a")).await;
+    assert!(node.condition("RuntimeReady").await.status);
+    let root = node.dir().join("root");
+    let none = None::<&str>;
+    mount(Some(&root), &root, none, MsFlags::MS_BIND, none).unwrap();
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, &root, none, flags, none).unwrap();
+
+    let condition = node.condition("RuntimeReady").await;
+    assert_eq!(
+        (condition.status, condition.reason.as_str()),
+        (false, "StateNotWritable")
+    );
+    let what = format!("cannot write to {}: Read-only file system", root.display());
+    assert!(condition.message.starts_with(&what), "{condition:?}");
+    refused(
+        node.try_run_pod(&node.pod("two")).await,
+        Code::Internal,
+        "Read-only file system",
+    );
+    assert_eq!(node.exec(&id, "echo alive").await, "alive\n");
+    assert_eq!(
+        (node.pods().await.len(), node.containers().await.len()),
+        (1, 1)
+    );
+    // The processes end; that this is not on disk yet changes nothing.
+    node.try_stop(&id, 0).await.unwrap();
+
+    umount2(&root, MntFlags::MNT_DETACH).unwrap();
+    assert!(node.condition("RuntimeReady").await.status);
     node.finish().await;
 }
 

@@ -14,6 +14,7 @@ use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
 use futures::Stream;
 use hyper_util::rt::TokioIo;
+use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 use prost::Message;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -29,6 +30,7 @@ use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, DiskUsage, Figures, SandboxFigures};
 use crate::store::blobs::Digest;
+use crate::streaming;
 use crate::timeline::Span;
 
 /// Remembers objects; what it is told to do it notes in `calls`.
@@ -308,6 +310,11 @@ impl Domain for Fake {
         Ok(self.images.iter().find(has).cloned())
     }
 
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
+        let known = self.images.iter().any(|image| image.id == id);
+        known.then(ImageConfiguration::default)
+    }
+
     fn images(&self) -> Vec<ImageView> {
         self.images.clone()
     }
@@ -396,10 +403,14 @@ impl Domain for Fake {
         }])
     }
 
-    fn network_status(&self) -> Result<(), NetworkNotReady> {
+    fn runtime_status(&self) -> Result<(), NotReady> {
+        Ok(())
+    }
+
+    fn network_status(&self) -> Result<(), NotReady> {
         match self.network_down {
             false => Ok(()),
-            true => Err(NetworkNotReady {
+            true => Err(NotReady {
                 reason: "NoNetworkConfig".into(),
                 message: "no network configuration in /etc/cni/net.d".into(),
             }),
@@ -409,6 +420,11 @@ impl Domain for Fake {
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         self.note(format!("pod cidr {cidr}"));
         Ok(())
+    }
+
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
+        self.note(format!("stream {request:?}"));
+        Ok("http://127.0.0.1:1/x".into())
     }
 
     fn configuration(&self) -> serde_json::Value {

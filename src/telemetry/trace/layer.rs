@@ -1,7 +1,8 @@
 //! From `tracing`'s spans to OTLP's.
 //!
 //! A span is recorded if its trace is: if its parent is, or, at the root, if the calling process wants it, or, without
-//! one, by chance. The fields `otel.name`, `otel.kind` ("client") and `error` are the span's name, its kind and its failure;
+//! one, by chance. Spans of level debug are parts of something: alone (a plugin that is run again in the background) they
+//! begin no trace. The fields `otel.name`, `otel.kind` ("client") and `error` are the span's name, its kind and its failure;
 //! the others are attributes.
 
 use std::fmt::Debug;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -85,6 +86,7 @@ where
         };
         let (parent, call) = match span.parent() {
             Some(parent) => (parent.extensions().get::<Open>().map(Parent::of), None),
+            None if *attributes.metadata().level() > Level::INFO => return,
             None => {
                 let call = Call::claim();
                 let remote = call.as_ref().and_then(|call| call.remote.clone());

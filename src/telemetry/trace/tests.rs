@@ -189,6 +189,13 @@ async fn a_full_queue_loses_spans_and_nothing_waits() {
     assert_eq!(spans.len(), 16);
 }
 
+#[tokio::test]
+async fn a_part_alone_is_no_trace() {
+    let work = || drop(debug_span!(parent: None, "supervisor"));
+    let [call] = call(1.0, None, Ok(()), work).await.try_into().unwrap();
+    assert_eq!(call.name, "runtime.v1.RuntimeService/RunPodSandbox");
+}
+
 #[test]
 fn without_a_collector_nothing_is_recorded() {
     let none: Option<TraceLayer> = None;

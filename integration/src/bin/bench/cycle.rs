@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
 use carpel_api::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
@@ -18,7 +19,7 @@ use carpel_api::cri::{
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::memory::{self, Weight};
+use crate::usage::{self, Weight};
 
 /// Every sample of each step, in the order in which they were taken.
 #[derive(Default)]
@@ -28,16 +29,26 @@ pub struct Samples(pub BTreeMap<&'static str, Vec<Duration>>);
 pub struct Peer {
     pub name: String,
     client: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
     image: String,
     handler: String,
     processes: Vec<String>,
     serial: Arc<AtomicU32>,
 }
 
+/// The largest answer that a kubelet takes.
+const LARGEST: usize = 16 << 20;
+
 /// A pod that runs.
 struct Pod {
     sandbox: String,
     container: String,
+}
+
+/// A pod whose containers are made by whoever asked for it.
+pub struct EmptyPod {
+    sandbox: String,
+    config: PodSandboxConfig,
 }
 
 impl Peer {
@@ -66,7 +77,8 @@ impl Peer {
             .await?;
         Ok(Self {
             name: name.to_owned(),
-            client: RuntimeServiceClient::new(channel),
+            client: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(LARGEST),
+            images: ImageServiceClient::new(channel),
             image: image.to_owned(),
             handler: handler.to_owned(),
             processes,
@@ -109,7 +121,7 @@ impl Peer {
 
     /// Holds `count` idle pods and weighs what the runtime takes for them.
     pub async fn hold(&self, count: u32) -> Result<Weight> {
-        let before = memory::read(&self.processes)?;
+        let before = usage::read(&self.processes)?;
         let mut unused = Samples::default();
         let mut pods = Vec::new();
         for _ in 0..count {
@@ -117,11 +129,145 @@ impl Peer {
         }
         // Allocators and page caches settle.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let held = memory::read(&self.processes);
+        let held = usage::read(&self.processes);
         for pod in &pods {
             self.end(pod, &mut unused).await?;
         }
         Ok(held?.since(&before, count))
+    }
+
+    /// Holds `count` idle pods, and tells how much of one processor the runtime takes meanwhile, in percent.
+    pub async fn idle(&self, count: u32, time: Duration) -> Result<f64> {
+        let mut unused = Samples::default();
+        let mut pods = Vec::new();
+        for _ in 0..count {
+            pods.push(self.start(&mut unused).await?);
+        }
+        // What the starts have left to do is done.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let before = usage::processor_time(&self.processes)?;
+        tokio::time::sleep(time).await;
+        let used = usage::processor_time(&self.processes)?.saturating_sub(before);
+        for pod in &pods {
+            self.end(pod, &mut unused).await?;
+        }
+        Ok(100.0 * used.as_secs_f64() / time.as_secs_f64())
+    }
+
+    /// Pods started per second, `parallel` at a time, while they stay. They are removed afterwards.
+    pub async fn pods_per_second(&self, count: u32, parallel: u32) -> Result<f64> {
+        let left = Arc::new(AtomicU32::new(count));
+        let start = Instant::now();
+        let mut workers = tokio::task::JoinSet::new();
+        for _ in 0..parallel {
+            let (peer, left) = (self.clone(), Arc::clone(&left));
+            workers.spawn(async move {
+                let mut pods = Vec::new();
+                while left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                    .is_ok()
+                {
+                    pods.push(peer.start(&mut Samples::default()).await?);
+                }
+                anyhow::Ok(pods)
+            });
+        }
+        let started = workers.join_all().await;
+        let rate = f64::from(count) / start.elapsed().as_secs_f64();
+        for pods in started {
+            for pod in pods? {
+                self.end(&pod, &mut Samples::default()).await?;
+            }
+        }
+        Ok(rate)
+    }
+
+    /// Runs `count` containers, `per_pod` in each pod.
+    pub async fn fill(&self, count: u32, per_pod: u32) -> Result<Vec<EmptyPod>> {
+        let mut pods = Vec::new();
+        let mut left = count;
+        while left > 0 {
+            let pod = self.empty_pod("").await?;
+            for number in 0..left.min(per_pod) {
+                let config = self.container_config(&format!("c{number}"));
+                let id = self.create(&pod, config).await?;
+                self.start_container(&id).await?;
+            }
+            left -= left.min(per_pod);
+            pods.push(pod);
+        }
+        Ok(pods)
+    }
+
+    /// A pod without containers, whose logs go to a folder.
+    pub async fn empty_pod(&self, logs: &str) -> Result<EmptyPod> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let config = PodSandboxConfig {
+            log_directory: logs.to_owned(),
+            ..sandbox_config(serial)
+        };
+        let run = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: self.handler.clone(),
+        };
+        let answer = self.runtime().run_pod_sandbox(run).await?;
+        let sandbox = answer.into_inner().pod_sandbox_id;
+        Ok(EmptyPod { sandbox, config })
+    }
+
+    pub async fn create(&self, pod: &EmptyPod, config: ContainerConfig) -> Result<String> {
+        let create = CreateContainerRequest {
+            pod_sandbox_id: pod.sandbox.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let answer = self.runtime().create_container(create).await?;
+        Ok(answer.into_inner().container_id)
+    }
+
+    pub async fn start_container(&self, id: &str) -> Result<()> {
+        let start = StartContainerRequest {
+            container_id: id.to_owned(),
+        };
+        self.runtime().start_container(start).await?;
+        Ok(())
+    }
+
+    /// Stops and removes a pod with its containers.
+    pub async fn remove(&self, pod: &EmptyPod) -> Result<()> {
+        let stop = StopPodSandboxRequest {
+            pod_sandbox_id: pod.sandbox.clone(),
+        };
+        self.runtime().stop_pod_sandbox(stop).await?;
+        let remove = RemovePodSandboxRequest {
+            pod_sandbox_id: pod.sandbox.clone(),
+        };
+        self.runtime().remove_pod_sandbox(remove).await?;
+        Ok(())
+    }
+
+    /// The configuration that all pods' containers have.
+    pub fn container_config(&self, name: &str) -> ContainerConfig {
+        ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: name.to_owned(),
+                attempt: 0,
+            }),
+            ..container_config(&self.image)
+        }
+    }
+
+    pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        self.client.clone()
+    }
+
+    pub fn images(&self) -> ImageServiceClient<Channel> {
+        self.images.clone()
+    }
+
+    /// The beginnings of the names of the runtime's processes.
+    pub fn processes(&self) -> &[String] {
+        &self.processes
     }
 
     async fn start(&self, samples: &mut Samples) -> Result<Pod> {
@@ -199,6 +345,7 @@ impl Clone for Peer {
         Self {
             name: self.name.clone(),
             client: self.client.clone(),
+            images: self.images.clone(),
             image: self.image.clone(),
             handler: self.handler.clone(),
             processes: self.processes.clone(),
@@ -213,7 +360,8 @@ impl Samples {
     }
 }
 
-async fn timed<T>(
+/// Takes the time of one call.
+pub async fn timed<T>(
     samples: &mut Samples,
     step: &'static str,
     call: impl Future<Output = Result<T, tonic::Status>>,

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cycle::Samples;
-use crate::memory::Weight;
+use crate::usage::Weight;
 
 /// The steps in the order of a pod's life.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 12] = [
     "pod ready",
     "RunPodSandbox",
     "CreateContainer",
@@ -19,6 +19,10 @@ const STEPS: [&str; 8] = [
     "StopContainer",
     "stop and remove",
     "RemovePodSandbox",
+    "ListPodSandbox",
+    "ListContainers",
+    "ListContainerStats",
+    "ListPodSandboxStats",
 ];
 
 #[derive(Serialize)]
@@ -26,6 +30,15 @@ pub struct Report {
     peers: Vec<String>,
     series: Vec<Series>,
     weights: BTreeMap<u32, BTreeMap<String, Weight>>,
+    figures: Vec<Figure>,
+}
+
+/// One number of one peer.
+#[derive(Serialize)]
+struct Figure {
+    what: String,
+    peer: String,
+    value: f64,
 }
 
 #[derive(Serialize)]
@@ -33,7 +46,8 @@ struct Series {
     title: String,
     peer: String,
     /// Whole cycles (start, exec, stop, remove) per second.
-    cycles_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cycles_per_second: Option<f64>,
     /// p50, p90, p99 in milliseconds.
     steps: BTreeMap<&'static str, [f64; 3]>,
 }
@@ -44,6 +58,7 @@ impl Report {
             peers,
             series: Vec::new(),
             weights: BTreeMap::new(),
+            figures: Vec::new(),
         }
     }
 
@@ -52,13 +67,13 @@ impl Report {
         title: &str,
         peer: &str,
         samples: &Samples,
-        count: u32,
-        elapsed: Duration,
+        cycles: Option<(u32, Duration)>,
     ) {
         self.series.push(Series {
             title: title.to_owned(),
             peer: peer.to_owned(),
-            cycles_per_second: f64::from(count) / elapsed.as_secs_f64(),
+            cycles_per_second: cycles
+                .map(|(count, elapsed)| f64::from(count) / elapsed.as_secs_f64()),
             steps: samples
                 .0
                 .iter()
@@ -72,6 +87,15 @@ impl Report {
             .entry(pods)
             .or_default()
             .insert(peer.to_owned(), weight.clone());
+    }
+
+    /// A number with its unit in its name.
+    pub fn figure(&mut self, what: &str, peer: &str, value: f64) {
+        self.figures.push(Figure {
+            what: what.to_owned(),
+            peer: peer.to_owned(),
+            value,
+        });
     }
 
     pub fn text(&self) -> String {
@@ -93,10 +117,13 @@ impl Report {
                 self.step(&mut text, title, step);
             }
             for series in self.series.iter().filter(|series| series.title == title) {
+                let Some(cycles) = series.cycles_per_second else {
+                    continue;
+                };
                 let _ = writeln!(
                     text,
-                    "{:<18} {:<12} {:>9.1}",
-                    "cycles per second", series.peer, series.cycles_per_second
+                    "{:<18} {:<12} {cycles:>9.1}",
+                    "cycles per second", series.peer
                 );
             }
         }
@@ -120,7 +147,29 @@ impl Report {
                 }
             }
         }
+        self.figures_text(&mut text);
         text
+    }
+
+    /// The single figures; the ratio says how many times the first peer's another's is.
+    fn figures_text(&self, text: &mut String) {
+        let mut first: BTreeMap<&str, f64> = BTreeMap::new();
+        for figure in &self.figures {
+            if first.is_empty() {
+                let _ = writeln!(text, "\n{:<44} {:<12} {:>9} {:>9}", "", "", "", "ratio");
+            }
+            let one = *first.entry(&figure.what).or_insert(figure.value);
+            let ratio = if one > 0.0 {
+                format!("{:.2}", figure.value / one)
+            } else {
+                "-".to_owned()
+            };
+            let _ = writeln!(
+                text,
+                "{:<44} {:<12} {:>9.2} {ratio:>9}",
+                figure.what, figure.peer, figure.value
+            );
+        }
     }
 
     /// One step of every peer; the ratio says how many times the first peer's time it is.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use carpel_integration::host::HostNet;
 use carpel_integration::image::Image;
+use carpel_integration::registry::Debian;
 use serde_json::json;
 
 /// What the containers run.
@@ -47,6 +48,17 @@ impl Runtimes {
             eprintln!("containerd and runc are not installed: carpel is measured alone");
         }
         Ok(runtimes)
+    }
+
+    /// A registry on the loopback interface that both can reach, with these images under their tags.
+    pub fn registry(&self, images: &[Image]) -> (Debian, Vec<String>) {
+        let registry = Debian::start(&self.net, "127.0.0.1:5000");
+        let push = |image: &Image| {
+            let tag = image.tags.first().map_or("latest", String::as_str);
+            registry.push(&self.net, "bench", tag, image).0
+        };
+        let names = images.iter().map(push).collect();
+        (registry, names)
     }
 
     fn images(&self) -> Result<Vec<PathBuf>> {

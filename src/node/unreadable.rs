@@ -1,0 +1,144 @@
+//! What is left of pods and containers whose records cannot be read: nobody knows how they were meant, so
+//! they are ended, and what they held is released. Their records stay in quarantine, for a person to read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carpel_wire::{RequestBody, SignalScope};
+use futures::future::try_join_all;
+
+use super::{Node, report};
+use crate::cgroup::Cgroups;
+use crate::error::Error;
+use crate::ids::{ContainerId, SandboxId};
+use crate::sandbox::Sandbox;
+use crate::supervisor::{Listed, Supervisor};
+
+/// How long killed processes, and a supervisor that is asked to end, may take to be gone.
+const DEATH: Duration = Duration::from_secs(10);
+
+impl Node {
+    /// Ends a pod of which only the id is known: its processes, its supervisor, its network and its files.
+    pub(super) async fn release_unreadable_sandbox(&self, id: &SandboxId) {
+        let state = self.paths.pod_state(id);
+        if let Ok(supervisor) = Supervisor::connect(&state).await {
+            let cgroup = own_cgroup(supervisor.pid(), id);
+            let listed = supervisor.list().await.unwrap_or_default();
+            end_processes(&supervisor, listed.into_iter()).await;
+            let ended = async {
+                let _ = supervisor.request(RequestBody::Shutdown, &[]).await;
+                supervisor.gone().await;
+            };
+            if tokio::time::timeout(DEATH, ended).await.is_err() {
+                tracing::warn!(sandbox.id = %id, "supervisor of a sandbox without a record does not end");
+            }
+            if let Some(cgroup) = cgroup {
+                self.end_cgroup(cgroup).await;
+            }
+        }
+        report(
+            &format!("network of sandbox {id}"),
+            self.network.del(id).await.map_err(Error::at("release")),
+        );
+        let _ = crate::network::netns::unpin(&self.paths.netns(id));
+        let _ = super::remove_tree(&state);
+        report(
+            &format!("files of sandbox {id}"),
+            super::remove_tree(&self.paths.sandbox(id)).map_err(Error::at("remove")),
+        );
+    }
+
+    /// Ends a container that has no sandbox: it was half made or half removed, or the sandbox's record could
+    /// not be read. Without a record of its own (`cgroup`) there are only its files.
+    pub(super) async fn release_ownerless_container(
+        self: &Arc<Self>,
+        id: ContainerId,
+        owner: Option<(SandboxId, String)>,
+    ) {
+        if let Some((sandbox, cgroup)) = owner {
+            let beside = cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
+            let beside = Cgroups::path(beside, &sandbox.to_string());
+            self.end_cgroup(cgroup).await;
+            self.end_cgroup(beside).await;
+        }
+        let node = Arc::clone(self);
+        let deleted = tokio::task::spawn_blocking(move || node.delete_container_files(&id)).await;
+        report(
+            &format!("files of container {id}"),
+            deleted
+                .map_err(Error::at("remove"))
+                .and_then(|deleted| deleted),
+        );
+    }
+
+    /// Ends what a pod's supervisor has and no record tells of: commands whose client died with the daemon,
+    /// and containers whose record is gone.
+    pub(super) async fn end_unknown_processes(
+        &self,
+        sandbox: &Sandbox,
+        supervisor: &Supervisor,
+        listed: impl Iterator<Item = Listed>,
+    ) {
+        let listed: Vec<_> = listed.collect();
+        let containers = listed.iter().filter(|listed| listed.entry.init);
+        let cgroups: Vec<_> = containers
+            .map(|listed| {
+                let id = ContainerId::from(listed.entry.id);
+                self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string())
+            })
+            .collect();
+        end_processes(supervisor, listed.into_iter()).await;
+        for cgroup in cgroups {
+            self.end_cgroup(cgroup).await;
+        }
+    }
+
+    /// Kills what is in a cgroup and removes it. Missing is fine.
+    pub(super) async fn end_cgroup(&self, path: String) {
+        let cgroup = self.cgroups.open(&path);
+        let ended = tokio::task::spawn_blocking(move || {
+            cgroup.kill()?;
+            cgroup.remove()
+        });
+        if let Ok(Err(error)) = ended.await {
+            tracing::warn!(%error, "cgroup {path} remains");
+        }
+    }
+}
+
+/// Kills processes that a supervisor looks after, waits until they are reaped, and has them forgotten.
+async fn end_processes(supervisor: &Supervisor, listed: impl Iterator<Item = Listed>) {
+    let ends = listed.map(
+        |Listed {
+             entry, mut exit, ..
+         }| async move {
+            if entry.exited.is_none() {
+                let scope = if entry.init {
+                    SignalScope::Process
+                } else {
+                    SignalScope::Group
+                };
+                supervisor.signal(entry.id, libc::SIGKILL, scope).await?;
+                let _ = exit.wait().await;
+            }
+            let forget = RequestBody::Forget { id: entry.id };
+            supervisor.request(forget, &[]).await.map(drop)
+        },
+    );
+    match tokio::time::timeout(DEATH, try_join_all(ends)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(?supervisor, %error, "unknown processes remain"),
+        Err(_) => tracing::warn!(?supervisor, "unknown processes do not die"),
+    }
+}
+
+/// The cgroup named by the sandbox's id that its supervisor is in, if it has one in any hierarchy.
+fn own_cgroup(pid: u32, id: &SandboxId) -> Option<String> {
+    let joined = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let name = id.to_string();
+    joined
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find(|path| path.rsplit('/').next() == Some(&name))
+        .map(str::to_owned)
+}
