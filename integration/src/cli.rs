@@ -14,7 +14,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::bin_dir;
-use crate::node::SOON;
+use crate::host::soon;
 
 /// `carpel` with these arguments, for the runtime at `endpoint`.
 #[must_use]
@@ -187,7 +187,7 @@ impl Running {
     /// If it does not soon.
     #[track_caller]
     pub fn wait_for(&self, part: &str) {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + soon();
         while !self.text().contains(part) {
             assert!(
                 Instant::now() < deadline,
@@ -222,7 +222,7 @@ impl Running {
     /// If it does not end soon.
     #[track_caller]
     pub fn end(&mut self) -> i32 {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + soon();
         loop {
             if let Some(ended) = self.child.try_wait().expect("a child") {
                 return status(ended);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use carpel_integration::TestNode;
-use carpel_integration::node::SOON;
+use carpel_integration::host::soon;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -103,7 +103,7 @@ impl Collector {
     pub async fn wait(&self, enough: impl Fn(&[Told]) -> bool) -> Vec<Told> {
         let mut heard = self.heard.subscribe();
         let wait = heard.wait_for(|heard| enough(&heard.told));
-        match tokio::time::timeout(2 * SOON, wait).await {
+        match tokio::time::timeout(2 * soon(), wait).await {
             Ok(heard) => heard.expect("the collector").told.clone(),
             Err(_) => panic!("these spans only: {:#?}", self.told()),
         }
@@ -113,7 +113,7 @@ impl Collector {
     pub async fn wait_messages(&self, count: usize) {
         let mut heard = self.heard.subscribe();
         let wait = heard.wait_for(|heard| heard.messages >= count);
-        let waited = tokio::time::timeout(2 * SOON, wait).await;
+        let waited = tokio::time::timeout(2 * soon(), wait).await;
         waited.expect("messages").expect("the collector");
     }
 }
