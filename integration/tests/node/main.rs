@@ -36,6 +36,7 @@ mod resources;
 mod serve;
 mod stats;
 mod streams;
+mod traces;
 mod wrong_use;
 
 use tonic::{Code, Status};

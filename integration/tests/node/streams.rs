@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use carpel_integration::node::SOON;
+use carpel_integration::host::soon;
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{AttachRequest, ExecRequest, NamespaceMode, PortForwardRequest};
 use carpel_integration::websocket::{RESIZE, STDIN, Seen, WebSocket};
@@ -44,7 +44,7 @@ async fn node_with_container() -> (TestNode, Pod, String) {
 
 /// Waits until a condition holds.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + soon();
     while !holds().await {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
