@@ -19,6 +19,7 @@ pub mod seccomp;
 pub mod spec;
 pub mod stats;
 pub mod store;
+pub mod streaming;
 pub mod supervisor;
 pub mod sys;
 pub mod telemetry;

@@ -11,6 +11,7 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Has the kernel begin to write the file's data to its disk, and does not wait for that. Advice: an error has no
@@ -262,8 +263,16 @@ pub fn raise_open_files() -> io::Result<(Option<u64>, Option<u64>)> {
 /// # Errors
 /// As `epoll_ctl(2)`.
 pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    async_fd_for(fd, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Registers a descriptor with the reactor for one direction.
+///
+/// # Errors
+/// As `epoll_ctl(2)`.
+pub fn async_fd_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the AsyncFd, so it stays open and the same until that is dropped.
-    Ok(unsafe { AsyncFd::register(fd) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 #[cfg(test)]

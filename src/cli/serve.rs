@@ -27,7 +27,7 @@ use crate::spec::host::HostFacts;
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
 use crate::supervisor::Binary;
-use crate::{cri, metrics, sys, telemetry};
+use crate::{cri, metrics, streaming, sys, telemetry};
 
 /// The network of `--default-network`.
 const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
@@ -226,7 +226,10 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         container: cri::decode_container,
         resources: cri::decode_resources,
     };
+    let streaming = streaming_server(&config).await?;
+    let urls = streaming.urls();
     let node = Node::open(parts, decode).await.context("recover")?;
+    tokio::spawn(streaming.serve(Arc::clone(&node)));
     tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
     tokio::spawn(Arc::clone(&node).release_networks());
     tokio::spawn(give_memory_back());
@@ -242,7 +245,19 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     Ok(cri::routes(Arc::new(cri::Served {
         node,
         configuration,
+        urls,
     })))
+}
+
+async fn streaming_server(config: &Config) -> anyhow::Result<streaming::Server> {
+    let mut settings = streaming::Settings::new(config.streaming.address);
+    if let Some(tls) = &config.streaming.tls {
+        settings.tls = Some((tls.certificate.clone(), tls.key.clone()));
+    }
+    let server = streaming::Server::bind(&settings).await;
+    let server = server.context("streaming")?;
+    tracing::info!(url = server.base(), "streams served");
+    Ok(server)
 }
 
 /// Gives back, now and then, what pods that have gone left free between what others still use.

@@ -39,6 +39,8 @@ pub struct Layer {
     #[serde(default)]
     pub registry: RegistryLayer,
     #[serde(default)]
+    pub streaming: StreamingLayer,
+    #[serde(default)]
     pub libexec: LibexecLayer,
     #[serde(default)]
     pub log: LogLayer,
@@ -71,6 +73,21 @@ pub struct RegistryLayer {
     pub token_hosts: Option<Vec<RegistryHost>>,
     pub parallel_layers: Option<NonZeroU8>,
     pub timeout_seconds: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamingLayer {
+    pub address: Option<SocketAddr>,
+    pub tls: Option<TlsLayer>,
+}
+
+/// One value: a certificate is of no use with another key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsLayer {
+    pub certificate: AbsolutePath,
+    pub key: AbsolutePath,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,7 +7,7 @@
 mod layer;
 mod value;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ pub struct Config {
     pub cgroup: Cgroup,
     pub network: Network,
     pub registry: Registry,
+    pub streaming: Streaming,
     pub libexec: Libexec,
     pub log: Log,
     pub telemetry: Telemetry,
@@ -81,6 +82,23 @@ pub struct Registry {
     /// How long a registry may take to connect, to answer, and to send the next bytes.
     #[serde(rename = "timeout_seconds", serialize_with = "whole_seconds")]
     pub timeout: Duration,
+}
+
+/// The server that clients of exec, attach and port-forward come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Streaming {
+    /// Port 0: one that the kernel chooses.
+    pub address: SocketAddr,
+    /// `None`: plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tls {
+    /// The chain, in PEM.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// The programs that the daemon spawns. `None`: looked for beside the daemon's own executable, then
@@ -131,6 +149,10 @@ impl Default for Config {
                 token_hosts: Vec::new(),
                 parallel_layers: 3,
                 timeout: Duration::from_secs(30),
+            },
+            streaming: Streaming {
+                address: (Ipv4Addr::LOCALHOST, 0).into(),
+                tls: None,
             },
             libexec: Libexec::default(),
             log: Log {
@@ -204,6 +226,13 @@ impl Config {
         );
         if let Some(seconds) = registry.timeout_seconds {
             self.registry.timeout = Duration::from_secs(u32::from(seconds).into());
+        }
+        set(&mut self.streaming.address, layer.streaming.address);
+        if let Some(tls) = layer.streaming.tls {
+            self.streaming.tls = Some(Tls {
+                certificate: tls.certificate.into(),
+                key: tls.key.into(),
+            });
         }
         set_option(&mut self.libexec.supervisor, layer.libexec.supervisor);
         set_option(&mut self.libexec.cni, layer.libexec.cni);
@@ -321,6 +350,7 @@ mod tests {
         let config = load(&[("config.toml", &all)]).unwrap();
         assert_eq!(config.cgroup.pids_limit, Some(4096));
         assert!(config.libexec.cni.is_some());
+        assert!(config.streaming.tls.is_some());
     }
 
     #[test]
@@ -392,6 +422,10 @@ mod tests {
             ),
             ("a = \n", "DIR/config.toml:1: "),
             ("workers = 0", "DIR/config.toml:1: invalid value"),
+            (
+                "[streaming]\n\ntls = { certificate = \"/a\" }",
+                "DIR/config.toml:3: missing field `key`",
+            ),
             (
                 "[telemetry]\nmetrics = \"localhost\"",
                 "DIR/config.toml:2: invalid socket address syntax",

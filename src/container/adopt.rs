@@ -165,9 +165,10 @@ async fn adopt(
     running: &Running,
     supervisor: &Supervisor,
 ) -> Result<ExitWait, Error> {
-    let log = running.kept.log();
+    let (stdin, log) = (running.kept.stdin(), running.kept.log());
+    let stdin: Option<BorrowedFd<'_>> = stdin.as_deref().map(AsFd::as_fd);
     let log: Option<BorrowedFd<'_>> = log.as_deref().map(AsFd::as_fd);
-    let (held, fds) = running.kept.hand_over(running.pidfd.as_fd(), log);
+    let (held, fds) = running.kept.hand_over(running.pidfd.as_fd(), stdin, log);
     let message = Adopt {
         id: container.id.object(),
         pid: running.pid,

@@ -1,28 +1,31 @@
-//! ExecSync: a command in a running container, its output and its exit code.
+//! A command in a running container: with a client's streams, or with its output and exit code collected
+//! (ExecSync).
+//!
+//! A command does not die with its client, as with the peers. But its pipes are closed then, so that it has
+//! no more input and is told when it writes; and so is its terminal, which hangs its session up.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use carpel_wire::{Output, SignalScope, Start};
-use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
+use tokio::io::AsyncWrite;
 
-use super::Container;
+use super::copy::{self, Collected, Outputs};
 use super::exit::exit_code;
 use super::processes::{Descriptors, Streams};
 use super::start::refused;
+use super::streams::{ClientStreams, TerminalSize};
+use super::{Container, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, ExecId};
 use crate::node::{Node, orphans};
-use crate::spec::plan::{self, Compiled};
-use crate::supervisor::{Started, Supervisor};
+use crate::spec::plan;
+use crate::supervisor::{Exit, Lost, Started, Supervisor};
 
 /// Most bytes kept of each stream; the rest is read and thrown away, as the peers do.
 const OUTPUT_LIMIT: usize = 16 << 20;
-/// How long output that is still in the pipes is waited for after the command's exit. A child that it
-/// left in the background may hold them open for ever.
-const DRAIN: Duration = Duration::from_millis(200);
 /// How long a killed command may take to be reaped.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -45,48 +48,84 @@ impl Node {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
+        let exec = self.new_exec(id, command).await?;
+        let node = Arc::clone(self);
+        // A task of its own: a client that goes away leaves no process behind that nobody waits for.
+        let run = tokio::spawn(async move { exec.collect(&node, timeout).await });
+        run.await.map_err(Error::at("run the command"))?
+    }
+
+    /// Runs a command with a client's streams; the command's exit code.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] if the container does not run, or the client goes.
+    pub async fn exec(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        command: Vec<String>,
+        tty: bool,
+        client: ClientStreams,
+    ) -> Result<i32, Error> {
+        let exec = self.new_exec(id, command).await?;
+        let node = Arc::clone(self);
+        // As above; that the client is gone is told by its streams.
+        let run = tokio::spawn(async move { exec.connect(&node, tty, client).await });
+        run.await.map_err(Error::at("run the command"))?
+    }
+
+    async fn new_exec(&self, id: &ContainerId, command: Vec<String>) -> Result<Exec, Error> {
         let container = self.require_container(id)?;
-        if container.running().is_none() {
+        let Some(running) = container.running() else {
             return Err(Error::FailedPrecondition(format!(
                 "container {id} is not running"
             )));
-        }
+        };
         let supervisor = self.supervisor_of(&container).await?;
-        let exec = Exec {
+        Ok(Exec {
             id: ExecId::random(),
             container,
+            running,
             supervisor,
             command,
-        };
-        let node = Arc::clone(self);
-        // A task of its own: a client that goes away leaves no process behind that nobody waits for.
-        let run = tokio::spawn(async move { exec.run(&node, timeout).await });
-        run.await.map_err(Error::at("run the command"))?
+        })
     }
 }
 
 struct Exec {
     id: ExecId,
     container: Arc<Container>,
+    running: Running,
     supervisor: Supervisor,
     command: Vec<String>,
 }
 
+/// Our ends of a command's streams.
+enum Ours {
+    Pipes {
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    Terminal(OwnedFd),
+}
+
+impl Ours {
+    /// Takes where input goes, and the terminal again for its size.
+    fn for_input(&mut self) -> io::Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+        Ok(match self {
+            Self::Pipes { stdin, .. } => (stdin.take(), None),
+            Self::Terminal(master) => (Some(master.try_clone()?), Some(master.try_clone()?)),
+        })
+    }
+}
+
 impl Exec {
-    async fn run(self, node: &Node, timeout: Option<Duration>) -> Result<ExecOutput, Error> {
-        let compiled = plan::compile_exec(&self.container.source, &self.command, false, &node.host)
-            .map_err(|error| {
-                Error::InvalidArgument(format!("container {}: {error}", self.container.id))
-            })?;
-        let (mut started, stdout, stderr) = self.start(node, &compiled).await?;
-        let mut output = Collected::new(stdout, stderr)?;
-        let finished = async {
-            tokio::select! {
-                exit = started.exit.wait() => exit,
-                // The output may end long before the command does, and the other way round.
-                () = output.collect() => started.exit.wait().await,
-            }
-        };
+    async fn collect(self, node: &Node, timeout: Option<Duration>) -> Result<ExecOutput, Error> {
+        let streams = Streams::pipes(false).map_err(Error::at(self.at("make the pipes")))?;
+        let (mut started, ours) = self.start(node, streams, false).await?;
+        let to = [OUTPUT_LIMIT; 2].map(Collected::new);
+        let mut outputs = self.outputs(ours, to)?;
+        let finished = outputs.until_exit(&mut started.exit);
         let exit = match timeout {
             None => finished.await,
             Some(limit) => match tokio::time::timeout(limit, finished).await {
@@ -94,35 +133,95 @@ impl Exec {
                 Err(_) => return Err(self.kill(&mut started, limit).await),
             },
         };
-        let exit = match exit {
-            Ok(exit) => exit,
-            Err(lost) => {
-                orphans::end(&started.pidfd).await;
-                let text = format!("command in container {}", self.container.id);
-                return Err(Error::wrap(text, lost));
-            }
-        };
-        let _ = tokio::time::timeout(DRAIN, output.collect()).await;
+        let exit = self.known(exit, &started).await?;
+        outputs.drain().await;
+        let bytes = |client: Option<Collected>| client.map(|client| client.bytes);
+        let [stdout, stderr] = outputs.into_clients().map(bytes);
         Ok(ExecOutput {
-            stdout: output.stdout.bytes,
-            stderr: output.stderr.bytes,
+            stdout: stdout.unwrap_or_default(),
+            stderr: stderr.unwrap_or_default(),
             exit_code: exit_code(exit.wait_status),
         })
+    }
+
+    async fn connect(self, node: &Node, tty: bool, client: ClientStreams) -> Result<i32, Error> {
+        let ClientStreams {
+            stdin,
+            stdout,
+            stderr,
+            mut resize,
+            gone,
+        } = client;
+        let streams = if tty {
+            let size = resize.as_mut().and_then(|sizes| sizes.try_recv().ok());
+            self.terminal(size)?
+        } else {
+            Streams::pipes(stdin.is_some()).map_err(Error::at(self.at("make the pipes")))?
+        };
+        let (mut started, mut ours) = self.start(node, streams, tty).await?;
+        let (stdin_to, terminal) = ours
+            .for_input()
+            .map_err(Error::at(self.at("open the streams")))?;
+        let nowhere = || Box::new(tokio::io::sink()) as Box<dyn AsyncWrite + Send + Unpin>;
+        let to = [stdout, stderr].map(|client| client.unwrap_or_else(nowhere));
+        let mut outputs = self.outputs(ours, to)?;
+        let input = async {
+            if let (Some(from), Some(to)) = (stdin, stdin_to)
+                && let Err(error) = copy::input(from, to).await
+            {
+                tracing::warn!(container.id = %self.container.id, %error, "input of a command");
+            }
+        };
+        let sizes = async {
+            if let (Some(sizes), Some(terminal)) = (resize, terminal) {
+                copy::sizes(sizes, terminal).await;
+            }
+        };
+        let work = async {
+            let exit = outputs.until_exit(&mut started.exit).await;
+            let exit = self.known(exit, &started).await?;
+            outputs.drain().await;
+            Ok(exit_code(exit.wait_status))
+        };
+        tokio::select! {
+            ended = work => ended,
+            ended = beside(async { tokio::join!(biased; sizes, input) }) => ended,
+            () = gone.cancelled() => {
+                Err(Error::FailedPrecondition(self.at("the client is gone")))
+            }
+        }
+    }
+
+    /// "make the pipes of a command in container …".
+    fn at(&self, doing: &str) -> String {
+        format!("{doing} of a command in container {}", self.container.id)
+    }
+
+    /// A terminal that has its size before a program can ask for it.
+    fn terminal(&self, size: Option<TerminalSize>) -> Result<Streams, Error> {
+        let streams = Streams::terminal_of(&self.running, self.container.user.uid)?;
+        if let (Streams::Terminal { master, .. }, Some(size)) = (&streams, size) {
+            copy::set_size(master, size);
+        }
+        Ok(streams)
     }
 
     async fn start(
         &self,
         node: &Node,
-        compiled: &Compiled,
-    ) -> Result<(Started, OwnedFd, OwnedFd), Error> {
-        let at = |doing: &str| format!("{doing} of a command in container {}", self.container.id);
+        mut streams: Streams,
+        tty: bool,
+    ) -> Result<(Started, Ours), Error> {
+        let compiled = plan::compile_exec(&self.container.source, &self.command, tty, &node.host);
+        let compiled = compiled.map_err(|error| {
+            Error::InvalidArgument(format!("container {}: {error}", self.container.id))
+        })?;
         let join = node
             .cgroups
             .open(&self.container.cgroup)
             .join()
-            .map_err(Error::at(at("open the cgroup")))?;
-        let mut streams = Streams::pipes(false).map_err(Error::at(at("make the pipes")))?;
-        let descriptors = Descriptors::open(compiled, None, &join, &mut streams)?;
+            .map_err(Error::at(self.at("open the cgroup")))?;
+        let descriptors = Descriptors::open(&compiled, None, &join, &mut streams)?;
         let message = Start {
             id: self.id.object(),
             clone_flags: compiled.clone_flags,
@@ -140,10 +239,43 @@ impl Exec {
             .await
             .map_err(|error| refused(&self.container, &compiled.steps, error))?;
         match streams {
-            Streams::Pipes { stdout, stderr, .. } => Ok((started, stdout, stderr)),
-            Streams::None | Streams::Terminal { .. } => Err(Error::Internal(
-                "bug in carpel: exec with a terminal".into(),
+            Streams::Pipes {
+                stdin,
+                stdout,
+                stderr,
+                ..
+            } => Ok((
+                started,
+                Ours::Pipes {
+                    stdin,
+                    stdout,
+                    stderr,
+                },
             )),
+            Streams::Terminal { master, .. } => Ok((started, Ours::Terminal(master))),
+            Streams::None => Err(Error::Internal(
+                "bug in carpel: exec without streams".into(),
+            )),
+        }
+    }
+
+    fn outputs<W: AsyncWrite + Unpin>(&self, ours: Ours, to: [W; 2]) -> Result<Outputs<W>, Error> {
+        let from = match ours {
+            Ours::Pipes { stdout, stderr, .. } => [Some(stdout), Some(stderr)],
+            Ours::Terminal(master) => [Some(master), None],
+        };
+        Outputs::new(from, to.map(Some)).map_err(Error::at(self.at("read the output")))
+    }
+
+    /// The exit; or the command is killed if nobody can tell it any more.
+    async fn known(&self, exit: Result<Exit, Lost>, started: &Started) -> Result<Exit, Error> {
+        match exit {
+            Ok(exit) => Ok(exit),
+            Err(lost) => {
+                orphans::end(&started.pidfd).await;
+                let text = format!("command in container {}", self.container.id);
+                Err(Error::wrap(text, lost))
+            }
         }
     }
 
@@ -172,59 +304,8 @@ impl Exec {
     }
 }
 
-/// What has been read so far; collecting can be broken off and taken up again.
-struct Collected {
-    stdout: Stream,
-    stderr: Stream,
-}
-
-struct Stream {
-    pipe: pipe::Receiver,
-    bytes: Vec<u8>,
-    ended: bool,
-}
-
-impl Collected {
-    fn new(stdout: OwnedFd, stderr: OwnedFd) -> Result<Self, Error> {
-        Ok(Self {
-            stdout: Stream::new(stdout)?,
-            stderr: Stream::new(stderr)?,
-        })
-    }
-
-    /// Reads both streams to their end.
-    async fn collect(&mut self) {
-        tokio::join!(self.stdout.collect(), self.stderr.collect());
-    }
-}
-
-impl Stream {
-    fn new(fd: OwnedFd) -> Result<Self, Error> {
-        let pipe = rustix::io::ioctl_fionbio(&fd, true)
-            .map_err(std::io::Error::from)
-            .and_then(|()| pipe::Receiver::from_owned_fd_unchecked(fd))
-            .map_err(Error::at("read a command's output"))?;
-        Ok(Self {
-            pipe,
-            bytes: Vec::new(),
-            ended: false,
-        })
-    }
-
-    async fn collect(&mut self) {
-        let mut rest = [0; 4096];
-        while !self.ended {
-            let room = OUTPUT_LIMIT - self.bytes.len();
-            let read = if room > 0 {
-                self.bytes.reserve(room.min(8192));
-                (&mut self.pipe)
-                    .take(room as u64)
-                    .read_buf(&mut self.bytes)
-                    .await
-            } else {
-                self.pipe.read(&mut rest).await
-            };
-            self.ended = !matches!(read, Ok(1..));
-        }
-    }
+/// What goes on beside the work that decides, and never ends it.
+async fn beside<T>(work: impl Future) -> T {
+    work.await;
+    std::future::pending().await
 }

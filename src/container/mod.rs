@@ -11,14 +11,18 @@
 //! before the supervisor forgets it.
 
 mod adopt;
+mod attach;
+mod copy;
 mod create;
 mod devices;
 mod exec;
 mod exit;
+mod kept;
 mod log;
 pub(crate) mod processes;
 mod start;
 mod stop;
+mod streams;
 mod update;
 
 use std::os::fd::OwnedFd;
@@ -29,6 +33,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use adopt::Adopted;
 pub use exec::ExecOutput;
+pub(crate) use kept::Kept;
+pub use streams::{ClientStreams, TerminalSize};
 pub use update::Merge;
 
 use crate::ids::{ContainerId, SandboxId};
@@ -116,7 +122,7 @@ pub struct Running {
     pub pidfd: Arc<OwnedFd>,
     /// The supervisor that looks after it.
     pub(crate) supervisor: Supervisor,
-    pub(crate) kept: Arc<processes::Kept>,
+    pub(crate) kept: Arc<Kept>,
 }
 
 /// How a container ended.

@@ -3,13 +3,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use carpel_wire::{FdIndex, Held, Output, Start};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
+use super::Running;
+use super::kept::Kept;
 use crate::cgroup::Join;
 use crate::error::Error;
+use crate::node::orphans;
 use crate::spec::plan::{Compiled, FdSource};
 use crate::store::bind::{self, Terminal};
 use crate::store::memfd;
@@ -68,10 +70,39 @@ impl Streams {
             slave,
             ..
         } = bind::terminal().map_err(Error::at("make the terminal"))?;
+        Self::new_terminal(Some(devpts), slave, master, owner)
+    }
+
+    /// A new terminal for a process in a container that runs: of the container's devpts, so that its programs
+    /// find it by name, or, if there is none, of one of its own.
+    ///
+    /// # Errors
+    /// As [`Streams::terminal`].
+    pub(crate) fn terminal_of(running: &Running, owner: u32) -> Result<Self, Error> {
+        match terminal_below_root(running) {
+            Ok((master, slave)) => Self::new_terminal(None, slave, master, owner),
+            Err(error) => {
+                let error = crate::error::chain(&*error);
+                tracing::debug!(
+                    pid = running.pid,
+                    error,
+                    "terminal without a name in its container"
+                );
+                Self::terminal(owner)
+            }
+        }
+    }
+
+    fn new_terminal(
+        devpts: Option<OwnedFd>,
+        slave: OwnedFd,
+        master: OwnedFd,
+        owner: u32,
+    ) -> Result<Self, Error> {
         rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(owner)), None)
             .map_err(Error::at("make the terminal"))?;
         Ok(Self::Terminal {
-            devpts: Some(devpts),
+            devpts,
             slave: Some(slave),
             master,
         })
@@ -87,6 +118,20 @@ impl Streams {
             _ => None,
         }
     }
+}
+
+fn terminal_below_root(
+    running: &Running,
+) -> Result<(OwnedFd, OwnedFd), Box<dyn std::error::Error>> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let path = format!("/proc/{}/root", running.pid);
+    let root = rustix::fs::open(path, flags, Mode::empty())?;
+    // Or else the pid may have been another's.
+    if orphans::has_ended(&running.pidfd) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH).into());
+    }
+    Ok(bind::terminal_below(root.as_fd())?)
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -190,63 +235,6 @@ pub(crate) fn held(start: &Start) -> Held {
         streams,
         log,
         stdin: start.stdin,
-    }
-}
-
-/// What the daemon keeps of a running container for the case that its supervisor dies: the same pipes,
-/// terminal and log. Nothing of it is read or written as long as a supervisor lives, and all of it is
-/// closed when the container exits.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    /// Read ends of stdout and stderr, or the master of the terminal as the first.
-    streams: [Option<OwnedFd>; 2],
-    stdin: Option<OwnedFd>,
-    /// Replaced when the log is rotated.
-    log: Mutex<Option<Arc<OwnedFd>>>,
-}
-
-impl Kept {
-    /// Takes what `held` names out of `fds`: the pidfd, and the rest.
-    pub(crate) fn new(held: &Held, fds: Vec<OwnedFd>) -> (Option<OwnedFd>, Self) {
-        let mut fds: Vec<_> = fds.into_iter().map(Some).collect();
-        let mut take = |index: Option<FdIndex>| fds.get_mut(usize::from(index?.0))?.take();
-        let pidfd = take(held.pidfd);
-        let kept = Self {
-            streams: held.streams.map(&mut take),
-            stdin: take(held.stdin),
-            log: Mutex::new(take(held.log).map(Arc::new)),
-        };
-        (pidfd, kept)
-    }
-
-    pub(crate) fn set_log(&self, log: OwnedFd) {
-        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(log));
-    }
-
-    pub(crate) fn log(&self) -> Option<Arc<OwnedFd>> {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.clone()
-    }
-
-    /// What goes to a new supervisor, beside the pidfd and the log, with the indexes of all.
-    pub(crate) fn hand_over<'a>(
-        &'a self,
-        pidfd: BorrowedFd<'a>,
-        log: Option<BorrowedFd<'a>>,
-    ) -> (Held, Vec<BorrowedFd<'a>>) {
-        let mut fds = Vec::new();
-        let mut place = |fd: Option<BorrowedFd<'a>>| {
-            fds.push(fd?);
-            Some(crate::node::index(fds.len() - 1))
-        };
-        let [stdout, stderr] = &self.streams;
-        let held = Held {
-            pidfd: place(Some(pidfd)),
-            streams: [stdout, stderr].map(|fd| place(fd.as_ref().map(AsFd::as_fd))),
-            log: place(log),
-            stdin: place(self.stdin.as_ref().map(AsFd::as_fd)),
-        };
-        (held, fds)
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Instant;
 use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
 
 use super::devices;
-use super::processes::{self, Descriptors, Kept, Streams};
+use super::kept::Kept;
+use super::processes::{self, Descriptors, Streams};
 use super::{Container, Exited, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;

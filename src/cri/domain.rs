@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 use serde::{Serialize, Serializer};
 
@@ -20,6 +21,7 @@ use crate::image::pull::Wanted;
 use crate::node::EventKind;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
+use crate::streaming;
 use crate::timeline::Span;
 
 /// Pods, containers and images. What changes something runs in a task of its own, so that a call which is
@@ -97,6 +99,8 @@ pub trait Domain: Send + Sync + 'static {
 
     /// The image of this id or name.
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error>;
+    /// What the makers of the image of this id wrote into it.
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration>;
     fn images(&self) -> Vec<ImageView>;
     /// Removes the image of this id or name, and all its names. One that is absent is removed.
     fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;
@@ -123,6 +127,8 @@ pub trait Domain: Send + Sync + 'static {
     fn network_status(&self) -> Result<(), NotReady>;
     /// Remembers the node's ranges of pod addresses.
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
+    /// A URL at which a client may do this, once.
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error>;
     /// The configuration in force, for people and test suites.
     fn configuration(&self) -> serde_json::Value;
 }
@@ -223,6 +229,8 @@ pub struct ContainerInfo {
     /// Lines of output that could not be written to the log; known once the container has exited.
     pub dropped_log_lines: Option<u64>,
     pub cgroup: String,
+    /// Whether it takes input.
+    pub stdin: bool,
     pub timeline: Vec<Span>,
     #[serde(serialize_with = "shared")]
     pub runtime_spec: Arc<Spec>,

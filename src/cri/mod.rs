@@ -25,6 +25,7 @@ mod sandboxes;
 mod signal;
 mod stats;
 mod status;
+mod streams;
 mod update;
 pub mod validate;
 mod verbose;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use carpel_api::carpel::LayerState;
 use carpel_api::cri;
 use futures::{Stream, StreamExt};
+use oci_spec::image::ImageConfiguration;
 use prost::Message;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -27,11 +28,13 @@ use crate::node::{self, Event, Node};
 use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
+use crate::streaming::{self, Urls};
 
 /// A node and the configuration that it was opened with.
 pub struct Served {
     pub node: Arc<Node>,
     pub configuration: serde_json::Value,
+    pub urls: Urls,
 }
 
 impl Domain for Served {
@@ -147,6 +150,7 @@ impl Domain for Served {
                 _ => None,
             }),
             cgroup: container.cgroup.clone(),
+            stdin: container.config.stdin,
             timeline: container.timeline.spans(),
             runtime_spec: Arc::new(container.source.spec.clone()),
         })
@@ -207,6 +211,11 @@ impl Domain for Served {
             .images
             .resolve(name)
             .map(|image| image_view(&image)))
+    }
+
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
+        let image = self.node.images.resolve(id);
+        image.map(|image| image.config.clone())
     }
 
     fn images(&self) -> Vec<ImageView> {
@@ -287,6 +296,10 @@ impl Domain for Served {
             .network
             .set_pod_cidr(cidr)
             .map_err(|error| Error::InvalidArgument(error.to_string()))
+    }
+
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
+        self.urls.url(request)
     }
 
     fn configuration(&self) -> serde_json::Value {

@@ -12,7 +12,7 @@ use tracing::info_span;
 use super::domain::Domain;
 use super::status::{answer, not_built};
 use super::validate::Platform;
-use super::{containers, events, node_calls, sandboxes, stats, update};
+use super::{containers, events, node_calls, sandboxes, stats, streams, update};
 
 /// The CRI's runtime service.
 pub struct Runtime<D> {
@@ -165,6 +165,27 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         answer(span, containers::exec_sync(&*self.domain, request)).await
     }
 
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        let request = request.into_inner();
+        let span = info_span!("Exec", container.id = request.container_id);
+        answer(span, streams::exec(&*self.domain, request)).await
+    }
+
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        let request = request.into_inner();
+        let span = info_span!("Attach", container.id = request.container_id);
+        answer(span, streams::attach(&*self.domain, request)).await
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Answer<cri::PortForwardResponse> {
+        let request = request.into_inner();
+        let span = info_span!("PortForward", sandbox.id = request.pod_sandbox_id);
+        answer(span, streams::port_forward(&*self.domain, request)).await
+    }
+
     async fn update_runtime_config(
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
@@ -268,21 +289,6 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         _: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
         Err(not_built("StreamContainers"))
-    }
-
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
-        Err(not_built("Exec"))
-    }
-
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        Err(not_built("Attach"))
-    }
-
-    async fn port_forward(
-        &self,
-        _: Request<cri::PortForwardRequest>,
-    ) -> Answer<cri::PortForwardResponse> {
-        Err(not_built("PortForward"))
     }
 
     async fn stream_container_stats(

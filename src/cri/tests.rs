@@ -6,3 +6,4 @@ mod figures;
 mod import;
 mod lists;
 mod pull;
+mod streams;

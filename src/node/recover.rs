@@ -19,8 +19,7 @@ use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
 use super::{Node, Parts};
-use crate::container::processes::Kept;
-use crate::container::{self, Container, Exited, Limits, Running};
+use crate::container::{self, Container, Exited, Kept, Limits, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::{self, Live, Phase, Sandbox};

@@ -11,6 +11,7 @@
 //! the record goes last; so whatever a crash leaves has an owner that the next start finds.
 
 mod adopt;
+mod connect;
 mod dismantle;
 pub(crate) mod files;
 mod run;

@@ -6,11 +6,13 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, makedev, openat, openat2, statx,
+};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, open_tree,
@@ -194,9 +196,7 @@ pub fn terminal() -> Result<Terminal, Error> {
     let devpts = devpts().map_err(failed("mount devpts"))?;
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = openat(&devpts, "ptmx", flags, Mode::empty()).map_err(failed("open ptmx"))?;
-    unlockpt(&master).map_err(failed("unlock"))?;
-    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let slave = ioctl_tiocgptpeer(&master, peer).map_err(failed("open slave"))?;
+    let slave = open_slave(&master).map_err(failed("open slave"))?;
     let name = ptsname(&master, Vec::new()).map_err(failed("read number"))?;
     let number = name
         .to_str()
@@ -209,6 +209,45 @@ pub fn terminal() -> Result<Terminal, Error> {
         slave,
         number,
     })
+}
+
+/// Makes a terminal, master and slave, in the devpts that is mounted at /dev/pts below `root`, so that it
+/// has a name there.
+///
+/// # Errors
+/// [`Error::Terminal`], also if something else is there.
+pub fn terminal_below(root: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd), Error> {
+    let failed = |call| {
+        move |error: io::Error| Error::Terminal {
+            call,
+            source: error,
+        }
+    };
+    let master = open_ptmx(root).map_err(failed("open ptmx"))?;
+    let slave = open_slave(&master).map_err(|error| failed("open slave")(error.into()))?;
+    Ok((master, slave))
+}
+
+/// What is there is for whoever has the root to say, so it is looked at before it is opened.
+fn open_ptmx(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const DEVPTS: rustix::fs::FsWord = 0x1cd1;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    let path = OFlags::PATH | OFlags::CLOEXEC;
+    let found = openat2(root, "dev/pts/ptmx", path, Mode::empty(), resolve)?;
+    let is_ptmx = rustix::fs::fstat(&found)?.st_rdev == makedev(5, 2);
+    let is_devpts = rustix::fs::fstatfs(&found)?.f_type == DEVPTS;
+    if !is_ptmx || !is_devpts {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Ok(openat(CWD, path, flags, Mode::empty())?)
+}
+
+fn open_slave(master: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    unlockpt(master)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    ioctl_tiocgptpeer(master, flags)
 }
 
 fn devpts() -> rustix::io::Result<OwnedFd> {

@@ -11,6 +11,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod adopt;
+mod attach;
 mod clock;
 mod frame;
 mod lifecycle;

@@ -3,7 +3,7 @@
 //! Requests are read only when this is empty, so it never holds more than one answer and, for each
 //! process in the table, that it started and that it exited.
 
-use carpel_wire::Reply;
+use carpel_wire::{Family, Reply};
 
 use crate::slot::Slot;
 use crate::table::{Key, MAX_PROCESSES};
@@ -28,6 +28,11 @@ pub enum Item {
     List {
         seq: u32,
         next: usize,
+    },
+    /// A socket, made when it can be sent.
+    Socket {
+        seq: u32,
+        family: Family,
     },
 }
 

@@ -86,6 +86,12 @@ impl Buffers {
         Pumped::Some(count)
     }
 
+    /// The `count` bytes that were read last.
+    #[must_use]
+    pub fn last_read(&self, count: usize) -> &[u8] {
+        self.read.get(..count).unwrap_or_default()
+    }
+
     /// Logs what a stream still holds: it has ended.
     pub fn finish(&mut self, index: usize, process: &mut Process, stream: StreamName) {
         let which = stream as usize;

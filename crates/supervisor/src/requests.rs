@@ -23,6 +23,11 @@ impl Supervisor {
             RequestBody::List => return self.tell(Item::List { seq, next: 0 }),
             RequestBody::Shutdown => self.shut_down(seq).err(),
             RequestBody::Unshare { flags } => Some(self.unshare(flags)),
+            RequestBody::Attach { id, stdout, stderr } => {
+                Some(self.attach(&id, [stdout, stderr], &mut fds))
+            }
+            RequestBody::CloseStdin { id } => Some(self.close_stdin(&id)),
+            RequestBody::Socket { family } => return self.tell(Item::Socket { seq, family }),
         };
         if let Some(reply) = reply {
             self.reply(seq, reply);
@@ -69,6 +74,15 @@ impl Supervisor {
             return Reply::NotFound;
         };
         process.log.reopen(log);
+        Reply::Done
+    }
+
+    fn close_stdin(&mut self, id: &ObjectId) -> Reply {
+        let table = &mut self.memory.table;
+        let Some(process) = table.find(id).and_then(|key| table.get_mut(key)) else {
+            return Reply::NotFound;
+        };
+        process.stdin = None;
         Reply::Done
     }
 

@@ -4,8 +4,9 @@
 //! pipe says so, and each turn of the loop does a bounded amount of work for each descriptor. A daemon
 //! that goes away changes nothing; the newest connection is the daemon.
 
-use carpel_wire::{Event, Reply, VERSION};
+use carpel_wire::{Call, Event, Reply, VERSION};
 
+use crate::attach::Sinks;
 use crate::frame::StreamName;
 use crate::outbox::{Item, Outbox};
 use crate::pump::{Buffers, Pumped, READ};
@@ -19,6 +20,7 @@ use crate::table::{Key, MAX_HELD, Phase, Process, Table};
 /// take no room.
 #[repr(C)]
 pub struct Memory {
+    pub sinks: Sinks,
     pub table: Table,
     pub outbox: Outbox,
 }
@@ -27,6 +29,7 @@ impl Memory {
     #[must_use]
     pub const fn new() -> Self {
         Self {
+            sinks: Sinks::new(),
             table: Table::new(),
             outbox: Outbox::new(),
         }
@@ -65,6 +68,8 @@ pub(crate) enum Token {
     Stream(Key, StreamName),
     /// The pidfd of a process that is no child.
     Adopted(Key),
+    /// A pipe that output is copied to; the key is its place among the [`Sinks`].
+    Sink(Key),
 }
 
 impl Token {
@@ -79,6 +84,7 @@ impl Token {
             Token::Stream(key, StreamName::Stdout) => kind(5, Some(key)),
             Token::Stream(key, StreamName::Stderr) => kind(6, Some(key)),
             Token::Adopted(key) => kind(7, Some(key)),
+            Token::Sink(key) => kind(8, Some(key)),
         }
     }
 
@@ -92,7 +98,8 @@ impl Token {
             4 => Token::Report(key),
             5 => Token::Stream(key, StreamName::Stdout),
             6 => Token::Stream(key, StreamName::Stderr),
-            _ => Token::Adopted(key),
+            7 => Token::Adopted(key),
+            _ => Token::Sink(key),
         }
     }
 }
@@ -193,6 +200,7 @@ impl Supervisor {
             Token::Signals => self.reap(),
             Token::Report(key) => self.read_report(key),
             Token::Adopted(key) => self.adopted_ended(key),
+            Token::Sink(place) => self.memory.sinks.remove(place, &self.epoll),
             Token::Streams | Token::Stream(..) => self.dispatch_streams(),
         }
     }
@@ -384,6 +392,16 @@ impl Supervisor {
                 }
                 self.send_reply(*seq, Reply::Done, &[])
             }
+            Item::Socket { seq, family } => match sys::tcp_socket(*family) {
+                Ok(socket) => self.send_reply(*seq, Reply::Done, &[socket.borrow()]),
+                Err(error) => {
+                    let reply = Reply::CallFailed {
+                        call: Call::Socket,
+                        errno: error.number(),
+                    };
+                    self.send_reply(*seq, reply, &[])
+                }
+            },
         }
     }
 
@@ -437,6 +455,9 @@ impl Supervisor {
         if let Phase::Starting { report, .. } = &process.phase {
             self.epoll.remove(report.borrow());
         }
+        for stream in [StreamName::Stdout, StreamName::Stderr] {
+            self.memory.sinks.close(key, stream, &self.epoll);
+        }
         self.buffers.release_held(key.index(), &mut process);
     }
 
@@ -459,7 +480,7 @@ impl Supervisor {
         }
     }
 
-    /// Reads from a stream and logs it. A stream that ended is closed.
+    /// Reads from a stream, logs it and copies it to whoever is attached. A stream that ended is closed.
     fn pump(&mut self, key: Key, stream: StreamName, limit: usize) -> Pumped {
         self.used = true;
         let buffers = &mut self.buffers;
@@ -467,10 +488,18 @@ impl Supervisor {
             return Pumped::End;
         };
         let pumped = buffers.pump(key.index(), process, stream, limit);
-        if pumped == Pumped::End {
-            buffers.finish(key.index(), process, stream);
-            if let Some(fd) = process.streams[stream as usize].fd.take() {
-                self.streams.remove(fd.borrow());
+        let sinks = &mut self.memory.sinks;
+        match pumped {
+            Pumped::Some(count) => {
+                sinks.copy(key, stream, buffers.last_read(count), &self.epoll);
+            }
+            Pumped::Nothing => {}
+            Pumped::End => {
+                buffers.finish(key.index(), process, stream);
+                if let Some(fd) = process.streams[stream as usize].fd.take() {
+                    self.streams.remove(fd.borrow());
+                }
+                sinks.close(key, stream, &self.epoll);
             }
         }
         pumped

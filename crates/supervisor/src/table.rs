@@ -146,6 +146,11 @@ impl Key {
     pub const BITS: u32 = 48;
 
     #[must_use]
+    pub fn new(index: u16, generation: u32) -> Self {
+        Self { index, generation }
+    }
+
+    #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.index)
     }

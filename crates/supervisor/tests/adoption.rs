@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use carpel_wire::{Adopt, Entry, Held, PidNamespace, Reply, RequestBody};
+use carpel_wire::{Adopt, Entry, FdIndex, Held, PidNamespace, Reply, RequestBody};
 use rustix::process::{
     Pid, WaitId, WaitIdOptions, WaitOptions, set_child_subreaper, waitid, waitpid,
 };
@@ -308,4 +308,35 @@ fn nonsense_is_not_adopted() {
     );
     assert!(daemon.list().is_empty());
     drop(pod);
+}
+
+#[test]
+fn those_who_were_attached_are_told_and_attach_anew() {
+    be_subreaper();
+    let (pod, mut daemon) = Pod::ready(false);
+    let (rootfs, command) = (Rootfs::new(), ["sh", "-c", "read go; echo gone"]);
+    let mut run = Run::container(1, &rootfs, &command);
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    run.stdin = Some(pipe());
+    assert!(matches!(daemon.start(&run), Reply::Started { .. }));
+    let attach = |daemon: &mut Daemon| {
+        let (read, write) = pipe();
+        let attach = RequestBody::Attach {
+            id: id(1),
+            stdout: Some(FdIndex(0)),
+            stderr: None,
+        };
+        assert_eq!(daemon.ask(attach, &[write.as_fd()]).0, Reply::Done);
+        File::from(read)
+    };
+    let first = attach(&mut daemon);
+    let (_pod, mut daemon) = replace(pod, daemon, false);
+    assert_eq!(std::io::read_to_string(first).unwrap(), "");
+    let second = attach(&mut daemon);
+    // As long as it is not closed it stays open, with the new supervisor too.
+    drop(run);
+    let close = RequestBody::CloseStdin { id: id(1) };
+    assert_eq!(daemon.ask(close, &[]).0, Reply::Done);
+    assert_eq!(std::io::read_to_string(second).unwrap(), "gone\n");
+    assert_eq!(daemon.exit(id(1)), 0);
 }

@@ -31,7 +31,8 @@ pub use message::*;
 pub use plan::*;
 
 /// Version of the messages, the Plan and the exit records. A change that an older supervisor would
-/// misread increments it.
+/// misread increments it. Requests that are added behind the last do not: it answers
+/// [`Reply::Malformed`] to those.
 pub const VERSION: u16 = 2;
 
 /// The longest message, in bytes, either way.

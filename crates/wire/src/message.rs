@@ -40,6 +40,26 @@ pub enum RequestBody {
     /// CLONE_NEWPID), which the pod will then have. So the network can be worked on while the rest of the
     /// pod is set up. Answered by [`Reply::Done`].
     Unshare { flags: u64 },
+    /// Copy a running container's output to these write ends of pipes too, from now on. Nothing waits for
+    /// a slow reader: what its pipe does not take it misses. A pipe is closed when its reader has gone, or
+    /// when the stream has ended. [`Reply::Full`] if too many are attached.
+    Attach {
+        id: ObjectId,
+        stdout: Option<FdIndex>,
+        stderr: Option<FdIndex>,
+    },
+    /// Close the write end of a container's stdin.
+    CloseStdin { id: ObjectId },
+    /// Make a TCP socket in the pod's network namespace, where it stays wherever it is used. Answered by
+    /// [`Reply::Done`] with the socket beside it, which does not block.
+    Socket { family: Family },
+}
+
+/// Which internet protocol a socket speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
 }
 
 /// How to become a pod's supervisor. The supervisor clones itself with `clone_flags` (and
@@ -252,6 +272,7 @@ pub enum Call {
     Kill,
     MapPlan,
     Exits,
+    Socket,
 }
 
 /// Writes a message into `buffer`.

@@ -52,6 +52,9 @@ async fn a_node_that_works_is_fit() {
     let found = checks(&report, "root folder")[0]["found"].to_string();
     assert!(found.contains(&root), "{found}");
     assert_eq!(checks(&report, "network plugin").len(), 2, "{report:#}");
+    // The test's bridge alone opens none.
+    let ports = checks(&report, "host ports");
+    assert_eq!((ports.len(), &ports[0]["state"]), (1, &"warn".into()));
     let pid = node.daemon_pid().expect("a daemon");
     let found = checks(&report, "daemon")[0]["found"].to_string();
     assert!(found.contains(&format!("pid {pid} (carpel)")), "{found}");

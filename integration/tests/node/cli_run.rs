@@ -16,8 +16,9 @@ fn run(node: &TestNode, args: &[&str]) -> std::process::Command {
     )
 }
 
+/// Where the node's streams are served.
 fn other(node: &TestNode, args: &[&str]) -> Said {
-    Said::by(carpel(&node.endpoint(), args))
+    node.net.run(|| Said::by(carpel(&node.endpoint(), args)))
 }
 
 fn no_logs(node: &TestNode) {
@@ -45,6 +46,13 @@ async fn a_run_shows_output_passes_its_status_on_and_leaves_nothing() {
         "hi\n"
     );
     assert_eq!(other(&node, &["logs", "done"]).ok(), "hi\n");
+    let twice = Said::by(run(&node, &["--name", "done", BUSYBOX, "echo", "again"]));
+    assert_eq!((twice.status, twice.stdout.as_str()), (125, ""));
+    assert!(
+        twice.stderr.contains("carpel rm -f default/done"),
+        "{}",
+        twice.stderr
+    );
     assert_eq!(other(&node, &["rm", "done"]).ok(), "done\n");
     assert!(node.pods().await.is_empty());
     no_logs(&node);
@@ -96,7 +104,7 @@ async fn a_detached_run_is_worked_with_by_name() {
         "x"
     );
     other(&node, &["exec", "one", "/nonexistent"]).failed(125, "nonexistent");
-    other(&node, &["exec", "-it", "one", "sh"]).failed(125, "not supported yet");
+    other(&node, &["exec", "-i", "-o", "json", "one", "cat"]).failed(125, "-o json");
     let slow = other(&node, &["exec", "--timeout", "1", "one", "sleep", "60"]);
     assert_eq!(slow.status, 125, "{slow:?}");
 

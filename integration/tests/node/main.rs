@@ -14,6 +14,7 @@ mod cli_lists;
 mod cli_logs;
 mod cli_pull;
 mod cli_run;
+mod cli_streams;
 mod cli_terminal;
 mod cli_wrong_use;
 mod config;
@@ -34,6 +35,7 @@ mod registry;
 mod resources;
 mod serve;
 mod stats;
+mod streams;
 mod wrong_use;
 
 use tonic::{Code, Status};

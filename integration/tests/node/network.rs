@@ -133,6 +133,27 @@ async fn a_host_port_of_debians_portmap_leads_to_the_pod() {
     node.finish().await;
 }
 
+#[tokio::test]
+async fn host_ports_that_nobody_opens_are_told() {
+    let node = TestNode::start().await;
+    let mut config = node.pod("one");
+    config.port_mappings = vec![PortMapping {
+        container_port: 8080,
+        host_port: 18_080,
+        ..PortMapping::default()
+    }];
+    node.run_pod(&config).await;
+    let other = node.run_pod(&node.pod("two")).await;
+    let log = node.daemon_log();
+    let told: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("capability portMappings"))
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(!told[0].contains(&other.id), "{told:?}");
+    node.finish().await;
+}
+
 /// A plugin that writes down how it was called, and answers as the bridge would.
 fn recording(dir: &Path, name: &str) -> String {
     format!(

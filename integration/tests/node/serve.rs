@@ -266,9 +266,6 @@ async fn what_is_not_there_says_so_by_its_name() {
         )*};
     }
     unimplemented! {
-        exec(ExecRequest) "Exec",
-        attach(AttachRequest) "Attach",
-        port_forward(PortForwardRequest) "PortForward",
         checkpoint_container(CheckpointContainerRequest) "CheckpointContainer",
         list_metric_descriptors(ListMetricDescriptorsRequest) "ListMetricDescriptors",
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) "ListPodSandboxMetrics",

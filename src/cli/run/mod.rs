@@ -15,8 +15,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use carpel_api::cri::{
-    Container, CreateContainerRequest, Device, ImageSpec, ImageStatusRequest, KeyValue, Mount,
-    PodSandbox, PodSandboxConfig, PortMapping, RunPodSandboxRequest, StartContainerRequest,
+    Container, CreateContainerRequest, Device, ImageSpec, ImageStatusRequest, KeyValue,
+    ListPodSandboxRequest, Mount, PodSandbox, PodSandboxConfig, PortMapping, RunPodSandboxRequest,
+    StartContainerRequest,
 };
 use clap::{Args, ValueEnum};
 use indicatif::MultiProgress;
@@ -153,6 +154,9 @@ struct Running {
 impl RunArgs {
     pub async fn run(self) -> Outcome {
         let client = self.connection.connect().await?;
+        if let Some(name) = &self.name {
+            self.check_name(&client, name).await?;
+        }
         let mut signals = Signals::new()?;
         tokio::select! {
             outcome = self.provide_image(&client) => outcome?,
@@ -181,6 +185,21 @@ impl RunArgs {
             running.remove().await?;
         }
         outcome
+    }
+
+    /// A runtime takes several pods of one name, a person does not.
+    async fn check_name(&self, client: &Client, name: &str) -> anyhow::Result<()> {
+        let filter = ListPodSandboxRequest::default();
+        let pods = client.list_pod_sandbox(filter).await?.items;
+        let mut metadata = pods.iter().filter_map(|pod| pod.metadata.as_ref());
+        if metadata.any(|other| other.name == *name && other.namespace == self.namespace) {
+            let namespace = &self.namespace;
+            anyhow::bail!(
+                "there is a pod {namespace}/{name} already: remove it first (carpel rm -f {namespace}/{name}), \
+                 or choose another --name"
+            );
+        }
+        Ok(())
     }
 
     async fn provide_image(&self, client: &Client) -> anyhow::Result<()> {

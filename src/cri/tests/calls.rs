@@ -337,22 +337,6 @@ async fn what_is_not_built_says_so_by_name() {
     let mut client = fake::runtime(&fake).await;
     let not_built = |name: &str| (Code::Unimplemented, format!("{name} is not supported yet"));
     assert_eq!(
-        refused(client.exec(cri::ExecRequest::default()).await),
-        not_built("Exec")
-    );
-    assert_eq!(
-        refused(client.attach(cri::AttachRequest::default()).await),
-        not_built("Attach")
-    );
-    assert_eq!(
-        refused(
-            client
-                .port_forward(cri::PortForwardRequest::default())
-                .await
-        ),
-        not_built("PortForward")
-    );
-    assert_eq!(
         refused(
             client
                 .list_metric_descriptors(cri::ListMetricDescriptorsRequest {})

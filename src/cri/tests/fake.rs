@@ -14,6 +14,7 @@ use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
 use futures::Stream;
 use hyper_util::rt::TokioIo;
+use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 use prost::Message;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -29,6 +30,7 @@ use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, DiskUsage, Figures, SandboxFigures};
 use crate::store::blobs::Digest;
+use crate::streaming;
 use crate::timeline::Span;
 
 /// Remembers objects; what it is told to do it notes in `calls`.
@@ -236,6 +238,7 @@ impl Domain for Fake {
             pid: Some(43),
             dropped_log_lines: None,
             cgroup: "/pods/y".into(),
+            stdin: true,
             timeline: Vec::new(),
             runtime_spec: Arc::new(Spec::default()),
         })
@@ -306,6 +309,11 @@ impl Domain for Fake {
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error> {
         let has = |image: &&ImageView| image.id == name || image.tags.iter().any(|tag| tag == name);
         Ok(self.images.iter().find(has).cloned())
+    }
+
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
+        let known = self.images.iter().any(|image| image.id == id);
+        known.then(ImageConfiguration::default)
     }
 
     fn images(&self) -> Vec<ImageView> {
@@ -413,6 +421,11 @@ impl Domain for Fake {
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         self.note(format!("pod cidr {cidr}"));
         Ok(())
+    }
+
+    fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
+        self.note(format!("stream {request:?}"));
+        Ok("http://127.0.0.1:1/x".into())
     }
 
     fn configuration(&self) -> serde_json::Value {

@@ -103,6 +103,15 @@ proptest! {
         if let Ok(request) = cri::ImageStatusRequest::decode(&*bytes) {
             let _ = image_name(request.image);
         }
+        if let Ok(request) = cri::ExecRequest::decode(&*bytes) {
+            let _ = exec(request);
+        }
+        if let Ok(request) = cri::AttachRequest::decode(&*bytes) {
+            let _ = attach(&request);
+        }
+        if let Ok(request) = cri::PortForwardRequest::decode(&*bytes) {
+            let _ = port_forward(&request);
+        }
         if let Ok(request) = cri::UpdateRuntimeConfigRequest::decode(&*bytes) {
             let _ = pod_cidr(request);
         }

@@ -12,6 +12,7 @@ mod mounts;
 mod pull;
 mod sandbox;
 mod security;
+mod streams;
 mod sysctl;
 mod text;
 
@@ -31,6 +32,7 @@ pub use container::{container_config, create_container, fits_sandbox};
 pub use limits::updated as updated_resources;
 pub use pull::{pull, pull_image};
 pub use sandbox::run_pod_sandbox;
+pub use streams::{Exec, attach, exec, port_forward};
 
 /// What the node's kernel has, where it decides whether a request can be honoured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

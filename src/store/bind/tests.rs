@@ -278,3 +278,26 @@ fn a_terminal_has_two_ends_and_a_devpts_of_its_own() {
         assert_eq!(&bytes[..length], b"in\n");
     }
 }
+
+#[test]
+fn only_a_terminal_device_is_opened_in_a_root() {
+    let root = tempfile::tempdir().unwrap();
+    let open = || {
+        let root = fs::File::open(root.path()).unwrap();
+        terminal_below(root.as_fd()).unwrap_err().to_string()
+    };
+    let pts = root.path().join("dev/pts");
+    assert!(open().contains("open ptmx"));
+    fs::create_dir_all(&pts).unwrap();
+    fs::write(pts.join("ptmx"), "").unwrap();
+    assert!(open().contains("invalid input"));
+    fs::remove_file(pts.join("ptmx")).unwrap();
+    std::os::unix::fs::symlink("/dev/ptmx", pts.join("ptmx")).unwrap();
+    assert!(open().contains("symbolic links"));
+    fs::remove_file(pts.join("ptmx")).unwrap();
+    // The right number in the wrong file system.
+    let device = rustix::fs::FileType::CharacterDevice;
+    let mode = Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(CWD, pts.join("ptmx"), device, mode, makedev(5, 2)).unwrap();
+    assert!(open().contains("invalid input"));
+}

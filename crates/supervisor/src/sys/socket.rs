@@ -3,7 +3,7 @@
 use linux_raw_sys::{general as nr, ioctl, net};
 
 use super::{BorrowedFd, Errno, Fd, Result, call, errno};
-use carpel_wire::{FdIndex, MAX_FDS};
+use carpel_wire::{Family, FdIndex, MAX_FDS};
 
 const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;
@@ -13,6 +13,8 @@ const MSG_DONTWAIT: usize = 0x40;
 const MSG_NOSIGNAL: usize = 0x4000;
 const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
 const AF_INET: usize = 2;
+const AF_INET6: usize = 10;
+const SOCK_STREAM: usize = 1;
 const SOCK_DGRAM: usize = 2;
 
 /// The most descriptors that are sent beside a message.
@@ -246,13 +248,25 @@ struct InterfaceFlags {
     rest: [u8; 22],
 }
 
+/// A TCP socket of the present network namespace that does not block.
+pub fn tcp_socket(family: Family) -> Result<Fd> {
+    let family = match family {
+        Family::Ipv4 => AF_INET,
+        Family::Ipv6 => AF_INET6,
+    };
+    new_socket(family, SOCK_STREAM | nr::O_NONBLOCK as usize)
+}
+
+fn new_socket(family: usize, kind: usize) -> Result<Fd> {
+    let kind = kind | nr::O_CLOEXEC as usize;
+    // SAFETY: reads no memory.
+    unsafe { call(nr::__NR_socket, [family, kind, 0, 0, 0, 0]) }.map(Fd::from_kernel)
+}
+
 /// Brings the loopback interface of the present network namespace up.
 pub fn loopback_up() -> Result<()> {
     const IFF_UP: u16 = 1;
-    let flags = SOCK_DGRAM | nr::O_CLOEXEC as usize;
-    // SAFETY: reads no memory.
-    let socket =
-        unsafe { call(nr::__NR_socket, [AF_INET, flags, 0, 0, 0, 0]) }.map(Fd::from_kernel)?;
+    let socket = new_socket(AF_INET, SOCK_DGRAM)?;
     let mut request = InterfaceFlags {
         name: [0; 16],
         flags: 0,

@@ -115,7 +115,8 @@ impl IntoPath for String {
     }
 }
 
-/// A process to start. The fds are, in order: Plan, stdin, stdout, stderr, log, rootfs, more.
+/// A process to start. The fds are, in order: Plan, stdin, stdout, stderr, log, rootfs, our ends of stdout,
+/// stderr and stdin.
 pub struct Run<'a> {
     pub id: ObjectId,
     pub init: bool,
@@ -132,6 +133,8 @@ pub struct Run<'a> {
     pub log: Option<&'a File>,
     /// Where stdout and stderr go if not to the log.
     pub output: Option<OwnedFd>,
+    /// The two ends of its stdin.
+    pub stdin: Option<(OwnedFd, OwnedFd)>,
 }
 
 impl<'a> Run<'a> {
@@ -150,6 +153,7 @@ impl<'a> Run<'a> {
             clone_flags: NEWNS,
             log: None,
             output: None,
+            stdin: None,
         }
     }
 
@@ -173,6 +177,7 @@ impl<'a> Run<'a> {
             clone_flags: 0,
             log: None,
             output: None,
+            stdin: None,
         }
     }
 
@@ -245,15 +250,20 @@ impl<'a> Run<'a> {
         let rootfs = self
             .rootfs
             .map_or(placeholder.as_fd(), |rootfs| rootfs.0.as_fd());
+        let (stdin, stdin_write) = match &self.stdin {
+            Some((read, write)) => (read, write),
+            None => (&null, &placeholder),
+        };
         let fds = [
             plan.as_fd(),
-            null.as_fd(),
+            stdin.as_fd(),
             out.as_fd(),
             err.as_fd(),
             log,
             rootfs,
             out_read.as_fd(),
             err_read.as_fd(),
+            stdin_write.as_fd(),
         ];
         let start = Start {
             id: self.id,
@@ -270,7 +280,7 @@ impl<'a> Run<'a> {
                     log: self.log.map(|_| FdIndex(4)),
                 },
             },
-            stdin: None,
+            stdin: self.stdin.as_ref().map(|_| FdIndex(8)),
             init: self.init,
         };
         daemon.send(RequestBody::Start(start), &fds)
