@@ -26,6 +26,7 @@ mod info;
 mod inspect;
 mod labels;
 mod log_file;
+mod log_rotated;
 mod logs;
 mod output;
 mod pods;

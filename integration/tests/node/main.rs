@@ -16,6 +16,7 @@ mod cli_pull;
 mod cli_run;
 mod cli_streams;
 mod cli_terminal;
+mod cli_watch;
 mod cli_wrong_use;
 mod config;
 mod crash;
