@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -275,7 +275,6 @@ async fn converse<B: Backend>(
         .timer(TokioTimer::new())
         .header_read_timeout(shared.times.head)
         .max_buf_size(MAX_HEAD)
-        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;
@@ -294,6 +293,10 @@ fn refused(refusal: Refusal) -> Response<Full<Bytes>> {
     *response.headers_mut() = refusal.headers;
     let text = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, text);
+    // Nobody asks twice over one connection. Not told to hyper for all answers: it would say "close" beside
+    // "Upgrade", too, and Go's clients take that for no upgrade.
+    let close = hyper::header::HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
     response
 }
 
