@@ -16,6 +16,7 @@ mod attach;
 mod client;
 mod completions;
 mod config;
+mod cp;
 mod df;
 mod doctor;
 mod events;
@@ -90,6 +91,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Go to a running container's own input and output
     Attach(attach::AttachArgs),
+    /// Copy files into and out of a running container
+    Cp(cp::CpArgs),
     /// Make ports of a pod ports of this machine
     PortForward(port_forward::PortForwardArgs),
     /// Show what a container has written
@@ -148,6 +151,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Run(args) => uninterrupted(|| args.run()),
         Command::Exec(args) => client(|| args.run()),
         Command::Attach(args) => client(|| args.run()),
+        Command::Cp(args) => client(|| args.run()),
         Command::PortForward(args) => client(|| args.run()),
         Command::Ps(args) => client(|| args.run()),
         Command::Pods(args) => client(|| args.run()),
