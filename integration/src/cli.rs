@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::bin_dir;
-use crate::node::SOON;
+use crate::host::soon;
 
 /// `carpel` with these arguments, for the runtime at `endpoint`.
 #[must_use]
@@ -187,7 +187,7 @@ impl Running {
     /// If it does not soon.
     #[track_caller]
     pub fn wait_for(&self, part: &str) {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + soon();
         while !self.text().contains(part) {
             assert!(
                 Instant::now() < deadline,
@@ -196,6 +196,32 @@ impl Running {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Gives its terminal another width.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn resize(&self, columns: u16) {
+        let master = self.master.as_ref().expect("a terminal");
+        let size = Winsize {
+            ws_row: 40,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(master, size).expect("a size");
+    }
+
+    /// Whether its terminal edits lines and echoes keys, as it does when no program has made it raw.
+    ///
+    /// # Panics
+    /// If it has none.
+    #[must_use]
+    pub fn is_cooked(&self) -> bool {
+        let master = self.master.as_ref().expect("a terminal");
+        let modes = tcgetattr(master).expect("a terminal").local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
     /// Types at its terminal.
@@ -222,7 +248,7 @@ impl Running {
     /// If it does not end soon.
     #[track_caller]
     pub fn end(&mut self) -> i32 {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + soon();
         loop {
             if let Some(ended) = self.child.try_wait().expect("a child") {
                 return status(ended);

@@ -12,6 +12,25 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+/// How long anything that should happen soon may take.
+#[must_use]
+pub fn soon() -> Duration {
+    patience(Duration::from_secs(10))
+}
+
+/// A bound on time, stretched on a machine that is `CARPEL_TEST_SLOWNESS` times slower than usual (an emulated one).
+///
+/// # Panics
+/// If the variable is no number.
+#[must_use]
+pub fn patience(usual: Duration) -> Duration {
+    let slowness = std::env::var("CARPEL_TEST_SLOWNESS");
+    usual
+        * slowness.map_or(1, |text| {
+            text.parse().expect("CARPEL_TEST_SLOWNESS: a whole number")
+        })
+}
+
 /// A network namespace that stands for the host's: the daemon runs in it, so that bridges, addresses
 /// and rules of one test are out of every other's way. It goes when its last process and this are gone.
 #[derive(Debug)]
@@ -99,7 +118,7 @@ impl Default for HostNet {
 /// # Errors
 /// The last try's.
 pub fn http_get(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + patience(Duration::from_secs(5));
     loop {
         match http_get_once(ip, port, path) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
@@ -109,7 +128,7 @@ pub fn http_get(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
 }
 
 fn http_get_once(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
-    let timeout = Duration::from_secs(2);
+    let timeout = patience(Duration::from_secs(2));
     let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {ip}\r\n\r\n")?;
@@ -269,4 +288,17 @@ pub fn start_time(pid: i32) -> Option<u64> {
 /// Sends SIGKILL. A process that has gone is fine.
 pub fn kill_9(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+/// Version of the running kernel, such as (6, 12).
+///
+/// # Panics
+/// If its release does not begin with one.
+#[must_use]
+pub fn kernel() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    next().zip(next()).expect("a version of Linux")
 }

@@ -18,6 +18,8 @@
 //! run beside each other. [`TestNode::finish`] removes every pod and fails the test if anything is left
 //! behind. [`image`] makes images, [`request`] the usual requests, [`cri`] is the gRPC client.
 //!
+//! On a machine that is slower than usual (an emulated one) `CARPEL_TEST_SLOWNESS=8` stretches every bound on time.
+//!
 //! The binaries are those in `CARPEL_BIN_DIR`, else in `target/carpel`: `make test` builds them.
 
 pub mod cli;

@@ -20,9 +20,6 @@ use crate::leaks::{Baseline, Place};
 use crate::log::Log;
 use crate::{request, v1};
 
-/// How long anything that should happen soon may take.
-pub const SOON: Duration = Duration::from_secs(10);
-
 /// Whose CNI plugins a node uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plugins {
@@ -268,7 +265,7 @@ impl TestNode {
             });
         self.daemon = Some(child);
         self.cri = Cri::new(&self.socket());
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + host::soon();
         loop {
             let version = self
                 .cri
@@ -336,7 +333,7 @@ impl TestNode {
     /// # Panics
     /// If it does not soon.
     pub async fn wait_daemon_end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + host::soon();
         loop {
             if let Some(status) = self.try_wait() {
                 return status;
@@ -590,7 +587,7 @@ impl TestNode {
     /// # Panics
     /// If it does not exit soon.
     pub async fn wait_exit(&self, id: &str) -> v1::ContainerStatus {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + host::soon();
         loop {
             let status = self.status(id).await;
             if status.state() == v1::ContainerState::ContainerExited {
@@ -671,8 +668,9 @@ impl TestNode {
     /// # Panics
     /// If it fails.
     pub async fn exec(&self, id: &str, script: &str) -> String {
+        let timeout = host::soon().as_secs().cast_signed();
         let response = self
-            .try_exec(id, &["/bin/sh", "-c", script], 10)
+            .try_exec(id, &["/bin/sh", "-c", script], timeout)
             .await
             .expect("ExecSync");
         assert_eq!(response.exit_code, 0, "{script}: {response:?}");
@@ -797,7 +795,7 @@ impl TestNode {
     /// # Panics
     /// If it does not soon.
     pub async fn wait_log(&self, pod: &Pod, container: &str, enough: impl Fn(&Log) -> bool) -> Log {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + host::soon();
         loop {
             let log = self.log(pod, container);
             if enough(&log) {
@@ -853,7 +851,7 @@ impl TestNode {
     /// # Panics
     /// If something stays.
     pub async fn assert_no_leaks(&self) {
-        let deadline = Instant::now() + Duration::from_secs(3);
+        let deadline = Instant::now() + host::patience(Duration::from_secs(3));
         loop {
             let leaks = self.leaks();
             if leaks.is_empty() {
@@ -907,7 +905,7 @@ impl TestNode {
         for pid in marked {
             host::kill_9(pid);
         }
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + host::patience(Duration::from_secs(2));
         while Instant::now() < deadline {
             let pids = host::cgroup_pids(&self.cgroup_parent);
             if pids.is_empty() {

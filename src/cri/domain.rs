@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 use serde::{Serialize, Serializer};
 
@@ -98,6 +99,8 @@ pub trait Domain: Send + Sync + 'static {
 
     /// The image of this id or name.
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error>;
+    /// What the makers of the image of this id wrote into it.
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration>;
     fn images(&self) -> Vec<ImageView>;
     /// Removes the image of this id or name, and all its names. One that is absent is removed.
     fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;
@@ -226,6 +229,8 @@ pub struct ContainerInfo {
     /// Lines of output that could not be written to the log; known once the container has exited.
     pub dropped_log_lines: Option<u64>,
     pub cgroup: String,
+    /// Whether it takes input.
+    pub stdin: bool,
     pub timeline: Vec<Span>,
     #[serde(serialize_with = "shared")]
     pub runtime_spec: Arc<Spec>,

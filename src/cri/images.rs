@@ -92,7 +92,9 @@ async fn status<D: Domain>(
     let image = domain.image(&name)?;
     let info = match &image {
         Some(image) if request.verbose => {
-            verbose::info("info", &serde_json::json!({ "user": image.user }))?
+            let spec = domain.image_spec(&image.id);
+            let info = serde_json::json!({ "user": image.user, "imageSpec": spec });
+            verbose::info("info", &info)?
         }
         _ => verbose::none(),
     };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use carpel_api::carpel::LayerState;
 use carpel_api::cri;
 use futures::{Stream, StreamExt};
+use oci_spec::image::ImageConfiguration;
 use prost::Message;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -149,6 +150,7 @@ impl Domain for Served {
                 _ => None,
             }),
             cgroup: container.cgroup.clone(),
+            stdin: container.config.stdin,
             timeline: container.timeline.spans(),
             runtime_spec: Arc::new(container.source.spec.clone()),
         })
@@ -209,6 +211,11 @@ impl Domain for Served {
             .images
             .resolve(name)
             .map(|image| image_view(&image)))
+    }
+
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
+        let image = self.node.images.resolve(id);
+        image.map(|image| image.config.clone())
     }
 
     fn images(&self) -> Vec<ImageView> {

@@ -135,6 +135,13 @@ impl NetworkConf {
         Self::from_value(value)
     }
 
+    /// Whether a plugin opens the host ports that pods ask for.
+    pub(super) fn maps_ports(&self) -> bool {
+        self.plugins
+            .iter()
+            .any(|plugin| plugin.wants("portMappings"))
+    }
+
     pub(super) fn from_value(value: Value) -> Result<Self, Invalid> {
         let Value::Object(mut raw) = value else {
             return Err(Invalid::NoObject);

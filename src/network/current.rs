@@ -271,28 +271,33 @@ fn not_ready(error: &super::Error) -> NotReady {
 }
 
 /// Keeps the network in use true to the folder until it is dropped.
-pub(super) async fn watch(current: Weak<Current>, conf_dir: PathBuf) {
+///
+/// The first watch is there when this returns; each next one is made before the last is given up.
+pub(super) fn watch(current: Weak<Current>, conf_dir: PathBuf) -> impl Future<Output = ()> {
+    let mut watch = Watch::begin(&conf_dir);
     let mut told = false;
-    loop {
-        let watch = Watch::begin(&conf_dir);
-        match current.upgrade() {
-            Some(current) => current.reread(),
-            None => return,
-        }
-        match watch {
-            Ok(watch) => {
-                // Either way the folder is read anew; a broken watch is made anew.
-                let _ = tokio::time::timeout(REREAD, watch.changed()).await;
+    async move {
+        loop {
+            match current.upgrade() {
+                Some(current) => current.reread(),
+                None => return,
             }
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    warn!(
-                        "{}: not watched, read every few seconds: {error}",
-                        conf_dir.display()
-                    );
+            match &watch {
+                Ok(watch) => {
+                    // Either way the folder is read anew; a broken watch is made anew.
+                    let _ = tokio::time::timeout(REREAD, watch.changed()).await;
                 }
-                tokio::time::sleep(REREAD_UNWATCHED).await;
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(
+                            "{}: not watched, read every few seconds: {error}",
+                            conf_dir.display()
+                        );
+                    }
+                    tokio::time::sleep(REREAD_UNWATCHED).await;
+                }
             }
+            watch = Watch::begin(&conf_dir);
         }
     }
 }

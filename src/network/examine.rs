@@ -12,6 +12,8 @@ pub struct Examined {
     pub network: Option<String>,
     /// Its plugins in order, with the program of each or why there is none.
     pub plugins: Vec<(String, Result<PathBuf, String>)>,
+    /// Whether one of them opens host ports.
+    pub maps_ports: bool,
     /// What is wrong with files that were passed over.
     pub warnings: Vec<String>,
 }
@@ -48,6 +50,7 @@ pub fn examine(conf_dir: &Path, bin_dirs: &[PathBuf], own: Option<PathBuf>) -> E
     });
     Examined {
         plugins: plugins.collect(),
+        maps_ports: network.maps_ports(),
         network: Some(network.name),
         warnings: scan.bad,
     }
@@ -69,7 +72,7 @@ mod tests {
         let own = PathBuf::from("/own");
         let found = examine(dir.path(), &["/nowhere".into()], Some(own.clone()));
         assert_eq!(found.network.as_deref(), Some("pods"));
-        assert_eq!(found.warnings.len(), 1);
+        assert_eq!((found.warnings.len(), found.maps_ports), (1, false));
         assert_eq!(found.plugins[0], ("bridge".into(), Ok(own.clone())));
         assert_eq!(found.plugins[1], ("host-local".into(), Ok(own)));
         assert!(

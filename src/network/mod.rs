@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::ids::SandboxId;
 use crate::timeline::Timeline;
@@ -243,6 +243,11 @@ impl Network {
         entry.netns.clone_from(&pod.netns);
         entry.args = pod.args()?;
         entry.capabilities = pod.capabilities()?;
+        if !pod.port_mappings.is_empty() && !network.maps_ports() {
+            // No error: there are networks that open them by means of their own.
+            info!(sandbox.id = %pod.sandbox, network = network.name,
+                "the pod asks for host ports, and no plugin has the capability portMappings");
+        }
         let chain = self.0.chain(&network);
         // Before anything is done: a chain that cannot be run whole is not begun.
         let programs = chain.find_all("ADD")?;

@@ -23,7 +23,6 @@ const PAGE: &str = "hello from a pod\n";
 const PORT: u16 = 8080;
 /// The bridge of the default network.
 const BRIDGE: &str = "carpel0";
-const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let once = std::env::var_os("ONCE").is_some_and(|value| !value.is_empty() && value != "0");
@@ -127,7 +126,7 @@ impl Tour {
     }
 
     async fn first_answer(&mut self) -> anyhow::Result<v1::VersionResponse> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + host::soon();
         loop {
             match self
                 .cri
@@ -318,7 +317,7 @@ impl Tour {
         let begin = Instant::now();
         let status = self.container_status(client).await?.status;
         let path = PathBuf::from(status.context("no container status")?.log_path);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + host::soon();
         while Log::read(&path).stdout() != PAGE {
             ensure!(
                 Instant::now() < deadline,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::push;
-use crate::host::HostNet;
+use crate::host::{HostNet, patience};
 use crate::image::Image;
 
 /// Who may pull from a registry with [`Debian::with_password`].
@@ -121,7 +121,7 @@ fn serve(net: &HostNet, dir: &Path, host: &str, auth: &str, tls: &str) -> Child 
     let child = net
         .run(|| command.spawn())
         .expect("Debian's docker-registry is installed");
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + patience(Duration::from_secs(20));
     while net.run(|| std::net::TcpStream::connect(host)).is_err() {
         let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
         assert!(Instant::now() < deadline, "no registry: {}", log());

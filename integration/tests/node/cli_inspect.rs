@@ -33,7 +33,14 @@ async fn everything_that_the_runtime_says_is_shown() {
     assert!(text.contains("Exited with 137, SIGKILL (Error)"), "{text}");
     assert!(text.contains("\"exit 137\""), "{text}");
     let text = inspect(&node, &[BUSYBOX]).ok();
-    assert!(text.contains("sha256:"), "{text}");
+    for part in [
+        "sha256:",
+        "platform      linux/",
+        "command       /bin/sh -c \"echo from the image\"",
+        "FROM_IMAGE=yes",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 
     let json = inspect(&node, &["web", "-o", "json"]).json();
     assert_eq!(json["status"]["network"]["ip"], ip);

@@ -1,10 +1,12 @@
 //! `carpel run`, `exec`, `stop`, `rm`: a container's whole life from a terminal.
 
 use std::fs;
+use std::time::Duration;
 
 use carpel_integration::TestNode;
 use carpel_integration::cli::{Running, Said, carpel};
-use carpel_integration::image::BUSYBOX;
+use carpel_integration::image::{BUSYBOX, Image};
+use carpel_integration::registry::{Content, Fake};
 use nix::sys::signal::Signal;
 
 /// `carpel run` with its logs below the node's folder.
@@ -16,8 +18,9 @@ fn run(node: &TestNode, args: &[&str]) -> std::process::Command {
     )
 }
 
+/// Where the node's streams are served.
 fn other(node: &TestNode, args: &[&str]) -> Said {
-    Said::by(carpel(&node.endpoint(), args))
+    node.net.run(|| Said::by(carpel(&node.endpoint(), args)))
 }
 
 fn no_logs(node: &TestNode) {
@@ -55,6 +58,58 @@ async fn a_run_shows_output_passes_its_status_on_and_leaves_nothing() {
     assert_eq!(other(&node, &["rm", "done"]).ok(), "done\n");
     assert!(node.pods().await.is_empty());
     no_logs(&node);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_there_is_pulled() {
+    let node = TestNode::builder().no_image().start().await;
+    let content = Content::default().image("a/busybox", "1", &Image::busybox().build());
+    let pause = Duration::from_millis(300);
+    let registry = Fake::start(&node.net, move |request| {
+        if request.is_blob() {
+            // There is something to see meanwhile.
+            std::thread::sleep(pause);
+        }
+        content.answer(request)
+    });
+    let name = format!("{}/a/busybox:1", registry.host());
+    let missing = format!("{}/a/missing:1", registry.host());
+    let said = Said::by(run(&node, &["--rm", &missing, "true"]));
+    said.failed(125, &missing);
+    assert!(node.pods().await.is_empty());
+
+    // With a terminal: bars, then the container's output alone.
+    let mut running = Running::on_terminal(&run(&node, &["--rm", &name, "echo", "hi"]), 90);
+    assert_eq!(running.end(), 0);
+    running.wait_for("hi\r\n");
+    let text = running.text();
+    for part in [&format!("pulling {name}"), "MiB", "["] {
+        assert!(text.contains(part), "{part}: {text:?}");
+    }
+    let width = |line: &str| line.rsplit('\r').next().unwrap_or_default().len();
+    assert!(text.lines().all(|line| width(line) < 400), "{text:?}");
+    assert!(text.ends_with("hi\r\n"), "{text:?}");
+    // The image is there now: the registry is not asked again.
+    let asked = registry.seen().len();
+    assert_eq!(
+        Said::by(run(&node, &["--rm", &name, "echo", "hi"])).ok(),
+        "hi\n"
+    );
+    assert_eq!(registry.seen().len(), asked);
+    let _ = other(&node, &["image", "rm", &name]).ok();
+
+    // `pull` itself, in plain lines and with its figures.
+    let said = other(&node, &["pull", &name]);
+    assert!(
+        said.stderr.contains(&format!("{name}: pulled\n")),
+        "{said:?}"
+    );
+    assert!(said.stdout.contains(&name), "{said:?}");
+    let json = other(&node, &["pull", "-o", "json", &name]).json();
+    assert!(json.to_string().contains("sha256:"), "{json:#}");
+    other(&node, &["pull", &missing]).failed(1, "not found");
+    let _ = other(&node, &["image", "rm", &name]).ok();
     node.finish().await;
 }
 
@@ -103,7 +158,7 @@ async fn a_detached_run_is_worked_with_by_name() {
         "x"
     );
     other(&node, &["exec", "one", "/nonexistent"]).failed(125, "nonexistent");
-    other(&node, &["exec", "-it", "one", "sh"]).failed(125, "not supported yet");
+    other(&node, &["exec", "-i", "-o", "json", "one", "cat"]).failed(125, "-o json");
     let slow = other(&node, &["exec", "--timeout", "1", "one", "sleep", "60"]);
     assert_eq!(slow.status, 125, "{slow:?}");
 

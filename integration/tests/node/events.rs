@@ -27,7 +27,8 @@ async fn listen(node: &TestNode) -> Streaming<ContainerEventResponse> {
 }
 
 async fn next(events: &mut Streaming<ContainerEventResponse>) -> ContainerEventResponse {
-    let event = tokio::time::timeout(Duration::from_secs(10), events.message()).await;
+    let event =
+        tokio::time::timeout(host::patience(Duration::from_secs(10)), events.message()).await;
     event
         .expect("an event soon")
         .expect("no error")
@@ -245,10 +246,14 @@ async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
         futures::future::join_all(lives).await;
         slowest = slowest.max(begin.elapsed());
     }
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    assert!(
+        slowest < host::patience(Duration::from_secs(5)),
+        "{slowest:?}"
+    );
     let mut received = 0;
     let end = loop {
-        let message = tokio::time::timeout(Duration::from_secs(10), asleep.message()).await;
+        let message =
+            tokio::time::timeout(host::patience(Duration::from_secs(10)), asleep.message()).await;
         match message.expect("more, or the end") {
             Ok(Some(_)) => received += 1,
             end => break end,

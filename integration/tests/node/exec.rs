@@ -97,7 +97,7 @@ async fn a_timeout_kills_and_reaps_the_process() {
         .try_exec(&id, &["sh", "-c", "trap '' TERM; sleep 987 & sleep 987"], 1)
         .await;
     refused(outcome, Code::DeadlineExceeded, "");
-    assert!(begin.elapsed() < Duration::from_secs(3));
+    assert!(begin.elapsed() < host::patience(Duration::from_secs(3)));
     let left = node
         .exec(&id, "ps | grep 'sleep 987' | grep -v grep | wc -l")
         .await;
@@ -121,7 +121,7 @@ async fn the_end_of_the_process_ends_the_call_whoever_holds_its_output() {
         .unwrap();
     assert_eq!(response.stdout, b"started\n");
     assert!(
-        begin.elapsed() < Duration::from_secs(3),
+        begin.elapsed() < host::patience(Duration::from_secs(3)),
         "{:?}",
         begin.elapsed()
     );
@@ -192,7 +192,7 @@ async fn the_containers_end_ends_its_execs() {
     };
     let begin = Instant::now();
     let (outcome, ()) = tokio::join!(exec, stop);
-    assert!(begin.elapsed() < Duration::from_secs(3));
+    assert!(begin.elapsed() < host::patience(Duration::from_secs(3)));
     if let Ok(response) = outcome {
         assert_eq!(response.exit_code, 137);
     }

@@ -9,7 +9,7 @@ use carpel_integration::image::{self, BUSYBOX, Image, Layer, Packing};
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{self, ImageSpec};
 use carpel_integration::{TestNode, bin_dir, sh};
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::Code;
 
 fn spec(image: &str) -> Option<ImageSpec> {
@@ -31,6 +31,16 @@ async fn status(node: &TestNode, image: &str) -> Option<v1::Image> {
         .unwrap()
         .into_inner()
         .image
+}
+
+/// What a verbose status adds.
+async fn info(node: &TestNode, image: &str) -> Value {
+    let request = v1::ImageStatusRequest {
+        image: spec(image),
+        verbose: true,
+    };
+    let response = node.cri.images().image_status(request).await.unwrap();
+    serde_json::from_str(&response.into_inner().info["info"]).expect("JSON")
 }
 
 async fn list(node: &TestNode) -> Vec<v1::Image> {
@@ -90,6 +100,10 @@ async fn an_imported_image_is_listed_found_and_removed() {
             "{name}"
         );
     }
+    let written = &info(&node, BUSYBOX).await["imageSpec"];
+    assert_eq!(written["config"]["Cmd"], made.config["Cmd"]);
+    assert_eq!(written["config"]["Env"], made.config["Env"]);
+    assert_eq!(written["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
     assert_eq!(list(&node).await.len(), 1);
     let info = node
         .cri

@@ -14,7 +14,9 @@ mod cli_lists;
 mod cli_logs;
 mod cli_pull;
 mod cli_run;
+mod cli_streams;
 mod cli_terminal;
+mod cli_watch;
 mod cli_wrong_use;
 mod config;
 mod crash;
@@ -40,6 +42,7 @@ mod streaming_ports;
 mod streaming_server;
 mod streaming_websocket;
 mod streams;
+mod traces;
 mod wrong_use;
 
 use tonic::{Code, Status};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use carpel_integration::node::{SOON, bridge};
+use carpel_integration::node::bridge;
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{self, PodSandboxState, PortMapping, Protocol};
 use carpel_integration::{Plugins, Pod, TestNode, container, host, sh};
@@ -19,7 +19,7 @@ async fn network_ready(node: &TestNode) -> v1::RuntimeCondition {
 }
 
 async fn wait_network_ready(node: &TestNode, ready: bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + host::soon();
     while network_ready(node).await.status != ready {
         assert!(Instant::now() < deadline, "NetworkReady stays {}", !ready);
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -130,6 +130,27 @@ async fn a_host_port_of_debians_portmap_leads_to_the_pod() {
     node.try_stop_pod(&pod.id).await.unwrap();
     let rules = node.net.output(&["iptables-save"]);
     assert!(!rules.contains("18080"), "{rules}");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn host_ports_that_nobody_opens_are_told() {
+    let node = TestNode::start().await;
+    let mut config = node.pod("one");
+    config.port_mappings = vec![PortMapping {
+        container_port: 8080,
+        host_port: 18_080,
+        ..PortMapping::default()
+    }];
+    node.run_pod(&config).await;
+    let other = node.run_pod(&node.pod("two")).await;
+    let log = node.daemon_log();
+    let told: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("capability portMappings"))
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(!told[0].contains(&other.id), "{told:?}");
     node.finish().await;
 }
 
@@ -303,7 +324,7 @@ fn deletions(node: &TestNode) -> Vec<String> {
 }
 
 async fn wait_deletions(node: &TestNode, more_than: usize) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + host::soon();
     while deletions(node).len() <= more_than {
         assert!(Instant::now() < deadline, "{:?}", deletions(node));
         tokio::time::sleep(Duration::from_millis(20)).await;

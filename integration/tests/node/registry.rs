@@ -10,21 +10,25 @@ mod sharing;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use carpel_integration::TestNode;
 use carpel_integration::api::carpel::pull_response::Step;
 use carpel_integration::api::carpel::{PullPhase, PullRequest};
 use carpel_integration::image::{Image, Packing};
 use carpel_integration::registry::{Content, Debian, Fake, add_far_address};
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{self, ImageSpec};
+use carpel_integration::{TestNode, host};
 use tonic::Code;
 
 use super::refused;
 
 /// A node without images, whose patience with registries is one second.
 async fn node() -> TestNode {
-    let config = "[registry]\ntimeout_seconds = 1\n";
-    TestNode::builder().no_image().config(config).start().await
+    let config = format!("[registry]\ntimeout_seconds = {}\n", timeout());
+    TestNode::builder().no_image().config(&config).start().await
+}
+
+fn timeout() -> u64 {
+    host::patience(Duration::from_secs(1)).as_secs()
 }
 
 async fn images(node: &TestNode) -> Vec<v1::Image> {

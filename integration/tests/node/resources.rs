@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{HugepageLimit, LinuxContainerResources, PodSandboxState};
@@ -372,11 +373,10 @@ async fn a_container_at_its_limit_dies_and_its_supervisor_does_not() {
     *config.resources() = memory(32);
     let id = node.start_container(&pod, &config).await;
     let mut status = node.status(&id).await;
-    for _ in 0..600 {
-        if status.finished_at != 0 {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let deadline = Instant::now() + host::patience(Duration::from_secs(60));
+    while status.finished_at == 0 {
+        assert!(Instant::now() < deadline, "{status:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
         status = node.status(&id).await;
     }
     assert_eq!(

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use carpel_integration::node::SOON;
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{AttachRequest, ExecRequest, NamespaceMode, PortForwardRequest};
 use carpel_integration::websocket::{RESIZE, STDIN, Seen, WebSocket};
@@ -44,7 +43,7 @@ async fn node_with_container() -> (TestNode, Pod, String) {
 
 /// Waits until a condition holds.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + host::soon();
     while !holds().await {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -166,7 +165,7 @@ async fn what_a_command_leaves_behind_does_not_hold_its_client_up() {
         let seen = exec(&node, &id, script, tty).await.finish();
         assert_eq!(seen.out().trim(), "started");
         assert_eq!(seen.exit_code(), Some(5));
-        assert!(begin.elapsed() < Duration::from_secs(3));
+        assert!(begin.elapsed() < host::patience(Duration::from_secs(3)));
     }
     node.finish().await;
 }

@@ -35,6 +35,9 @@ pub fn checks(config: &Config) -> Vec<Check> {
                 "install a network (CNI) for the cluster; on a machine alone: carpel serve --default-network",
             ),
         });
+        if network.default_network {
+            checks.push(host_ports(false));
+        }
         checks.push(forwarding());
         return checks;
     };
@@ -49,8 +52,20 @@ pub fn checks(config: &Config) -> Vec<Check> {
             ),
         });
     }
+    checks.push(host_ports(found.maps_ports));
     checks.push(forwarding());
     checks
+}
+
+fn host_ports(mapped: bool) -> Check {
+    match mapped {
+        true => ok("host ports", "opened by a plugin"),
+        false => warn(
+            "host ports",
+            "no plugin has the capability portMappings",
+            "a pod's hostPort leads nowhere unless this network has means of its own: add the plugin portmap",
+        ),
+    }
 }
 
 fn forwarding() -> Check {

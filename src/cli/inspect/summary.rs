@@ -243,16 +243,16 @@ fn signal_name(number: i32) -> String {
 }
 
 fn command(details: &Value) -> String {
-    let args = details["runtimeSpec"]["process"]["args"].as_array();
-    let args = args.into_iter().flatten().filter_map(Value::as_str);
-    let quoted =
-        args.map(
-            |arg| match arg.contains(|c: char| c.is_whitespace()) || arg.is_empty() {
-                true => format!("{arg:?}"),
-                false => arg.to_owned(),
-            },
-        );
-    quoted.collect::<Vec<_>>().join(" ")
+    words(&details["runtimeSpec"]["process"]["args"])
+}
+
+/// A list of words in one line, those with spaces quoted.
+fn words(list: &Value) -> String {
+    let quote = |word: &str| match word.is_empty() || word.contains(char::is_whitespace) {
+        true => format!("{word:?}"),
+        false => word.to_owned(),
+    };
+    texts(list).map(quote).collect::<Vec<_>>().join(" ")
 }
 
 fn user(status: &ContainerStatus) -> String {
@@ -320,8 +320,17 @@ fn mount(mount: &Mount) -> String {
     )
 }
 
+/// The strings of a list.
+fn texts(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+}
+
 pub fn image(answer: &ImageStatusResponse, screen: &Screen) -> String {
     let image = answer.image.clone().unwrap_or_default();
+    let spec = &details(&answer.info)["imageSpec"];
     let mut lines = Lines::new(screen);
     lines.add("image", &image.id);
     lines.list("names", image.repo_tags.iter().cloned());
@@ -335,6 +344,14 @@ pub fn image(answer: &ImageStatusResponse, screen: &Screen) -> String {
     if image.pinned {
         lines.add("pinned", "yes: garbage collection leaves it alone");
     }
+    lines.add("created", detail(spec, "created"));
+    let platform = [detail(spec, "os"), detail(spec, "architecture")].join("/");
+    lines.add("platform", platform.trim_matches('/'));
+    let config = &spec["config"];
+    lines.add("entrypoint", words(&config["Entrypoint"]));
+    lines.add("command", words(&config["Cmd"]));
+    lines.add("directory", detail(config, "WorkingDir"));
+    lines.list("environment", texts(&config["Env"]).map(str::to_owned));
     lines.text
 }
 

@@ -14,6 +14,7 @@ use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
 use futures::Stream;
 use hyper_util::rt::TokioIo;
+use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 use prost::Message;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -237,6 +238,7 @@ impl Domain for Fake {
             pid: Some(43),
             dropped_log_lines: None,
             cgroup: "/pods/y".into(),
+            stdin: true,
             timeline: Vec::new(),
             runtime_spec: Arc::new(Spec::default()),
         })
@@ -307,6 +309,11 @@ impl Domain for Fake {
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error> {
         let has = |image: &&ImageView| image.id == name || image.tags.iter().any(|tag| tag == name);
         Ok(self.images.iter().find(has).cloned())
+    }
+
+    fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
+        let known = self.images.iter().any(|image| image.id == id);
+        known.then(ImageConfiguration::default)
     }
 
     fn images(&self) -> Vec<ImageView> {

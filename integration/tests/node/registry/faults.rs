@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use carpel_integration::image::digest;
 use carpel_integration::registry::{Body, Fake, Reply, Request};
-use carpel_integration::{TestNode, image};
+use carpel_integration::{TestNode, host, image};
 use tonic::Code;
 
-use super::{assert_nothing_left, content, node, refused, remove_all, several_layers};
+use super::{assert_nothing_left, content, node, refused, remove_all, several_layers, timeout};
 
 /// A registry that is good but for some of the requests for blobs, counted from 0.
 fn broken(
@@ -173,16 +173,28 @@ async fn a_transfer_that_never_gets_on_ends() {
         0 => reply,
         _ => reply.sent(|bytes| Body::Stalled(bytes, 0)),
     });
-    fails(node, &fake, Code::Unknown, "no progress within 1 s").await;
+    fails(
+        node,
+        &fake,
+        Code::Unknown,
+        &format!("no progress within {} s", timeout()),
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_registry_that_drips_is_as_good_as_none() {
     let node = node().await;
     let fake = broken(&node, |_, _, reply| {
-        reply.sent(|bytes| Body::Slow(bytes, Duration::from_millis(20)))
+        reply.sent(|bytes| Body::Slow(bytes, host::patience(Duration::from_millis(20))))
     });
-    fails(node, &fake, Code::Unknown, "no progress within 1 s").await;
+    fails(
+        node,
+        &fake,
+        Code::Unknown,
+        &format!("no progress within {} s", timeout()),
+    )
+    .await;
 }
 
 #[tokio::test]

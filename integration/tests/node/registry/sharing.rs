@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use carpel_integration::TestNode;
+use carpel_integration::host::soon;
 use carpel_integration::image::{Image, Layer, digest};
-use carpel_integration::node::SOON;
 use carpel_integration::registry::{Body, Content, Fake};
 
 use super::{assert_nothing_left, content, images, left, node, remove_all, several_layers};
@@ -27,7 +27,7 @@ fn held_back(node: &TestNode, content: Content) -> (Fake, Arc<AtomicBool>) {
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let begin = std::time::Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < SOON, "{what}");
+        assert!(begin.elapsed() < soon(), "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
