@@ -1,5 +1,6 @@
 //! The HTTP server: takes connections, finds out what they are for, and hands them over.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -30,7 +31,8 @@ use super::tokens::Tokens;
 use super::upgrade::{self, Protocol, Purpose, Refusal};
 use super::{Request, TlsError, Urls, ports, tls, websocket};
 
-/// Most connections that have not shown a token yet, and most that have.
+/// Most connections that have not shown a token yet (one more, and the oldest is cut off: whoever floods the server
+/// keeps nobody out), and most that have.
 const STRANGERS: usize = 256;
 const CLIENTS: usize = 1024;
 /// Most bytes of a request's head.
@@ -135,14 +137,14 @@ impl Server {
 
     /// Serves for ever. What is dropped with it are not the connections that stand.
     pub async fn serve(self, backend: impl Backend) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        let mut strangers = Strangers::default();
         let shared = Arc::new(Shared {
             backend,
             tokens: Arc::clone(&self.urls.tokens),
             clients: Arc::new(Semaphore::new(CLIENTS)),
             times: self.times,
         });
-        while let Ok(permit) = Arc::clone(&strangers).acquire_owned().await {
+        loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -152,16 +154,38 @@ impl Server {
                 }
             };
             let (tls, shared) = (self.tls.clone(), Arc::clone(&shared));
+            let cut_off = strangers.admit();
             tokio::spawn(async move {
                 // Whoever does not speak HTTP here, or not in time, is no event.
-                let come =
-                    tokio::time::timeout(shared.times.head, come(stream, tls, &shared)).await;
-                drop(permit);
-                if let Ok(Some((socket, session))) = come {
+                let come = tokio::time::timeout(shared.times.head, come(stream, tls, &shared));
+                let come = tokio::select! {
+                    come = come => come.ok().flatten(),
+                    _ = cut_off => None,
+                };
+                if let Some((socket, session)) = come {
                     session.run(socket, &shared).await;
                 }
             });
         }
+    }
+}
+
+/// Connections that have not shown a token yet, the oldest first. A sender that is dropped cuts its connection off; one
+/// whose receiver is gone belongs to none any more.
+#[derive(Default)]
+struct Strangers(VecDeque<oneshot::Sender<Infallible>>);
+
+impl Strangers {
+    fn admit(&mut self) -> oneshot::Receiver<Infallible> {
+        if self.0.len() >= STRANGERS {
+            self.0.retain(|stranger| !stranger.is_closed());
+        }
+        if self.0.len() >= STRANGERS {
+            self.0.pop_front();
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.0.push_back(sender);
+        receiver
     }
 }
 
@@ -187,7 +211,7 @@ struct Shared<B> {
 struct Session {
     request: Request,
     protocol: Protocol,
-    _permit: tokio::sync::OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -101,3 +101,19 @@ async fn a_websocket_names_its_ports() {
         assert_eq!(status(&site.request(&line, &headers).await.0), "400");
     }
 }
+
+#[tokio::test]
+async fn a_flood_keeps_nobody_out() {
+    let site = Site::start().await;
+    let mut flood = Vec::new();
+    for _ in 0..300 {
+        let stream = TcpStream::connect(site.address).await;
+        flood.push(stream.expect("a server"));
+    }
+    // Those that came first are gone, without waiting for their time.
+    let end = tokio::time::timeout(LONG / 4, flood[0].read_u8()).await;
+    assert!(end.expect("it happens soon").is_err());
+    let line = format!("POST {}", site.exec(&["stuck"], Wanted::default()));
+    let (answer, _stream) = site.request(&line, &SPDY).await;
+    assert_eq!(status(&answer), "101");
+}
