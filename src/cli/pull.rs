@@ -78,8 +78,7 @@ impl PullArgs {
             }
         }
         if self.quiet {
-            let ids: Vec<_> = pulled.iter().map(|i| format!("{}\n", i.id)).collect();
-            output::print(ids.concat())?;
+            output::print_ids(pulled.iter().map(|one| one.id.as_str()))?;
         } else if self.format.is_json() {
             let images: Vec<_> = pulled.iter().map(|i| output::message("Image", i)).collect();
             output::print_json(&json!({ "images": images }))?;
