@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::bin_dir;
 use crate::host::soon;
@@ -196,6 +196,32 @@ impl Running {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Gives its terminal another width.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn resize(&self, columns: u16) {
+        let master = self.master.as_ref().expect("a terminal");
+        let size = Winsize {
+            ws_row: 40,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(master, size).expect("a size");
+    }
+
+    /// Whether its terminal edits lines and echoes keys, as it does when no program has made it raw.
+    ///
+    /// # Panics
+    /// If it has none.
+    #[must_use]
+    pub fn is_cooked(&self) -> bool {
+        let master = self.master.as_ref().expect("a terminal");
+        let modes = tcgetattr(master).expect("a terminal").local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
     /// Types at its terminal.

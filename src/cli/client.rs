@@ -183,6 +183,9 @@ calls! {
     runtime: remove_container(RemoveContainerRequest) -> RemoveContainerResponse, "RemoveContainer", CHANGE;
     runtime: list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse, "ListContainerStats", QUERY;
     runtime: list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse, "ListPodSandboxStats", QUERY;
+    runtime: exec(ExecRequest) -> ExecResponse, "Exec", QUERY;
+    runtime: attach(AttachRequest) -> AttachResponse, "Attach", QUERY;
+    runtime: port_forward(PortForwardRequest) -> PortForwardResponse, "PortForward", QUERY;
     images: list_images(ListImagesRequest) -> ListImagesResponse, "ListImages", QUERY;
     images: image_status(ImageStatusRequest) -> ImageStatusResponse, "ImageStatus", QUERY;
     images: remove_image(RemoveImageRequest) -> RemoveImageResponse, "RemoveImage", CHANGE;

@@ -9,12 +9,14 @@
 //! | 0 | done; also when whoever read the output has gone |
 //! | 1 | not done, or `doctor` found something that must be put right |
 //! | 2 | wrong usage |
-//! | 125 | `run` and `exec`: not done; any other status is the command's own |
+//! | 125 | `run`, `exec` and `attach`: not done; any other status is the command's own |
 //! | 130 | ended by Ctrl-C |
 
+mod attach;
 mod client;
 mod completions;
 mod config;
+mod cp;
 mod df;
 mod doctor;
 mod events;
@@ -29,6 +31,7 @@ mod log_rotated;
 mod logs;
 mod output;
 mod pods;
+mod port_forward;
 mod progress;
 mod ps;
 mod pull;
@@ -39,6 +42,7 @@ mod serve;
 mod socket;
 mod stats;
 mod stop;
+mod stream;
 mod table;
 mod units;
 mod version;
@@ -55,7 +59,7 @@ type Outcome = anyhow::Result<u8>;
 
 const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
-/// `run` and `exec` failed themselves; other statuses are the command's.
+/// `run`, `exec` and `attach` failed themselves; other statuses are the command's.
 const OWN_FAILURE: u8 = 125;
 /// What a shell shows for a command that Ctrl-C has ended.
 const INTERRUPTED: u8 = 130;
@@ -85,6 +89,12 @@ enum Command {
     Pull(pull::PullArgs),
     /// Run a command in a running container
     Exec(exec::ExecArgs),
+    /// Go to a running container's own input and output
+    Attach(attach::AttachArgs),
+    /// Copy files into and out of a running container
+    Cp(cp::CpArgs),
+    /// Make ports of a pod ports of this machine
+    PortForward(port_forward::PortForwardArgs),
     /// Show what a container has written
     Logs(logs::LogsArgs),
     /// Stop pods and containers
@@ -118,10 +128,13 @@ enum Command {
 /// Carries out a command and tells of its error.
 pub fn run(cli: Cli) -> ExitCode {
     let failure = match cli.command {
-        Command::Run(_) | Command::Exec(_) => OWN_FAILURE,
+        Command::Run(_) | Command::Exec(_) | Command::Attach(_) => OWN_FAILURE,
         _ => FAILURE,
     };
-    match dispatch(cli.command) {
+    let outcome = dispatch(cli.command);
+    // Whatever came in between.
+    stream::terminal::restore();
+    match outcome {
         Ok(status) => ExitCode::from(status),
         // Nobody reads what is still to be printed: that is no error of anybody's.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -136,6 +149,9 @@ fn dispatch(command: Command) -> Outcome {
     match command {
         Command::Run(args) => uninterrupted(|| args.run()),
         Command::Exec(args) => client(|| args.run()),
+        Command::Attach(args) => client(|| args.run()),
+        Command::Cp(args) => client(|| args.run()),
+        Command::PortForward(args) => client(|| args.run()),
         Command::Ps(args) => client(|| args.run()),
         Command::Pods(args) => client(|| args.run()),
         Command::Images(args) => client(|| args.run()),

@@ -2,7 +2,8 @@
 //!
 //! Output comes through pipes that the container's supervisor copies it to ([`carpel_wire::RequestBody::Attach`]).
 //! They are the client's buffer: what they do not take while the client is slow, it misses. Input goes straight
-//! to the container's stdin, or its terminal. If the supervisor is replaced, the session goes on with the next.
+//! to the container's stdin, or its terminal. If the supervisor is replaced, the session goes on with the next, and
+//! misses what comes in between.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use carpel_wire::{Reply, RequestBody};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
 use super::copy::{self, InputEnd, Outputs};
 use super::streams::ClientStreams;
@@ -75,6 +77,12 @@ impl Session {
             gone,
         } = client;
         let wrote = stdin.is_some();
+        // So that the client misses no answer to what it says.
+        let attached = CancellationToken::new();
+        let input = async {
+            attached.cancelled().await;
+            self.input(stdin).await
+        };
         let sizes = async {
             if let (Some(sizes), true, Some(terminal)) =
                 (resize, self.container.config.tty, self.kept.terminal())
@@ -83,10 +91,17 @@ impl Session {
             }
             std::future::pending().await
         };
+        let said = async {
+            tokio::select! {
+                // What is typed is typed at the terminal's new size.
+                biased;
+                ended = sizes => ended,
+                ended = input => ended,
+            }
+        };
         let ended = tokio::select! {
-            ended = self.output(stdout, stderr) => ended,
-            ended = self.input(stdin) => ended,
-            ended = sizes => ended,
+            ended = self.output(stdout, stderr, &attached) => ended,
+            ended = said => ended,
             () = gone.cancelled() => Ok(()),
         };
         if wrote && ended.is_ok() && self.ends_with_its_client() {
@@ -128,10 +143,17 @@ impl Session {
         std::future::pending().await
     }
 
-    /// Copies output to the client until the container has exited and all of it is copied.
-    async fn output(&self, stdout: Option<Client>, stderr: Option<Client>) -> Result<(), Error> {
+    /// Copies output to the client until the container has exited and all of it is copied. Says when that
+    /// has begun.
+    async fn output(
+        &self,
+        stdout: Option<Client>,
+        stderr: Option<Client>,
+        attached: &CancellationToken,
+    ) -> Result<(), Error> {
         let mut clients = [stdout, stderr];
         if clients.iter().all(Option::is_none) {
+            attached.cancel();
             self.exited().await;
             return Ok(());
         }
@@ -145,6 +167,7 @@ impl Session {
                 continue;
             };
             tries = TRIES;
+            attached.cancel();
             let mut outputs = Outputs::new(pipes, clients).map_err(Error::at(format!(
                 "output of container {}",
                 self.container.id

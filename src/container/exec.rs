@@ -188,7 +188,7 @@ impl Exec {
         };
         tokio::select! {
             ended = work => ended,
-            ended = beside(async { tokio::join!(input, sizes) }) => ended,
+            ended = beside(async { tokio::join!(biased; sizes, input) }) => ended,
             () = gone.cancelled() => {
                 Err(Error::FailedPrecondition(self.at("the client is gone")))
             }

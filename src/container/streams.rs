@@ -17,7 +17,6 @@ pub struct ClientStreams {
     pub gone: CancellationToken,
 }
 
-/// In characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TerminalSize {
     pub columns: u16,

@@ -229,6 +229,8 @@ pub struct ContainerInfo {
     /// Lines of output that could not be written to the log; known once the container has exited.
     pub dropped_log_lines: Option<u64>,
     pub cgroup: String,
+    /// Whether it takes input.
+    pub stdin: bool,
     pub timeline: Vec<Span>,
     #[serde(serialize_with = "shared")]
     pub runtime_spec: Arc<Spec>,

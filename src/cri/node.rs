@@ -150,6 +150,7 @@ impl Domain for Served {
                 _ => None,
             }),
             cgroup: container.cgroup.clone(),
+            stdin: container.config.stdin,
             timeline: container.timeline.spans(),
             runtime_spec: Arc::new(container.source.spec.clone()),
         })

@@ -1,6 +1,8 @@
 //! A connection to a port of a pod, for a port-forward.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,12 +39,16 @@ impl Node {
         let mut failures = Vec::new();
         for (family, address) in attempts {
             let address = SocketAddr::new(address, port);
-            let attempt = connect(&supervisor, family, address);
+            let attempt = async {
+                let socket = socket(&supervisor, family)
+                    .await
+                    .map_err(|error| crate::error::chain(&error))?;
+                let connected = connect(socket, address).await;
+                connected.map_err(|error| error.to_string())
+            };
             match tokio::time::timeout(TIMEOUT, attempt).await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => {
-                    failures.push(format!("{address}: {}", crate::error::chain(&error)));
-                }
+                Ok(Err(error)) => failures.push(format!("{address}: {error}")),
                 Err(_) => failures.push(format!("{address}: no answer")),
             }
         }
@@ -54,22 +60,18 @@ impl Node {
     }
 }
 
-/// The socket is made by the pod's supervisor, in whose network it stays.
-async fn connect(
-    supervisor: &Supervisor,
-    family: Family,
-    address: SocketAddr,
-) -> Result<TcpStream, supervisor::Error> {
-    let (reply, mut fds) = supervisor
-        .request(RequestBody::Socket { family }, &[])
-        .await?;
-    let socket = match (reply, fds.pop()) {
-        (Reply::Done, Some(socket)) => socket,
-        (Reply::CallFailed { errno, .. }, _) => {
-            return Err(std::io::Error::from_raw_os_error(errno).into());
-        }
-        (reply, _) => return Err(supervisor::Error::Refused(reply)),
-    };
+/// A socket that the pod's supervisor has made, in whose network it stays.
+async fn socket(supervisor: &Supervisor, family: Family) -> Result<OwnedFd, supervisor::Error> {
+    let request = RequestBody::Socket { family };
+    let (reply, mut fds) = supervisor.request(request, &[]).await?;
+    match (reply, fds.pop()) {
+        (Reply::Done, Some(socket)) => Ok(socket),
+        (Reply::CallFailed { errno, .. }, _) => Err(io::Error::from_raw_os_error(errno).into()),
+        (reply, _) => Err(supervisor::Error::Refused(reply)),
+    }
+}
+
+async fn connect(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::from_std_stream(StdStream::from(socket));
     let stream = socket.connect(address).await?;
     // What a client types is not to wait for more.

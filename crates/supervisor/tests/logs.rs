@@ -140,12 +140,14 @@ fn a_full_disk_drops_and_counts_lines_and_stops_nobody() {
     assert!(matches!(daemon.start(&run), Reply::Started { .. }));
     let counted = |daemon: &mut Daemon| {
         let text = std::fs::read_to_string(disk.path("log")).unwrap();
+        // A line that the disk cut short is seen until the supervisor has taken it back.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
         (
-            texts(&text, "stdout").len() as u64,
+            texts(&text[..whole], "stdout").len() as u64,
             daemon.list()[0].0.dropped_lines,
         )
     };
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + patience(Duration::from_secs(20));
     let (written, dropped) = loop {
         let (written, dropped) = counted(&mut daemon);
         if written + dropped == 100_000 {
@@ -155,6 +157,11 @@ fn a_full_disk_drops_and_counts_lines_and_stops_nobody() {
         std::thread::sleep(Duration::from_millis(10));
     };
     assert!(written > 1000 && dropped > 1000, "{written} {dropped}");
+    assert!(
+        std::fs::read_to_string(disk.path("log"))
+            .unwrap()
+            .ends_with('\n')
+    );
     // Room again: it goes on by itself.
     fallocate(&log, FallocateFlags::empty(), 0, 1).unwrap();
     rustix::fs::ftruncate(&log, 0).unwrap();
@@ -165,7 +172,7 @@ fn a_full_disk_drops_and_counts_lines_and_stops_nobody() {
         flags: NEWNS,
     });
     assert_eq!(daemon.run(&run), 0);
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + patience(Duration::from_secs(5));
     while counted(&mut daemon).0 != 1 {
         assert!(Instant::now() < deadline);
     }
@@ -223,7 +230,7 @@ fn a_flood_starves_nobody() {
         "exec under four floods: p50 {:?}, slowest {:?}",
         times[25], times[49]
     );
-    assert!(times[25] < Duration::from_secs(2));
+    assert!(times[25] < patience(Duration::from_secs(2)));
     for (number, _) in &floods {
         assert_eq!(daemon.signal(id(*number), 9), Reply::Done);
         assert_eq!(daemon.exit(id(*number)), 9);

@@ -18,8 +18,9 @@ fn run(node: &TestNode, args: &[&str]) -> std::process::Command {
     )
 }
 
+/// Where the node's streams are served.
 fn other(node: &TestNode, args: &[&str]) -> Said {
-    Said::by(carpel(&node.endpoint(), args))
+    node.net.run(|| Said::by(carpel(&node.endpoint(), args)))
 }
 
 fn no_logs(node: &TestNode) {
@@ -199,7 +200,7 @@ async fn a_detached_run_is_worked_with_by_name() {
         "x"
     );
     other(&node, &["exec", "one", "/nonexistent"]).failed(125, "nonexistent");
-    other(&node, &["exec", "-it", "one", "sh"]).failed(125, "not supported yet");
+    other(&node, &["exec", "-i", "-o", "json", "one", "cat"]).failed(125, "-o json");
     let slow = other(&node, &["exec", "--timeout", "1", "one", "sleep", "60"]);
     assert_eq!(slow.status, 125, "{slow:?}");
 

@@ -184,17 +184,21 @@ fn security_module() -> Check {
     let apparmor = apparmor.is_ok_and(|enabled| enabled.first() == Some(&b'Y'));
     let selinux = fs::read_to_string("/sys/fs/selinux/enforce");
     match (apparmor, selinux.as_deref().map(str::trim)) {
-        (true, _) => ok("security module", "AppArmor"),
+        // Pods that ask for nothing run as ever; the others are told, not run without what they ask for.
+        (true, _) => ok(
+            "security module",
+            "AppArmor: containers are unconfined, pods that ask for a profile are refused",
+        ),
         (_, Ok("1")) => warn(
             "security module",
             "SELinux, enforcing",
             "volumes may need labels that let containers in",
         ),
         (_, Ok(_)) => ok("security module", "SELinux, permissive"),
-        // Not a shortcoming: the profiles of pods that ask for one are refused.
+        // Not a shortcoming: the runtime's default is then no profile.
         (false, Err(_)) => ok(
             "security module",
-            "none: pods that ask for AppArmor are refused",
+            "none: pods that ask for an AppArmor profile of their own are refused",
         ),
     }
 }

@@ -238,6 +238,7 @@ impl Domain for Fake {
             pid: Some(43),
             dropped_log_lines: None,
             cgroup: "/pods/y".into(),
+            stdin: true,
             timeline: Vec::new(),
             runtime_spec: Arc::new(Spec::default()),
         })

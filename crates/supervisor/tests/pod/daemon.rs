@@ -13,7 +13,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::Run;
+use super::{Run, patience};
 
 /// The daemon's end of a connection.
 pub struct Daemon {
@@ -51,7 +51,7 @@ impl Daemon {
 
     /// The next event, or `None` if the connection has ended.
     pub fn receive(&mut self) -> Option<(Event, Vec<OwnedFd>)> {
-        self.receive_within(Duration::from_secs(20))
+        self.receive_within(patience(Duration::from_secs(20)))
             .expect("the supervisor answers")
     }
 

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use carpel_wire::{
     Event, ExitRecord, ExitRecords, FdIndex, ObjectId, Reply, RequestBody, Setup, Step, Succession,
@@ -31,6 +32,12 @@ pub const NEWPID: u64 = 0x2000_0000;
 pub const NEWNET: u64 = 0x4000_0000;
 
 pub const SLOT: FdIndex = FdIndex(FdIndex::FIRST_SLOT);
+
+/// A bound on time, stretched on a machine that is `CARPEL_TEST_SLOWNESS` times slower than usual (an emulated one).
+pub fn patience(usual: Duration) -> Duration {
+    let slowness = std::env::var("CARPEL_TEST_SLOWNESS");
+    usual * slowness.map_or(1, |text| text.parse().unwrap())
+}
 
 /// The supervisor's binary: `CARPEL_SUPERVISOR`, else one that is built now.
 pub fn binary() -> &'static Path {
