@@ -109,6 +109,8 @@ async fn an_image_that_is_not_there_is_pulled() {
     let json = other(&node, &["pull", "-o", "json", &name]).json();
     assert!(json.to_string().contains("sha256:"), "{json:#}");
     other(&node, &["pull", &missing]).failed(1, "not found");
+    let advice = "`carpel doctor --registry 127.0.0.1:1` looks into it";
+    other(&node, &["pull", "127.0.0.1:1/a/b"]).failed(1, advice);
     let _ = other(&node, &["image", "rm", &name]).ok();
     node.finish().await;
 }
