@@ -127,12 +127,11 @@ enum Command {
 
 /// Carries out a command and tells of its error.
 pub fn run(cli: Cli) -> ExitCode {
-    let (outcome, failure) = match cli.command {
-        Command::Run(args) => (uninterrupted(|| args.run()), OWN_FAILURE),
-        Command::Exec(args) => (client(|| args.run()), OWN_FAILURE),
-        Command::Attach(args) => (client(|| args.run()), OWN_FAILURE),
-        other => (dispatch(other), FAILURE),
+    let failure = match cli.command {
+        Command::Run(_) | Command::Exec(_) | Command::Attach(_) => OWN_FAILURE,
+        _ => FAILURE,
     };
+    let outcome = dispatch(cli.command);
     // Whatever came in between.
     stream::terminal::restore();
     match outcome {
@@ -177,7 +176,8 @@ fn dispatch(command: Command) -> Outcome {
 /// Prints an error. That of a standard error that nobody reads is nobody's.
 fn tell(error: &anyhow::Error) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "carpel: {error:#}");
+    let text = output::printable_lines(&format!("{error:#}"));
+    let _ = writeln!(std::io::stderr(), "carpel: {text}");
 }
 
 /// Runs a client until it ends or Ctrl-C comes.

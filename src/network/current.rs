@@ -272,16 +272,16 @@ fn not_ready(error: &super::Error) -> NotReady {
 
 /// Keeps the network in use true to the folder until it is dropped.
 ///
-/// The first watch is there when this returns; each next one is made before the last is given up.
+/// When this returns the folder is watched, and has been read since; each next watch is made before the last is
+/// given up.
 pub(super) fn watch(current: Weak<Current>, conf_dir: PathBuf) -> impl Future<Output = ()> {
     let mut watch = Watch::begin(&conf_dir);
+    if let Some(current) = current.upgrade() {
+        current.reread();
+    }
     let mut told = false;
     async move {
         loop {
-            match current.upgrade() {
-                Some(current) => current.reread(),
-                None => return,
-            }
             match &watch {
                 Ok(watch) => {
                     // Either way the folder is read anew; a broken watch is made anew.
@@ -298,6 +298,10 @@ pub(super) fn watch(current: Weak<Current>, conf_dir: PathBuf) -> impl Future<Ou
                 }
             }
             watch = Watch::begin(&conf_dir);
+            match current.upgrade() {
+                Some(current) => current.reread(),
+                None => return,
+            }
         }
     }
 }

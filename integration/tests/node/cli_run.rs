@@ -109,7 +109,49 @@ async fn an_image_that_is_not_there_is_pulled() {
     let json = other(&node, &["pull", "-o", "json", &name]).json();
     assert!(json.to_string().contains("sha256:"), "{json:#}");
     other(&node, &["pull", &missing]).failed(1, "not found");
+    let advice = "`carpel doctor --registry 127.0.0.1:1` looks into it";
+    other(&node, &["pull", "127.0.0.1:1/a/b"]).failed(1, advice);
     let _ = other(&node, &["image", "rm", &name]).ok();
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_annotation_of_a_clusters_pod_deletes_nothing_of_the_hosts() {
+    let node = TestNode::start().await;
+    let folder = node.dir().join("precious");
+    fs::create_dir(&folder).unwrap();
+    let mut config = node.pod("web");
+    let value = folder.display().to_string();
+    config
+        .annotations
+        .insert("carpel.run/log-folder".into(), value);
+    config
+        .labels
+        .insert("io.kubernetes.pod.uid".into(), "1".into());
+    let pod = node.run_pod(&config).await;
+    let id = node
+        .start_container(&pod, &carpel_integration::sh("app", "echo hi"))
+        .await;
+    node.wait_exit(&id).await;
+    let log = node.status(&id).await.log_path;
+    other(&node, &["rm", "web"]).failed(1, "stop it first");
+    assert_eq!(other(&node, &["rm", "-f", "web"]).ok(), "web\n");
+    assert!(folder.exists() && fs::exists(&log).unwrap());
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_name_holds_is_not_obeyed_by_the_terminal() {
+    let node = TestNode::start().await;
+    let said = other(&node, &["logs", "a\u{1b}[2Jb"]);
+    assert!(!said.stderr.contains('\u{1b}'), "{said:?}");
+    let pod = node.run_pod(&node.pod("web")).await;
+    let id = node
+        .start_container(&pod, &carpel_integration::request::sleeper("app"))
+        .await;
+    let said = other(&node, &["exec", &id, "no\u{1b}[2Jsuch"]);
+    assert_eq!(said.status, 125);
+    assert!(!said.stderr.contains('\u{1b}'), "{said:?}");
     node.finish().await;
 }
 

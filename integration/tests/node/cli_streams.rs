@@ -272,19 +272,19 @@ async fn files_are_copied_into_a_container_and_out_of_it() {
     let cp = |from: &str, to: &str| said(&node, &["cp", from, to]);
 
     // To a name, into a folder, and a folder as a new one and into one that exists.
-    cp(&here("one"), "app:/tmp/two").ok();
-    cp(&here("one"), "default/one/app:/tmp").ok();
-    cp(&here("tree"), "app:/tmp/new").ok();
-    cp(&here("tree"), "app:/tmp").ok();
+    assert_eq!(cp(&here("one"), "app:/tmp/two").ok(), "");
+    assert_eq!(cp(&here("one"), "default/one/app:/tmp").ok(), "");
+    assert_eq!(cp(&here("tree"), "app:/tmp/new").ok(), "");
+    assert_eq!(cp(&here("tree"), "app:/tmp").ok(), "");
     let script = "cd /tmp; cat two one; wc -c < new/deep/big; wc -c < tree/deep/big";
     assert_eq!(node.exec(&id, script).await, "texttext3000000\n3000000\n");
 
     node.exec(&id, "ln -s /etc/passwd /tmp/new/link; chmod 700 /tmp/two")
         .await;
-    cp("app:/tmp/two", &here("back")).ok();
+    assert_eq!(cp("app:/tmp/two", &here("back")).ok(), "");
     assert_eq!(std::fs::read(dir.join("back")).unwrap(), b"text");
     std::fs::create_dir(dir.join("into")).unwrap();
-    cp("app:/tmp/two", &here("into")).ok();
+    assert_eq!(cp("app:/tmp/two", &here("into")).ok(), "");
     assert_eq!(std::fs::read(dir.join("into/two")).unwrap(), b"text");
     let answer = cp("app:/tmp/new", &here("copy"));
     assert!(
@@ -293,7 +293,7 @@ async fn files_are_copied_into_a_container_and_out_of_it() {
             .contains("link: a symbolic link to /etc/passwd"),
         "{answer:?}"
     );
-    answer.ok();
+    assert_eq!(answer.ok(), "");
     let big = std::fs::read(dir.join("copy/deep/big")).unwrap();
     assert!(big == vec![b'x'; 3_000_000]);
     assert!(!dir.join("copy/link").exists());
