@@ -1,6 +1,7 @@
 //! Clients of exec, attach and port-forward, written against the protocols' specifications and sharing no code with
 //! the server: SPDY/3.1 as spdystream speaks it, WebSocket as RFC 6455 says.
 
+mod command;
 pub mod spdy;
 pub mod urls;
 pub mod websocket;
