@@ -40,12 +40,16 @@ impl Node {
             &format!("network of sandbox {id}"),
             self.network.del(id).await.map_err(Error::at("release")),
         );
-        let _ = crate::network::netns::unpin(&self.paths.netns(id));
-        let _ = super::remove_tree(&state);
         report(
-            &format!("files of sandbox {id}"),
-            super::remove_tree(&self.paths.sandbox(id)).map_err(Error::at("remove")),
+            &format!("network namespace of sandbox {id}"),
+            crate::network::netns::unpin(&self.paths.netns(id)).map_err(Error::at("release")),
         );
+        for files in [state, self.paths.sandbox(id)] {
+            report(
+                &format!("files of sandbox {id}"),
+                super::remove_tree(&files).map_err(Error::at("remove")),
+            );
+        }
     }
 
     /// Ends a container that has no sandbox: it was half made or half removed, or the sandbox's record could

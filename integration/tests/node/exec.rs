@@ -5,18 +5,11 @@ use std::time::{Duration, Instant};
 use carpel_integration::image::Image;
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::Int64Value;
-use carpel_integration::{ContainerConfigExt, Pod, TestNode, host, sh};
+use carpel_integration::{ContainerConfigExt, TestNode, host, sh};
 use serde_json::json;
 use tonic::Code;
 
-use crate::refused;
-
-async fn node_with_container() -> (TestNode, Pod, String) {
-    let node = TestNode::start().await;
-    let pod = node.run_pod(&node.pod("one")).await;
-    let id = node.start_container(&pod, &sleeper("a")).await;
-    (node, pod, id)
-}
+use crate::{node_with_container, refused};
 
 #[tokio::test]
 async fn output_and_exit_code_come_back() {

@@ -45,6 +45,8 @@ mod streams;
 mod traces;
 mod wrong_use;
 
+use carpel_integration::request::sleeper;
+use carpel_integration::{Pod, TestNode};
 use tonic::{Code, Status};
 
 /// The error of a request that must fail, with its code and a part of its text checked.
@@ -57,4 +59,12 @@ fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>, code: Code, part: &st
         "{:?} does not say {part:?}",
         status.message()
     );
+}
+
+/// A pod with a container that sleeps.
+async fn node_with_container() -> (TestNode, Pod, String) {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let id = node.start_container(&pod, &sleeper("a")).await;
+    (node, pod, id)
 }

@@ -1,24 +1,18 @@
 //! Exec over SPDY, in the shape of what kubectl (through the kubelet) and crictl send.
 
-use carpel_integration::request::sleeper;
 use carpel_integration::streams::spdy::{COMMAND, Command, End, Spdy, Wanted};
 use carpel_integration::streams::urls::{exec, exec_on_terminal, exec_with_input};
 use carpel_integration::streams::{Outcome, Ran};
 use carpel_integration::v1::ExecRequest;
-use carpel_integration::{Pod, TestNode, host};
+use carpel_integration::{TestNode, host};
 use sha2::{Digest, Sha256};
+
+use crate::node_with_container;
 
 const INPUT: Wanted = Wanted {
     stdin: true,
     ..Wanted::OUTPUT
 };
-
-async fn node_with_container() -> (TestNode, Pod, String) {
-    let node = TestNode::start().await;
-    let pod = node.run_pod(&node.pod("one")).await;
-    let id = node.start_container(&pod, &sleeper("a")).await;
-    (node, pod, id)
-}
 
 async fn connect(node: &TestNode, request: ExecRequest, wanted: Wanted) -> Command {
     let url = node.exec_url(request).await;

@@ -2,30 +2,23 @@
 
 use std::time::{Duration, Instant};
 
+use carpel_integration::TestNode;
 use carpel_integration::request::{container, sleeper};
 use carpel_integration::streams::spdy::{COMMAND, Command, PORTS, Spdy, Wanted};
 use carpel_integration::streams::urls::exec;
 use carpel_integration::streams::websocket::WebSocket;
 use carpel_integration::streams::{Outcome, connect, request};
 use carpel_integration::v1::{AttachRequest, ExecRequest};
-use carpel_integration::{Pod, TestNode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
-use crate::refused;
+use crate::{node_with_container, refused};
 
 const SPDY: [(&str, &str); 3] = [
     ("Connection", "Upgrade"),
     ("Upgrade", "SPDY/3.1"),
     ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
 ];
-
-async fn node_with_container() -> (TestNode, Pod, String) {
-    let node = TestNode::start().await;
-    let pod = node.run_pod(&node.pod("one")).await;
-    let id = node.start_container(&pod, &sleeper("a")).await;
-    (node, pod, id)
-}
 
 #[tokio::test]
 async fn a_url_is_good_once_and_guessed_by_nobody() {

@@ -1,22 +1,16 @@
 //! Exec and attach over WebSocket: `v5` as kubectl and crictl speak it, and what older clients send.
 
-use carpel_integration::request::sleeper;
+use carpel_integration::TestNode;
 use carpel_integration::streams::Outcome;
 use carpel_integration::streams::urls::{exec, exec_on_terminal, exec_with_input};
 use carpel_integration::streams::websocket::{
     BINARY, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT, WebSocket,
 };
 use carpel_integration::v1::ExecRequest;
-use carpel_integration::{Pod, TestNode};
+
+use crate::node_with_container;
 
 const V5: &str = "v5.channel.k8s.io";
-
-async fn node_with_container() -> (TestNode, Pod, String) {
-    let node = TestNode::start().await;
-    let pod = node.run_pod(&node.pod("one")).await;
-    let id = node.start_container(&pod, &sleeper("a")).await;
-    (node, pod, id)
-}
 
 async fn connect(node: &TestNode, request: ExecRequest, protocol: &str) -> WebSocket {
     let url = node.exec_url(request).await;

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use carpel_integration::request::sleeper;
 use carpel_integration::v1::{AttachRequest, ExecRequest, NamespaceMode, PortForwardRequest};
 use carpel_integration::websocket::{RESIZE, STDIN, Seen, WebSocket};
-use carpel_integration::{Pod, PodConfigExt, TestNode, host, sh};
+use carpel_integration::{PodConfigExt, TestNode, host, sh};
+
+use crate::node_with_container;
 
 const V5: &str = "v5.channel.k8s.io";
 
@@ -32,13 +33,6 @@ async fn attach(node: &TestNode, id: &str, stdin: bool, tty: bool) -> WebSocket 
     };
     let url = node.cri.runtime().attach(request).await.unwrap();
     WebSocket::connect(node, &url.into_inner().url, V5)
-}
-
-async fn node_with_container() -> (TestNode, Pod, String) {
-    let node = TestNode::start().await;
-    let pod = node.run_pod(&node.pod("one")).await;
-    let id = node.start_container(&pod, &sleeper("a")).await;
-    (node, pod, id)
 }
 
 /// Waits until a condition holds.

@@ -86,18 +86,25 @@ pub struct ExecSync {
     pub timeout: Option<Duration>,
 }
 
+/// The container that a command is to be run in, and that there is a command.
+pub(super) fn container_and_command(id: &str, command: &[String]) -> Result<IdText, Rejected> {
+    let container = container_id(id)?;
+    let about = |rejected: Rejected| rejected.about(&format_args!("container {container}"));
+    let field = Field::root("cmd");
+    if command.is_empty() {
+        return Err(about(field.invalid("must not be empty")));
+    }
+    container::command(&field, command).map_err(about)?;
+    Ok(container)
+}
+
 /// Checks an ExecSync request.
 ///
 /// # Errors
 /// The first field that is wrong.
 pub fn exec_sync(request: cri::ExecSyncRequest) -> Result<ExecSync, Rejected> {
-    let container = container_id(&request.container_id)?;
+    let container = container_and_command(&request.container_id, &request.cmd)?;
     let about = |rejected: Rejected| rejected.about(&format_args!("container {container}"));
-    let field = Field::root("cmd");
-    if request.cmd.is_empty() {
-        return Err(about(field.invalid("must not be empty")));
-    }
-    container::command(&field, &request.cmd).map_err(about)?;
     let timeout = timeout(request.timeout).map_err(about)?;
     Ok(ExecSync {
         arguments: request.cmd,

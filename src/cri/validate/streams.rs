@@ -2,8 +2,8 @@
 
 use carpel_api::cri;
 
-use super::calls::{IdText, container_id, sandbox_id};
-use super::{Field, Rejected, container};
+use super::calls::{IdText, container_and_command, container_id, sandbox_id};
+use super::{Field, Rejected};
 use crate::streaming::Wanted;
 
 /// Most ports of a request.
@@ -23,13 +23,8 @@ pub struct Exec {
 /// # Errors
 /// The first field that is wrong.
 pub fn exec(request: cri::ExecRequest) -> Result<Exec, Rejected> {
-    let container = container_id(&request.container_id)?;
+    let container = container_and_command(&request.container_id, &request.cmd)?;
     let about = |rejected: Rejected| rejected.about(&format_args!("container {container}"));
-    let field = Field::root("cmd");
-    if request.cmd.is_empty() {
-        return Err(about(field.invalid("must not be empty")));
-    }
-    container::command(&field, &request.cmd).map_err(about)?;
     let wanted = wanted(Wanted {
         stdin: request.stdin,
         stdout: request.stdout,

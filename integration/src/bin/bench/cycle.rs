@@ -94,92 +94,102 @@ impl Peer {
         samples: &mut Samples,
     ) -> Result<Duration> {
         let start = Instant::now();
-        let left = Arc::new(AtomicU32::new(count));
-        let mut workers = tokio::task::JoinSet::new();
-        for _ in 0..parallel {
-            let (peer, left) = (self.clone(), Arc::clone(&left));
-            workers.spawn(async move {
-                let mut samples = Samples::default();
-                while left
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-                    .is_ok()
-                {
-                    let pod = peer.start(&mut samples).await?;
-                    peer.exec(&pod, &mut samples).await?;
-                    peer.end(&pod, &mut samples).await?;
-                }
-                anyhow::Ok(samples)
-            });
-        }
-        while let Some(done) = workers.join_next().await {
-            for (step, mut times) in done??.0 {
+        let lives = self.spread(count, parallel, |peer| async move {
+            let mut samples = Samples::default();
+            let pod = peer.start(&mut samples).await?;
+            peer.exec(&pod, &mut samples).await?;
+            peer.end(&pod, &mut samples).await?;
+            Ok(samples)
+        });
+        for life in lives.await? {
+            for (step, mut times) in life.0 {
                 samples.0.entry(step).or_default().append(&mut times);
             }
         }
         Ok(start.elapsed())
     }
 
+    /// Pods started per second, `parallel` at a time, while they stay. They are removed afterwards.
+    pub async fn pods_per_second(&self, count: u32, parallel: u32) -> Result<f64> {
+        let start = Instant::now();
+        let started = self.spread(count, parallel, |peer| async move {
+            peer.start(&mut Samples::default()).await
+        });
+        let pods = started.await?;
+        let rate = f64::from(count) / start.elapsed().as_secs_f64();
+        self.end_all(&pods).await?;
+        Ok(rate)
+    }
+
+    /// Does a piece of work `count` times, `parallel` at a time.
+    async fn spread<T, F>(
+        &self,
+        count: u32,
+        parallel: u32,
+        work: impl Fn(Self) -> F + Copy + Send + 'static,
+    ) -> Result<Vec<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send,
+    {
+        let left = Arc::new(AtomicU32::new(count));
+        let mut workers = tokio::task::JoinSet::new();
+        for _ in 0..parallel {
+            let (peer, left) = (self.clone(), Arc::clone(&left));
+            workers.spawn(async move {
+                let mut done = Vec::new();
+                while left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                    .is_ok()
+                {
+                    done.push(work(peer.clone()).await?);
+                }
+                anyhow::Ok(done)
+            });
+        }
+        let mut all = Vec::new();
+        while let Some(done) = workers.join_next().await {
+            all.extend(done??);
+        }
+        Ok(all)
+    }
+
     /// Holds `count` idle pods and weighs what the runtime takes for them.
     pub async fn hold(&self, count: u32) -> Result<Weight> {
         let before = usage::read(&self.processes)?;
-        let mut unused = Samples::default();
-        let mut pods = Vec::new();
-        for _ in 0..count {
-            pods.push(self.start(&mut unused).await?);
-        }
+        let pods = self.start_all(count).await?;
         // Allocators and page caches settle.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let held = usage::read(&self.processes);
-        for pod in &pods {
-            self.end(pod, &mut unused).await?;
-        }
+        self.end_all(&pods).await?;
         Ok(held?.since(&before, count))
     }
 
     /// Holds `count` idle pods, and tells how much of one processor the runtime takes meanwhile, in percent.
     pub async fn idle(&self, count: u32, time: Duration) -> Result<f64> {
-        let mut unused = Samples::default();
-        let mut pods = Vec::new();
-        for _ in 0..count {
-            pods.push(self.start(&mut unused).await?);
-        }
+        let pods = self.start_all(count).await?;
         // What the starts have left to do is done.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let before = usage::processor_time(&self.processes)?;
         tokio::time::sleep(time).await;
         let used = usage::processor_time(&self.processes)?.saturating_sub(before);
-        for pod in &pods {
-            self.end(pod, &mut unused).await?;
-        }
+        self.end_all(&pods).await?;
         Ok(100.0 * used.as_secs_f64() / time.as_secs_f64())
     }
 
-    /// Pods started per second, `parallel` at a time, while they stay. They are removed afterwards.
-    pub async fn pods_per_second(&self, count: u32, parallel: u32) -> Result<f64> {
-        let left = Arc::new(AtomicU32::new(count));
-        let start = Instant::now();
-        let mut workers = tokio::task::JoinSet::new();
-        for _ in 0..parallel {
-            let (peer, left) = (self.clone(), Arc::clone(&left));
-            workers.spawn(async move {
-                let mut pods = Vec::new();
-                while left
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-                    .is_ok()
-                {
-                    pods.push(peer.start(&mut Samples::default()).await?);
-                }
-                anyhow::Ok(pods)
-            });
+    /// Starts pods one after the other.
+    async fn start_all(&self, count: u32) -> Result<Vec<Pod>> {
+        self.spread(count, 1, |peer| async move {
+            peer.start(&mut Samples::default()).await
+        })
+        .await
+    }
+
+    async fn end_all(&self, pods: &[Pod]) -> Result<()> {
+        for pod in pods {
+            self.end(pod, &mut Samples::default()).await?;
         }
-        let started = workers.join_all().await;
-        let rate = f64::from(count) / start.elapsed().as_secs_f64();
-        for pods in started {
-            for pod in pods? {
-                self.end(&pod, &mut Samples::default()).await?;
-            }
-        }
-        Ok(rate)
+        Ok(())
     }
 
     /// Runs `count` containers, `per_pod` in each pod.
