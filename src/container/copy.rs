@@ -416,6 +416,10 @@ mod tests {
         let to = terminal.master.try_clone().unwrap();
         let end = input(&b"typed\n"[..], to).await.unwrap();
         assert_eq!(end, InputEnd::Client);
+        // As a program does that answers: the kernel echoes a line before it gives it out, but not at once.
+        let mut line = [0; 16];
+        let count = rustix::io::read(&terminal.slave, &mut line).unwrap();
+        assert_eq!(&line[..count], b"typed\n");
         rustix::io::write(&terminal.slave, b"answer\n").unwrap();
         let mut outputs = collecting(terminal.master, 1000);
         drop(terminal.slave);

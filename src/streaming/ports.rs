@@ -51,11 +51,7 @@ async fn connect(
     errors: &mut (impl AsyncWrite + Unpin),
 ) -> Option<TcpStream> {
     match backend.connect(sandbox, port).await {
-        Ok(stream) => {
-            // Whether it works or not: only the delay of small pieces is at stake.
-            let _ = stream.set_nodelay(true);
-            Some(stream)
-        }
+        Ok(stream) => Some(stream),
         Err(error) => {
             let text = format!("error forwarding port {port} to pod {sandbox}: {error}");
             let _ = errors.write_all(text.as_bytes()).await;
