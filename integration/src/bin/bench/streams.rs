@@ -29,7 +29,7 @@ pub async fn measure(peer: &Peer, net: &HostNet) -> Result<Rates> {
         MIB * 16
     );
     // Each connection gets a program of its own.
-    let serve = format!("exec /bin/busybox nc -lk -p {PORT} -e /bin/sh -c '{write}'");
+    let serve = format!("exec /bin/busybox nc -ll -p {PORT} -e /bin/sh -c '{write}'");
     config.command = ["/bin/sh", "-c", &serve].map(str::to_owned).to_vec();
     let container = peer.create(&pod, config).await?;
     peer.start_container(&container).await?;
