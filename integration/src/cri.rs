@@ -53,6 +53,20 @@ impl Cri {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
+    /// Calls a method by its path, with an empty message, for an answer that is one.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn call(&self, path: &'static str) -> Result<(), Status> {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        let ready = grpc.ready().await;
+        ready.map_err(|error| Status::unavailable(error.to_string()))?;
+        let codec = tonic_prost::ProstCodec::<(), ()>::default();
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+        grpc.unary(tonic::Request::new(()), path, codec).await?;
+        Ok(())
+    }
+
     /// Pulls an image as the kubelet does; returns what it is called from then on.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ pub mod log;
 pub mod node;
 pub mod registry;
 pub mod request;
+pub mod streams;
 pub mod websocket;
 
 pub use carpel_api as api;

@@ -4,7 +4,7 @@ use carpel_api::cri::{Image, ListImagesRequest, ListImagesResponse};
 use clap::Args;
 
 use super::client::Connection;
-use super::output::{self, FormatArgs, Screen};
+use super::output::{self, ListArgs, Screen};
 use super::table::{Table, column, flexible, number};
 use super::{Outcome, SUCCESS, units};
 
@@ -16,14 +16,8 @@ pub struct ImagesArgs {
     /// Show the digests that they were pulled by
     #[arg(long)]
     digests: bool,
-    /// Print full ids and nothing else
-    #[arg(short, long)]
-    quiet: bool,
-    /// Do not shorten ids and names
-    #[arg(long)]
-    no_trunc: bool,
     #[command(flatten)]
-    format: FormatArgs,
+    list: ListArgs,
     #[command(flatten)]
     connection: Connection,
 }
@@ -35,16 +29,15 @@ impl ImagesArgs {
         let mut images = client.list_images(request).await?.images;
         images.retain(|image| self.shows(image));
         images.sort_by(|a, b| (&a.repo_tags, &a.id).cmp(&(&b.repo_tags, &b.id)));
-        if self.quiet {
-            let ids: Vec<_> = images.iter().map(|i| format!("{}\n", i.id)).collect();
-            output::print(ids.concat())?;
-        } else if self.format.is_json() {
+        if self.list.quiet {
+            output::print_ids(images.iter().map(|one| one.id.as_str()))?;
+        } else if self.list.format.is_json() {
             let answer = ListImagesResponse { images };
             output::print_json(&output::message("ListImagesResponse", &answer))?;
         } else {
             let screen = Screen::detect();
-            let width = screen.width.filter(|_| !self.no_trunc);
-            let table = table(&images, self.digests, self.no_trunc);
+            let width = screen.width.filter(|_| !self.list.no_trunc);
+            let table = table(&images, self.digests, self.list.no_trunc);
             output::print(table.render(&Screen { width, ..screen }))?;
         }
         Ok(SUCCESS)

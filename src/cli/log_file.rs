@@ -88,28 +88,29 @@ impl LogFile {
         })
     }
 
-    /// Goes to where the container's last `count` lines begin. A line in several parts is one.
+    /// Goes to where the container's last `count` lines begin. A line in several parts is one. Returns how many lines
+    /// are missing if that is the file's beginning; what it begins with may be the end of a line, too.
     ///
     /// # Errors
     /// As `read(2)`.
-    pub fn seek_tail(&mut self, count: usize) -> io::Result<()> {
+    pub fn seek_tail(&mut self, count: usize) -> io::Result<Option<usize>> {
         let end = self.file.seek(SeekFrom::End(0))?;
         let mut from = end;
         let mut size = CHUNK as u64;
         // From the end backwards, twice as much each time: the cost is that of what is shown.
-        let start = loop {
+        let (start, left) = loop {
             from = from.saturating_sub(size);
             size *= 2;
             let mut bytes = Vec::new();
             self.file.seek(SeekFrom::Start(from))?;
             (&mut self.file).take(end - from).read_to_end(&mut bytes)?;
-            if let Some(start) = tail(&bytes, count, from == 0) {
-                break from + start as u64;
+            if let Some(tail) = tail(&bytes, count, from == 0) {
+                break (from + tail.start as u64, tail.left);
             }
         };
         self.position = self.file.seek(SeekFrom::Start(start))?;
         self.rest.clear();
-        Ok(())
+        Ok(left)
     }
 
     /// Reads what the file has beyond what was read, and calls `line` for every whole line of it, without
@@ -154,6 +155,16 @@ impl LogFile {
         }
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this is the file, whatever it is called now.
+    pub fn is(&self, metadata: &Metadata) -> bool {
+        let own = self.file.metadata();
+        own.is_ok_and(|own| identity(&own) == identity(metadata))
+    }
+
     /// The file that has taken this one's place, if another has.
     pub fn successor(&self) -> Option<Self> {
         let next = Self::open(&self.path).ok()?;
@@ -173,9 +184,17 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
+/// Where the last lines of a container begin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tail {
+    pub start: usize,
+    /// How many lines are missing, if there are no more.
+    pub left: Option<usize>,
+}
+
 /// Where in `bytes` the last `count` lines of a container begin. `bytes` begin in the middle of a line,
 /// unless `whole` says that they are all there is. `None`: further up.
-fn tail(bytes: &[u8], count: usize, whole: bool) -> Option<usize> {
+pub fn tail(bytes: &[u8], count: usize, whole: bool) -> Option<Tail> {
     // A line without a newline is not written to its end yet, and will be shown then.
     let end = bytes
         .iter()
@@ -194,12 +213,18 @@ fn tail(bytes: &[u8], count: usize, whole: bool) -> Option<usize> {
         // Each entry that ends a line is the end of what is above it.
         let ends = parse(&bytes[begin..at - 1]).is_none_or(|entry| !entry.partial);
         if ends && lines == count {
-            return Some(at);
+            return Some(Tail {
+                start: at,
+                left: None,
+            });
         }
         lines += usize::from(ends);
         at = begin;
     }
-    whole.then_some(0)
+    whole.then_some(Tail {
+        start: 0,
+        left: Some(count - lines),
+    })
 }
 
 #[cfg(test)]
@@ -302,18 +327,21 @@ mod tests {
             entry("F", "3"),
         ]
         .concat();
-        let from = |count| &text[tail(text.as_bytes(), count, true).unwrap()..];
+        let from = |count| &text[tail(text.as_bytes(), count, true).unwrap().start..];
         assert_eq!(from(0), "");
         assert_eq!(from(1), entry("F", "3"));
         assert!(from(2).starts_with(&entry("P", "2a")));
         assert_eq!(from(3), text);
         assert_eq!(from(99), text);
         assert_eq!(tail(text.as_bytes(), 3, false), None);
-        assert_eq!(tail(b"", 3, true), Some(0));
-        assert_eq!(tail(b"unfinished", 3, true), Some(0));
+        let left = |bytes: &[u8], count| tail(bytes, count, true).unwrap().left;
+        assert_eq!(left(b"", 3), Some(3));
+        assert_eq!(left(b"unfinished", 3), Some(3));
+        assert_eq!(left(text.as_bytes(), 2), None);
+        assert_eq!(left(text.as_bytes(), 3), Some(0));
         // A partial line that has not ended yet belongs to the tail.
         let open = format!("{text}{}", entry("P", "4a"));
-        let start = tail(open.as_bytes(), 1, true).unwrap();
+        let start = tail(open.as_bytes(), 1, true).unwrap().start;
         assert!(
             open[start..].starts_with(&entry("F", "3")),
             "{}",

@@ -1,7 +1,8 @@
 //! `carpel logs`: what a container has written, and with `-f` what it writes until it exits.
 //!
 //! The file is read directly, so a log is there whether the daemon is busy or gone; the runtime says only
-//! where it is and whether the container has exited.
+//! where it is and whether the container has exited. What rotations have left of it is shown, too, which `kubectl logs`
+//! does not.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -19,6 +20,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::client::{Client, Connection};
 use super::log_file::{LogFile, Stream, parse};
+use super::log_rotated::{Older, Rotated};
 use super::output::{self, FormatArgs};
 use super::resolve::{Among, Catalogue};
 use super::{Outcome, SUCCESS, units};
@@ -40,7 +42,7 @@ pub struct LogsArgs {
     /// Go on until the container exits
     #[arg(short, long)]
     follow: bool,
-    /// Only the last N lines of the current log file
+    /// Only the last N lines
     #[arg(short = 'n', long, value_name = "N")]
     tail: Option<usize>,
     /// Only what was written since a time (as in 2026-01-02T15:04:05Z) or a while ago (as in 10m)
@@ -68,17 +70,50 @@ impl LogsArgs {
             }
             return Ok(SUCCESS);
         };
-        if let Some(count) = self.tail {
-            log.seek_tail(count)
-                .with_context(|| status.log_path.clone())?;
-        }
+        let older = self.older(&mut log);
+        let older = older.with_context(|| status.log_path.clone())?;
+        let damaged = show(older, &mut printer)?;
         if self.follow {
             follow(&client, &status, Some(log), &mut printer).await?;
         } else {
             log.read_lines(|line| printer.line(line))?;
             printer.flush()?;
         }
-        Ok(SUCCESS)
+        damaged.map_or(Ok(SUCCESS), Err)
+    }
+}
+
+/// Prints what is before the log. What cannot be read is told at the end: the rest is wanted all the more.
+fn show(older: Vec<Older>, printer: &mut Printer) -> anyhow::Result<Option<anyhow::Error>> {
+    let mut damaged = None;
+    for one in older {
+        let path = one.path.clone();
+        let mut printed = Ok(());
+        let read = one.read_lines(|line| {
+            printed = printer.line(line);
+            match printed {
+                Ok(()) => Ok(()),
+                Err(_) => Err(io::ErrorKind::Interrupted.into()),
+            }
+        });
+        printed?;
+        if let Err(error) = read {
+            damaged = Some(anyhow::Error::new(error).context(path.display().to_string()));
+        }
+    }
+    Ok(damaged)
+}
+
+impl LogsArgs {
+    /// Goes to where in the log it begins to be shown, and finds what is shown of the files before it.
+    fn older(&self, log: &mut LogFile) -> io::Result<Vec<Older>> {
+        let Some(count) = self.tail else {
+            return Rotated::find(log, self.since).open_all();
+        };
+        match log.seek_tail(count)? {
+            Some(left) => Rotated::find(log, self.since).open_tail(left),
+            None => Ok(Vec::new()),
+        }
     }
 }
 

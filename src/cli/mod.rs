@@ -16,6 +16,7 @@ mod attach;
 mod client;
 mod completions;
 mod config;
+mod cp;
 mod df;
 mod doctor;
 mod events;
@@ -26,6 +27,7 @@ mod info;
 mod inspect;
 mod labels;
 mod log_file;
+mod log_rotated;
 mod logs;
 mod output;
 mod pods;
@@ -89,6 +91,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Go to a running container's own input and output
     Attach(attach::AttachArgs),
+    /// Copy files into and out of a running container
+    Cp(cp::CpArgs),
     /// Make ports of a pod ports of this machine
     PortForward(port_forward::PortForwardArgs),
     /// Show what a container has written
@@ -123,12 +127,11 @@ enum Command {
 
 /// Carries out a command and tells of its error.
 pub fn run(cli: Cli) -> ExitCode {
-    let (outcome, failure) = match cli.command {
-        Command::Run(args) => (uninterrupted(|| args.run()), OWN_FAILURE),
-        Command::Exec(args) => (client(|| args.run()), OWN_FAILURE),
-        Command::Attach(args) => (client(|| args.run()), OWN_FAILURE),
-        other => (dispatch(other), FAILURE),
+    let failure = match cli.command {
+        Command::Run(_) | Command::Exec(_) | Command::Attach(_) => OWN_FAILURE,
+        _ => FAILURE,
     };
+    let outcome = dispatch(cli.command);
     // Whatever came in between.
     stream::terminal::restore();
     match outcome {
@@ -147,6 +150,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Run(args) => uninterrupted(|| args.run()),
         Command::Exec(args) => client(|| args.run()),
         Command::Attach(args) => client(|| args.run()),
+        Command::Cp(args) => client(|| args.run()),
         Command::PortForward(args) => client(|| args.run()),
         Command::Ps(args) => client(|| args.run()),
         Command::Pods(args) => client(|| args.run()),
@@ -172,7 +176,8 @@ fn dispatch(command: Command) -> Outcome {
 /// Prints an error. That of a standard error that nobody reads is nobody's.
 fn tell(error: &anyhow::Error) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "carpel: {error:#}");
+    let text = output::printable_lines(&format!("{error:#}"));
+    let _ = writeln!(std::io::stderr(), "carpel: {text}");
 }
 
 /// Runs a client until it ends or Ctrl-C comes.

@@ -33,6 +33,28 @@ impl FormatArgs {
     }
 }
 
+/// How a list is printed.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print full ids and nothing else
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Do not shorten ids and names
+    #[arg(long)]
+    pub no_trunc: bool,
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// Prints ids, one a line.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_ids<'a>(ids: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+    let lines = ids.into_iter().map(|id| format!("{id}\n"));
+    print(lines.collect::<String>())
+}
+
 /// Writes to the standard output and flushes it.
 ///
 /// # Errors
@@ -169,9 +191,14 @@ impl Screen {
 /// Text from elsewhere, fit for one line of a terminal: a control character, and so an escape sequence,
 /// becomes a question mark.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    let is_bad = |c: char| c.is_control();
+    text.replace(is_bad, "?")
+}
+
+/// The same for text of several lines.
+pub fn printable_lines(text: &str) -> String {
+    let is_bad = |c: char| c.is_control() && c != '\n';
+    text.replace(is_bad, "?")
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use futures::StreamExt;
 
 use super::client::{Client, Connection};
-use super::output::{self, Colour, FormatArgs, Screen};
+use super::output::{self, Colour, ListArgs, Screen};
 use super::resolve::{Catalogue, pod_state};
 use super::table::{Cell, Table, column, flexible, number};
 use super::{Outcome, SUCCESS, labels, units};
@@ -32,14 +32,8 @@ pub struct PodsArgs {
     /// Only those with this label; several must all be there
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = labels::parse)]
     label: Vec<(String, String)>,
-    /// Print full ids and nothing else
-    #[arg(short, long)]
-    quiet: bool,
-    /// Do not shorten ids and names
-    #[arg(long)]
-    no_trunc: bool,
     #[command(flatten)]
-    format: FormatArgs,
+    list: ListArgs,
     #[command(flatten)]
     connection: Connection,
 }
@@ -57,10 +51,9 @@ impl PodsArgs {
         let mut pods = client.list_pod_sandbox(self.request()).await?.items;
         pods.retain(|pod| self.shows(pod));
         pods.sort_by_key(|pod| std::cmp::Reverse(pod.created_at));
-        if self.quiet {
-            let ids: Vec<_> = pods.iter().map(|pod| format!("{}\n", pod.id)).collect();
-            output::print(ids.concat())?;
-        } else if self.format.is_json() {
+        if self.list.quiet {
+            output::print_ids(pods.iter().map(|one| one.id.as_str()))?;
+        } else if self.list.format.is_json() {
             let answer = ListPodSandboxResponse { items: pods };
             output::print_json(&output::message("ListPodSandboxResponse", &answer))?;
         } else {
@@ -119,7 +112,7 @@ impl PodsArgs {
                 containers += 1;
                 running += u32::from(container.state() == ContainerState::ContainerRunning);
             }
-            let id = if self.no_trunc {
+            let id = if self.list.no_trunc {
                 &pod.id
             } else {
                 units::short(&pod.id)
@@ -135,7 +128,7 @@ impl PodsArgs {
             ]);
         }
         let screen = Screen {
-            width: screen.width.filter(|_| !self.no_trunc),
+            width: screen.width.filter(|_| !self.list.no_trunc),
             ..*screen
         };
         table.render(&screen)

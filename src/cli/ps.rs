@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use futures::StreamExt;
 
 use super::client::{Client, Connection};
-use super::output::{self, Colour, FormatArgs, Screen};
+use super::output::{self, Colour, ListArgs, Screen};
 use super::resolve::{Among, Catalogue, container_name, container_state, pod_name};
 use super::table::{Cell, Table, column, flexible};
 use super::{Outcome, SUCCESS, labels, units};
@@ -33,14 +33,8 @@ pub struct PsArgs {
     /// Only those with this label; several must all be there
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = labels::parse)]
     label: Vec<(String, String)>,
-    /// Print full ids and nothing else
-    #[arg(short, long)]
-    quiet: bool,
-    /// Do not shorten ids and names
-    #[arg(long)]
-    no_trunc: bool,
     #[command(flatten)]
-    format: FormatArgs,
+    list: ListArgs,
     #[command(flatten)]
     connection: Connection,
 }
@@ -74,10 +68,9 @@ impl PsArgs {
             .containers;
         containers.retain(|container| self.shows(container));
         containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
-        if self.quiet {
-            let ids: Vec<_> = containers.iter().map(|c| format!("{}\n", c.id)).collect();
-            output::print(ids.concat())?;
-        } else if self.format.is_json() {
+        if self.list.quiet {
+            output::print_ids(containers.iter().map(|one| one.id.as_str()))?;
+        } else if self.list.format.is_json() {
             let answer = ListContainersResponse { containers };
             output::print_json(&output::message("ListContainersResponse", &answer))?;
         } else {
@@ -151,14 +144,18 @@ impl PsArgs {
             ]);
         }
         let screen = Screen {
-            width: screen.width.filter(|_| !self.no_trunc),
+            width: screen.width.filter(|_| !self.list.no_trunc),
             ..*screen
         };
         table.render(&screen)
     }
 
     fn id<'a>(&self, id: &'a str) -> &'a str {
-        if self.no_trunc { id } else { units::short(id) }
+        if self.list.no_trunc {
+            id
+        } else {
+            units::short(id)
+        }
     }
 
     /// An image as a person calls it: a bare digest by its first digits.

@@ -78,8 +78,7 @@ impl PullArgs {
             }
         }
         if self.quiet {
-            let ids: Vec<_> = pulled.iter().map(|i| format!("{}\n", i.id)).collect();
-            output::print(ids.concat())?;
+            output::print_ids(pulled.iter().map(|one| one.id.as_str()))?;
         } else if self.format.is_json() {
             let images: Vec<_> = pulled.iter().map(|i| output::message("Image", i)).collect();
             output::print_json(&json!({ "images": images }))?;
@@ -106,7 +105,23 @@ pub async fn pull(
         Err(error) => Err(error),
     };
     progress.end(outcome.as_ref().err());
-    outcome.with_context(|| format!("pull {image}"))
+    outcome.map_err(|error| {
+        let advice = advice(image, &format!("{error:#}"));
+        anyhow::anyhow!("pull {image}: {error:#}{advice}")
+    })
+}
+
+/// What to do about an error of a pull.
+fn advice(image: &str, error: &str) -> String {
+    // By these words a kubelet knows it, too.
+    let unreachable = error.contains("RegistryUnavailable");
+    match image.parse::<Reference>() {
+        Ok(reference) if unreachable => {
+            let host = reference.repository().domain();
+            format!("; `carpel doctor --registry {host}` looks into it")
+        }
+        _ => String::new(),
+    }
 }
 
 /// Pulls by carpel's own call. `None`: the runtime does not have it.

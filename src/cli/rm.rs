@@ -15,6 +15,9 @@ use super::resolve::{Among, Catalogue, Object, pod_name};
 use super::run::LOG_FOLDER;
 use super::stop::{each, report, runs};
 
+/// A label of every pod that a kubelet makes.
+const KUBELETS: &str = "io.kubernetes.pod.uid";
+
 #[derive(Debug, Args)]
 pub struct RmArgs {
     /// Pods and containers
@@ -77,9 +80,10 @@ async fn remove(
     }
 }
 
-/// Whether `carpel run` has made the pod: then it is as dead as its container.
+/// Whether `carpel run` has made the pod: then it is as dead as its container. Whoever may make pods in a cluster may
+/// annotate them, too, and none of those has a say in what is deleted here: the kubelet's have its label.
 fn ours(pod: &PodSandbox) -> bool {
-    pod.annotations.contains_key(LOG_FOLDER)
+    pod.annotations.contains_key(LOG_FOLDER) && !pod.labels.contains_key(KUBELETS)
 }
 
 /// Removes a pod with its containers. Of one that `carpel run` has made the logs go, too: nobody else would
@@ -107,7 +111,9 @@ pub async fn remove_pod(
     for log in logs.iter().filter(|log| !log.is_empty()) {
         remove_log(Path::new(log));
     }
-    if let Some(folder) = pod.annotations.get(LOG_FOLDER) {
+    if let Some(folder) = pod.annotations.get(LOG_FOLDER)
+        && ours(pod)
+    {
         // Only if it is empty: what else is in there is somebody else's.
         let _ = std::fs::remove_dir(folder);
     }

@@ -27,7 +27,8 @@ use crate::spec::host::HostFacts;
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
 use crate::supervisor::Binary;
-use crate::{cri, metrics, streaming, sys, telemetry};
+use crate::telemetry::{self, trace};
+use crate::{cri, metrics, streaming, sys};
 
 /// The network of `--default-network`.
 const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
@@ -97,7 +98,7 @@ impl ServeArgs {
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (config, files) = args.load()?;
     sys::economize_memory();
-    telemetry::init(&config.log);
+    let exporter = telemetry::init(&config.log, &config.telemetry);
     for file in files {
         tracing::info!(file = %file.display(), "configuration read");
     }
@@ -106,7 +107,14 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(async {
+        let exporting = exporter.map(trace::Exporter::start);
+        let outcome = serve(config).await;
+        if let Some(exporting) = exporting {
+            exporting.finish().await;
+        }
+        outcome
+    });
     // What is under way ends here: the next start finishes or undoes it.
     runtime.shutdown_background();
     outcome
@@ -158,6 +166,9 @@ async fn answer(
     listener: UnixListener,
 ) -> anyhow::Result<()> {
     let endpoint = config.listen.clone();
+    let calls = trace::CallLayer {
+        enabled: config.telemetry.traces.is_some(),
+    };
     let services = services(config, host, cgroups).await?;
     tracing::info!(%endpoint, version = env!("CARGO_PKG_VERSION"), "serving");
     notify(&[
@@ -166,6 +177,7 @@ async fn answer(
     ]);
     tonic::transport::Server::builder()
         .layer(metrics::RpcLayer)
+        .layer(calls)
         .add_routes(services)
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::value::{AbsolutePath, CgroupParent, Endpoint, LogFormat, LogLevel};
+use super::value::{AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio};
 use crate::image::registry::RegistryHost;
 
 /// Why a configuration does not count.
@@ -108,6 +108,8 @@ pub struct LogLayer {
 #[serde(deny_unknown_fields)]
 pub struct TelemetryLayer {
     pub metrics: Option<SocketAddr>,
+    pub traces: Option<Collector>,
+    pub sampling_ratio: Option<Ratio>,
 }
 
 impl Layer {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use layer::{ConfigError, Layer};
-pub use value::{AbsolutePath, CgroupParent, Endpoint, LogFormat, LogLevel};
+pub use value::{AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio};
 
 use crate::image::registry::RegistryHost;
 
@@ -118,11 +118,16 @@ pub struct Log {
     pub format: LogFormat,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Telemetry {
     /// Where the daemon's own figures are served for Prometheus. `None`: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
+    /// Who is sent traces. `None`: nobody, and none are made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Collector>,
+    /// How many of the calls are traced whose caller does not say.
+    pub sampling_ratio: Ratio,
 }
 
 impl Default for Config {
@@ -159,7 +164,11 @@ impl Default for Config {
                 level: LogLevel::Info,
                 format: LogFormat::Text,
             },
-            telemetry: Telemetry::default(),
+            telemetry: Telemetry {
+                metrics: None,
+                traces: None,
+                sampling_ratio: Ratio::ALL,
+            },
         }
     }
 }
@@ -238,7 +247,10 @@ impl Config {
         set_option(&mut self.libexec.cni, layer.libexec.cni);
         set(&mut self.log.level, layer.log.level);
         set(&mut self.log.format, layer.log.format);
-        set_option(&mut self.telemetry.metrics, layer.telemetry.metrics);
+        let telemetry = layer.telemetry;
+        set_option(&mut self.telemetry.metrics, telemetry.metrics);
+        set_option(&mut self.telemetry.traces, telemetry.traces);
+        set(&mut self.telemetry.sampling_ratio, telemetry.sampling_ratio);
     }
 
     /// The configuration as a file that, read again, gives the same.
@@ -350,6 +362,7 @@ mod tests {
         let config = load(&[("config.toml", &all)]).unwrap();
         assert_eq!(config.cgroup.pids_limit, Some(4096));
         assert!(config.libexec.cni.is_some());
+        assert!(config.telemetry.traces.is_some());
         assert!(config.streaming.tls.is_some());
     }
 
@@ -357,7 +370,8 @@ mod tests {
     fn what_show_prints_reads_as_the_same() {
         let config = load(&[(
             "config.toml",
-            "[cgroup]\npids_limit = 9\n[libexec]\ncni = \"/x\"",
+            "[cgroup]\npids_limit = 9\n[libexec]\ncni = \"/x\"\n\
+             [telemetry]\ntraces = \"http://[::1]:4317\"\nsampling_ratio = 0.000123\n",
         )])
         .unwrap();
         assert_eq!(load(&[("config.toml", &config.to_toml())]), Ok(config));
@@ -429,6 +443,18 @@ mod tests {
             (
                 "[telemetry]\nmetrics = \"localhost\"",
                 "DIR/config.toml:2: invalid socket address syntax",
+            ),
+            (
+                "[telemetry]\ntraces = \"https://127.0.0.1:4317\"",
+                "DIR/config.toml:2: \"https://127.0.0.1:4317\" is not the address of a collector",
+            ),
+            (
+                "[telemetry]\ntraces = \"http://127.0.0.1\"",
+                "DIR/config.toml:2: \"http://127.0.0.1\" is not the address of a collector",
+            ),
+            (
+                "[telemetry]\nsampling_ratio = 1.5",
+                "DIR/config.toml:2: \"1.5\" is not a number between 0 and 1",
             ),
         ];
         for (text, expected) in cases {

@@ -133,6 +133,76 @@ impl fmt::Display for CgroupParent {
     }
 }
 
+/// A collector of traces that speaks OTLP over gRPC, written `http://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Collector(String);
+
+impl Collector {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Collector {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let uri = text.parse::<http::Uri>().ok().filter(|uri| {
+            uri.scheme() == Some(&http::uri::Scheme::HTTP)
+                && uri.port_u16().is_some()
+                && uri.host().is_some_and(|host| !host.is_empty())
+                && uri.authority().is_some_and(|at| !at.as_str().contains('@'))
+                && uri.path() == "/"
+                && uri.query().is_none()
+        });
+        uri.map(|uri| Self(uri.to_string().trim_end_matches('/').to_owned()))
+            .ok_or_else(|| {
+                invalid(
+                    text,
+                    "the address of a collector (OTLP over gRPC, without TLS), such as http://127.0.0.1:4317",
+                )
+            })
+    }
+}
+
+/// Some of all, between 0 and 1, in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Ratio(u32);
+
+impl Ratio {
+    pub const ALL: Self = Self(1_000_000);
+
+    /// Whether the trace of this id is one of these. All who ask with the same ratio say the same: a trace is whole.
+    #[must_use]
+    pub fn takes(self, trace: [u8; 16]) -> bool {
+        // The last 7 bytes are random, as the W3C says.
+        let [.., a, b, c, d, e, f, g] = trace;
+        let chance = u64::from_be_bytes([0, a, b, c, d, e, f, g]);
+        u128::from(chance) * 1_000_000 < u128::from(self.0) << 56
+    }
+}
+
+impl TryFrom<f64> for Ratio {
+    type Error = InvalidValue;
+
+    fn try_from(ratio: f64) -> Result<Self, InvalidValue> {
+        if !(0.0..=1.0).contains(&ratio) {
+            return Err(invalid(&ratio.to_string(), "a number between 0 and 1"));
+        }
+        // Between 0 and a million: nothing is cut off.
+        Ok(Self((ratio * 1e6).round() as u32))
+    }
+}
+
+impl From<Ratio> for f64 {
+    fn from(ratio: Ratio) -> Self {
+        Self::from(ratio.0) / 1e6
+    }
+}
+
 /// serde wants these to read and write a value as a string.
 macro_rules! as_string {
     ($($name:ident),*) => {$(
@@ -145,11 +215,17 @@ macro_rules! as_string {
         }
     )*};
 }
-as_string!(AbsolutePath, Endpoint, CgroupParent);
+as_string!(AbsolutePath, Endpoint, CgroupParent, Collector);
 
 impl From<Endpoint> for String {
     fn from(endpoint: Endpoint) -> Self {
         endpoint.to_string()
+    }
+}
+
+impl From<Collector> for String {
+    fn from(collector: Collector) -> Self {
+        collector.0
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use carpel_wire::{Output, SignalScope, Start};
 use tokio::io::AsyncWrite;
+use tracing::Instrument;
 
 use super::copy::{self, Collected, Outputs};
 use super::exit::exit_code;
@@ -51,7 +52,8 @@ impl Node {
         let exec = self.new_exec(id, command).await?;
         let node = Arc::clone(self);
         // A task of its own: a client that goes away leaves no process behind that nobody waits for.
-        let run = tokio::spawn(async move { exec.collect(&node, timeout).await });
+        let run = async move { exec.collect(&node, timeout).await };
+        let run = tokio::spawn(run.in_current_span());
         run.await.map_err(Error::at("run the command"))?
     }
 
@@ -69,7 +71,8 @@ impl Node {
         let exec = self.new_exec(id, command).await?;
         let node = Arc::clone(self);
         // As above; that the client is gone is told by its streams.
-        let run = tokio::spawn(async move { exec.connect(&node, tty, client).await });
+        let run = async move { exec.connect(&node, tty, client).await };
+        let run = tokio::spawn(run.in_current_span());
         run.await.map_err(Error::at("run the command"))?
     }
 

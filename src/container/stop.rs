@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use carpel_wire::SignalScope;
 use rustix::process::{Signal, pidfd_send_signal};
+use tracing::Instrument;
 
 use super::{Container, State};
 use crate::error::Error;
@@ -33,11 +34,12 @@ impl Node {
         };
         let node = Arc::clone(self);
         // A task of its own: the request may be cancelled, the stop goes on.
-        let stop = tokio::spawn(async move {
+        let stop = async move {
             // A start that is under way ends first.
             drop(container.turn.lock().await);
             node.stop_running(&container, grace).await
-        });
+        };
+        let stop = tokio::spawn(stop.in_current_span());
         stop.await.map_err(Error::at("stop the container"))?
     }
 

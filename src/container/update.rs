@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use tracing::Instrument;
 
 use super::{Container, Limits, Status};
 use crate::cgroup::{self, Cgroup};
@@ -31,10 +32,11 @@ impl Node {
         let container = self.require_container(id)?;
         let node = Arc::clone(self);
         // A task of its own: the request may be cancelled, the change is not left half made.
-        let update = tokio::spawn(async move {
+        let update = async move {
             let _turn = container.turn.lock().await;
             node.update_in_turn(&container, merge).await
-        });
+        };
+        let update = tokio::spawn(update.in_current_span());
         update.await.map_err(Error::at("update the container"))?
     }
 

@@ -12,6 +12,7 @@ use super::domain::{Domain, Lookup};
 use super::validate::{IdText, Rejected};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::telemetry::trace;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -59,10 +60,15 @@ pub async fn answer<T>(
     span: Span,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<Response<T>, Status> {
-    match AssertUnwindSafe(call.instrument(span)).catch_unwind().await {
+    // The span ends when it is known how the call did.
+    let call = call.instrument(span.clone());
+    let answer = match AssertUnwindSafe(call).catch_unwind().await {
         Ok(result) => result.map(Response::new),
         Err(panic) => Err(bug(panic_text(&*panic))),
-    }
+    };
+    trace::answered(answer.as_ref().err());
+    drop(span);
+    answer
 }
 
 /// The answer when a call's own task ended without a result.

@@ -57,6 +57,8 @@ struct Metrics {
     pulls: Durations<Outcome>,
     pulled_bytes: Counter,
     dropped_lines: Counter,
+    spans_exported: Counter,
+    spans_dropped: Counter,
     sandboxes: Family<State, Gauge>,
     containers: Family<State, Gauge>,
 }
@@ -72,6 +74,8 @@ impl Default for Metrics {
             pulls: durations(|| Histogram::new(exponential_buckets(0.05, 2.0, 15))),
             pulled_bytes: Counter::default(),
             dropped_lines: Counter::default(),
+            spans_exported: Counter::default(),
+            spans_dropped: Counter::default(),
             sandboxes: Family::default(),
             containers: Family::default(),
         }
@@ -107,11 +111,23 @@ pub fn plugin_run(plugin: &str, verb: &'static str, time: Duration, good: bool) 
     histogram.observe(time.as_secs_f64());
 }
 
-/// An image was pulled, or was not. `bytes`: what came over the network for it.
-pub fn pulled(bytes: u64, time: Duration, good: bool) {
-    let labels = Outcome {
-        outcome: outcome(good),
+/// How a pull ended.
+#[derive(Debug, Clone, Copy)]
+pub enum PullOutcome {
+    Success,
+    Failure,
+    /// Nobody wanted it any more.
+    Cancelled,
+}
+
+/// A pull has ended. `bytes`: what came of the layers, packed.
+pub fn pulled(bytes: u64, time: Duration, outcome: PullOutcome) {
+    let outcome = match outcome {
+        PullOutcome::Success => "success",
+        PullOutcome::Failure => "failure",
+        PullOutcome::Cancelled => "cancelled",
     };
+    let labels = Outcome { outcome };
     METRICS.pulled_bytes.inc_by(bytes);
     let histogram = METRICS.pulls.get_or_create(&labels);
     histogram.observe(time.as_secs_f64());
@@ -120,6 +136,16 @@ pub fn pulled(bytes: u64, time: Duration, good: bool) {
 /// Lines of a container's output were not written to its log.
 pub fn lines_dropped(count: u64) {
     METRICS.dropped_lines.inc_by(count);
+}
+
+/// Spans of traces have reached the collector.
+pub fn spans_exported(count: u64) {
+    METRICS.spans_exported.inc_by(count);
+}
+
+/// Spans of traces are lost: the queue was full, or the collector did not take them.
+pub fn spans_dropped(count: u64) {
+    METRICS.spans_dropped.inc_by(count);
 }
 
 // ── how it is written out ──
@@ -139,19 +165,19 @@ fn registry() -> Registry {
     );
     registry.register_with_unit(
         "cni_duration",
-        "Run time of CNI plugins",
+        "Run time of CNI plugins, by plugin, verb and outcome",
         seconds.clone(),
         metrics.plugins.clone(),
     );
     registry.register_with_unit(
         "pull_duration",
-        "Time that image pulls took",
+        "Time that image pulls took, by outcome",
         seconds,
         metrics.pulls.clone(),
     );
     registry.register_with_unit(
         "pulled",
-        "What came over the network for image pulls",
+        "Packed bytes of layers that pulls have received from registries",
         Unit::Bytes,
         metrics.pulled_bytes.clone(),
     );
@@ -159,6 +185,16 @@ fn registry() -> Registry {
         "log_lines_dropped",
         "Lines of output that could not be written to a log, of containers that have exited",
         metrics.dropped_lines.clone(),
+    );
+    registry.register(
+        "trace_spans_exported",
+        "Spans of traces that the collector has taken",
+        metrics.spans_exported.clone(),
+    );
+    registry.register(
+        "trace_spans_dropped",
+        "Spans of traces that were lost: the queue was full, or the collector did not take them",
+        metrics.spans_dropped.clone(),
     );
     registry.register(
         "sandboxes",
@@ -211,7 +247,7 @@ mod tests {
     #[test]
     fn names_follow_prometheus_customs() {
         plugin_run("bridge", "ADD", Duration::from_millis(3), true);
-        pulled(1000, Duration::from_secs(1), false);
+        pulled(1000, Duration::from_secs(1), PullOutcome::Failure);
         lines_dropped(2);
         rpc("Version".into(), "OK".into(), Duration::from_micros(100));
         let mut text = String::new();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
-use tracing::{Instrument, debug_span};
+use tracing::{Instrument, debug_span, field};
 
 use super::cache::Entry;
 use super::conf::{NetworkConf, PluginConf, Version};
@@ -14,6 +14,7 @@ use super::exec::{self, Bins, Deadline, Failure, Program};
 use super::{Error, netns, result};
 use crate::ids::SandboxId;
 use crate::metrics;
+use crate::telemetry::trace;
 use crate::timeline::Timeline;
 
 /// Where plugins look for programs if the daemon itself was given no PATH.
@@ -166,10 +167,17 @@ impl Chain<'_> {
             .iter()
             .map(|(key, value)| (*key, value.as_os_str()))
             .collect();
-        let span = debug_span!("cni", plugin = plugin.kind, verb);
+        let span = debug_span!(
+            "cni",
+            otel.name = format!("cni {} {verb}", plugin.kind),
+            cni.network = self.network.name,
+            cni.plugin = plugin.kind,
+            cni.verb = verb,
+            error = field::Empty,
+        );
         let start = Instant::now();
-        let run = exec::run(program, &env, input, deadline).instrument(span);
-        let ran = run.await;
+        let run = async { trace::note(exec::run(program, &env, input, deadline).await) };
+        let ran = run.instrument(span).await;
         metrics::plugin_run(&plugin.kind, verb, start.elapsed(), ran.is_ok());
         ran.map_err(|failure| self.failed(plugin, verb, failure))
     }

@@ -271,27 +271,36 @@ fn not_ready(error: &super::Error) -> NotReady {
 }
 
 /// Keeps the network in use true to the folder until it is dropped.
-pub(super) async fn watch(current: Weak<Current>, conf_dir: PathBuf) {
+///
+/// When this returns the folder is watched, and has been read since; each next watch is made before the last is
+/// given up.
+pub(super) fn watch(current: Weak<Current>, conf_dir: PathBuf) -> impl Future<Output = ()> {
+    let mut watch = Watch::begin(&conf_dir);
+    if let Some(current) = current.upgrade() {
+        current.reread();
+    }
     let mut told = false;
-    loop {
-        let watch = Watch::begin(&conf_dir);
-        match current.upgrade() {
-            Some(current) => current.reread(),
-            None => return,
-        }
-        match watch {
-            Ok(watch) => {
-                // Either way the folder is read anew; a broken watch is made anew.
-                let _ = tokio::time::timeout(REREAD, watch.changed()).await;
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    warn!(
-                        "{}: not watched, read every few seconds: {error}",
-                        conf_dir.display()
-                    );
+    async move {
+        loop {
+            match &watch {
+                Ok(watch) => {
+                    // Either way the folder is read anew; a broken watch is made anew.
+                    let _ = tokio::time::timeout(REREAD, watch.changed()).await;
                 }
-                tokio::time::sleep(REREAD_UNWATCHED).await;
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(
+                            "{}: not watched, read every few seconds: {error}",
+                            conf_dir.display()
+                        );
+                    }
+                    tokio::time::sleep(REREAD_UNWATCHED).await;
+                }
+            }
+            watch = Watch::begin(&conf_dir);
+            match current.upgrade() {
+                Some(current) => current.reread(),
+                None => return,
             }
         }
     }

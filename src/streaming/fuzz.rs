@@ -52,7 +52,11 @@ pub fn websocket(bytes: &[u8]) {
         let coding = Coding { base64, closes };
         let at_once = channels(bytes, bytes.len().max(1), coding);
         let one_by_one = channels(bytes, 1, coding);
-        assert_eq!(at_once, one_by_one);
+        assert_eq!(at_once.1, one_by_one.1);
+        // Of base64 that turns out to be none, as much is given out as came before that was seen.
+        if !base64 || at_once.1.is_none() {
+            assert_eq!(at_once.0, one_by_one.0);
+        }
     }
 }
 

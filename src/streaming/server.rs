@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -275,7 +275,6 @@ async fn converse<B: Backend>(
         .timer(TokioTimer::new())
         .header_read_timeout(shared.times.head)
         .max_buf_size(MAX_HEAD)
-        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;
@@ -292,8 +291,11 @@ fn refused(refusal: Refusal) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(refusal.text + "\n"));
     *response.status_mut() = refusal.status;
     *response.headers_mut() = refusal.headers;
-    let text = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, text);
+    // One request is all that a connection is for.
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
     response
 }
 
@@ -312,7 +314,7 @@ impl<B: Backend> Shared<B> {
         }
         if !matches!(*request.method(), Method::GET | Method::POST) {
             let mut refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "GET or POST");
-            let both = hyper::header::HeaderValue::from_static("GET, POST");
+            let both = HeaderValue::from_static("GET, POST");
             refusal.headers.insert(ALLOW, both);
             return Err(refusal);
         }

@@ -14,9 +14,11 @@ use carpel_wire::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::oneshot;
+use tracing::{Instrument, debug_span, field};
 
 use super::socket::Connection;
 use crate::failpoint;
+use crate::telemetry::trace;
 
 /// The longest wait for a supervisor's reply. It never blocks, so this is only passed when the machine
 /// stands still.
@@ -260,7 +262,19 @@ impl Supervisor {
         body: RequestBody,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
-        self.send(body, fds).await?.wait(self).await
+        let span = self.span(&body);
+        let request = async { trace::note(self.send(body, fds).await?.wait(self).await) };
+        request.instrument(span).await
+    }
+
+    fn span(&self, body: &RequestBody) -> tracing::Span {
+        debug_span!(
+            "supervisor",
+            otel.name = format!("supervisor {}", body.name()),
+            otel.kind = "client",
+            process.pid = self.pid(),
+            error = field::Empty,
+        )
     }
 
     async fn send(&self, body: RequestBody, fds: &[BorrowedFd<'_>]) -> Result<Pending, Error> {
@@ -295,13 +309,14 @@ impl Supervisor {
     pub async fn start(&self, start: Start, fds: &[BorrowedFd<'_>]) -> Result<Started, Error> {
         let id = start.id;
         let exit = self.expect_exit(id);
-        let reply = match self.send(RequestBody::Start(start), fds).await {
-            Ok(pending) => match failpoint::hit("start:sent") {
-                Ok(()) => pending.wait(self).await,
-                Err(error) => Err(Error::Failpoint(error)),
-            },
-            Err(error) => Err(error),
+        let body = RequestBody::Start(start);
+        let span = self.span(&body);
+        let request = async {
+            let pending = self.send(body, fds).await?;
+            failpoint::hit("start:sent").map_err(Error::Failpoint)?;
+            pending.wait(self).await
         };
+        let reply = async { trace::note(request.await) }.instrument(span).await;
         match reply {
             Ok((Reply::Started { pid, started_at }, mut fds)) if fds.len() == 1 => Ok(Started {
                 pid,

@@ -43,6 +43,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// As `bind(2)`, `posix_spawn(3)`, and [`Supervisor::connect`].
+    #[tracing::instrument(name = "spawn supervisor", level = "debug", skip_all)]
     pub async fn spawn(
         binary: &Binary,
         dir: &Path,

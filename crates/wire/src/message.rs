@@ -62,6 +62,27 @@ pub enum Family {
     Ipv6,
 }
 
+impl RequestBody {
+    /// What a trace calls it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Setup(_) => "Setup",
+            Self::Adopt(_) => "Adopt",
+            Self::Start(_) => "Start",
+            Self::Signal { .. } => "Signal",
+            Self::ReopenLog { .. } => "ReopenLog",
+            Self::Forget { .. } => "Forget",
+            Self::List => "List",
+            Self::Shutdown => "Shutdown",
+            Self::Unshare { .. } => "Unshare",
+            Self::Attach { .. } => "Attach",
+            Self::CloseStdin { .. } => "CloseStdin",
+            Self::Socket { .. } => "Socket",
+        }
+    }
+}
+
 /// How to become a pod's supervisor. The supervisor clones itself with `clone_flags` (and
 /// CLONE_PARENT, so that the daemon stays the parent; CLONE_INTO_CGROUP if `cgroup` is given);
 /// the clone carries out the Plan, then serves; the original exits.

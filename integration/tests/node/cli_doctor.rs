@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use carpel_integration::TestNode;
 use carpel_integration::cli::{Said, carpel};
+use carpel_integration::registry::{Fake, Reply, Request, add_far_address};
 use serde_json::Value;
 
 fn doctor(node: &TestNode, args: &[&str]) -> Said {
@@ -105,6 +106,67 @@ async fn what_is_wrong_is_named_with_what_to_do() {
         );
     }
     fs::set_permissions(node.dir().join("root"), fs::Permissions::from_mode(0o700)).unwrap();
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn registries_are_spoken_to_as_a_pull_does() {
+    let text = "[registry]\nplain_http = [\"10.119.0.1:5000\", \"10.119.0.1:5001\"]\n";
+    let node = TestNode::builder().config(text).start().await;
+    add_far_address(&node.net);
+    let answer = |_: &Request| {
+        let header = ("docker-distribution-api-version", "registry/2.0");
+        Reply::with(200, &[header], b"{}")
+    };
+    let _plain = Fake::start_at(&node.net, "10.119.0.1:5000", answer);
+    let _other = Fake::start_at(&node.net, "10.119.0.1:5002", answer);
+    let ask = |args: &[&str]| {
+        let args = [&["-o", "json"], args].concat();
+        node.net.run(|| report(&doctor(&node, &args)))
+    };
+    let told = |report: &Value| -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let checks = checks(report, "registry").into_iter();
+        checks
+            .map(|check| (text(&check["state"]), text(&check["found"])))
+            .collect()
+    };
+    // Those of the configuration: one is there; that the other is not now is no fault of this machine.
+    let report = ask(&[]);
+    let found = told(&report);
+    assert_eq!(
+        (found.len(), &report["ok"]),
+        (2, &true.into()),
+        "{report:#}"
+    );
+    assert_eq!(found[0].0, "ok", "{found:?}");
+    assert!(
+        found[0].1.starts_with("http://10.119.0.1:5000 answers"),
+        "{found:?}"
+    );
+    assert_eq!(found[1].0, "warn", "{found:?}");
+    // A bare name is one of them; any other is asked over https.
+    let report = ask(&[
+        "--registry",
+        "10.119.0.1:5000",
+        "--registry",
+        "10.119.0.1:5002",
+    ]);
+    let found = told(&report);
+    assert_eq!(
+        (found.len(), &report["ok"]),
+        (3, &false.into()),
+        "{report:#}"
+    );
+    assert_eq!(found[0].0, "ok", "{found:?}");
+    assert!(
+        found[1].1.starts_with("https://10.119.0.1:5002: no TLS"),
+        "{found:?}"
+    );
+    let advice = checks(&report, "registry")[1]["advice"].to_string();
+    assert!(advice.contains("registry.plain_http"), "{advice}");
+    let report = ask(&["--registry", "http://10.119.0.1:5002"]);
+    assert_eq!(told(&report)[0].0, "ok", "{report:#}");
     node.finish().await;
 }
 

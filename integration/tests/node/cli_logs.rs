@@ -20,13 +20,21 @@ async fn a_log_is_shown_as_it_was_written() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("web")).await;
     // A line of 20 KiB is two entries of the file.
-    let script = "echo one; echo err >&2; head -c 20000 /dev/zero | tr '\\0' x; echo; echo last";
+    let script = "echo one; head -c 20000 /dev/zero | tr '\\0' x; echo; echo last";
     let id = node.start_container(&pod, &sh("app", script)).await;
     node.wait_exit(&id).await;
-    let said = logs(&node, &["app"]);
-    assert_eq!(said.stderr, "err\n");
     let long = "x".repeat(20_000);
-    assert_eq!(said.stdout, format!("one\n{long}\nlast\n"));
+    assert_eq!(
+        logs(&node, &["web/app"]).ok(),
+        format!("one\n{long}\nlast\n")
+    );
+    // A container of its own: which of two streams is logged first is nobody's promise.
+    let complaint = node
+        .start_container(&pod, &sh("complaint", "echo err >&2"))
+        .await;
+    node.wait_exit(&complaint).await;
+    let said = logs(&node, &["complaint"]);
+    assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("", "err\n"));
     assert_eq!(
         logs(&node, &["app", "--tail", "2"]).ok(),
         format!("{long}\nlast\n")
@@ -118,6 +126,62 @@ async fn following_goes_through_rotations_and_a_daemons_crash() {
         running.text() == expected,
         "lines are missing or come twice"
     );
+    node.finish().await;
+}
+
+/// As a kubelet rotates: the newest of the old files stays as it is, those before it are packed.
+async fn rotate(node: &TestNode, id: &str, path: &str, time: &str) {
+    fs::rename(path, format!("{path}.{time}")).unwrap();
+    let request = v1::ReopenContainerLogRequest {
+        container_id: id.to_owned(),
+    };
+    let mut runtime = node.cri.runtime();
+    runtime.reopen_container_log(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_rotated_away_is_shown_too() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("web")).await;
+    // Each signal makes it write two more lines.
+    let script = "n=0; say() { echo $n; n=$((n+1)); echo $n; n=$((n+1)); }; trap say USR1; \
+                  trap 'exit 0' TERM; say; while :; do sleep 0.02; done";
+    let id = node.start_container(&pod, &sh("app", script)).await;
+    let path = node.status(&id).await.log_path;
+    let mut running = follow(&node, &["app"]);
+    running.wait_for("1\n");
+    for (time, last) in [("20261126-120000", 3), ("20261126-130000", 5)] {
+        rotate(&node, &id, &path, time).await;
+        node.exec(&id, "kill -USR1 1").await;
+        running.wait_for(&format!("\n{last}\n"));
+    }
+    let packed = std::process::Command::new("gzip")
+        .arg(format!("{path}.20261126-120000"))
+        .status();
+    assert!(packed.unwrap().success());
+    let all = "0\n1\n2\n3\n4\n5\n";
+    assert_eq!(logs(&node, &["app"]).ok(), all);
+    for (count, from) in [("1", 10), ("2", 8), ("3", 6), ("4", 4), ("5", 2), ("9", 0)] {
+        let told = logs(&node, &["app", "--tail", count]).ok();
+        assert_eq!(told, all[from..], "{count}");
+    }
+    assert_eq!(logs(&node, &["app", "--since", "1h"]).ok(), all);
+    assert_eq!(
+        logs(&node, &["app", "--since", "1h", "--tail", "5"]).ok(),
+        all[2..]
+    );
+    let mut again = follow(&node, &["app", "--tail", "3"]);
+    again.wait_for("3\n4\n5\n");
+    node.exec(&id, "kill -USR1 1").await;
+    again.wait_for("5\n6\n7\n");
+    // One that is damaged is named, after all that can be read.
+    fs::write(format!("{path}.20261126-110000.gz"), "no gzip").unwrap();
+    let said = logs(&node, &["app"]);
+    assert_eq!(said.stdout, "0\n1\n2\n3\n4\n5\n6\n7\n");
+    said.failed(1, "20261126-110000.gz");
+    node.try_stop(&id, 5).await.unwrap();
+    assert_eq!((running.end(), again.end()), (0, 0));
+    assert_eq!(again.text(), "3\n4\n5\n6\n7\n");
     node.finish().await;
 }
 

@@ -1,10 +1,12 @@
 //! `carpel run`, `exec`, `stop`, `rm`: a container's whole life from a terminal.
 
 use std::fs;
+use std::time::Duration;
 
 use carpel_integration::TestNode;
 use carpel_integration::cli::{Running, Said, carpel};
-use carpel_integration::image::BUSYBOX;
+use carpel_integration::image::{BUSYBOX, Image};
+use carpel_integration::registry::{Content, Fake};
 use nix::sys::signal::Signal;
 
 /// `carpel run` with its logs below the node's folder.
@@ -56,6 +58,100 @@ async fn a_run_shows_output_passes_its_status_on_and_leaves_nothing() {
     assert_eq!(other(&node, &["rm", "done"]).ok(), "done\n");
     assert!(node.pods().await.is_empty());
     no_logs(&node);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_there_is_pulled() {
+    let node = TestNode::builder().no_image().start().await;
+    let content = Content::default().image("a/busybox", "1", &Image::busybox().build());
+    let pause = Duration::from_millis(300);
+    let registry = Fake::start(&node.net, move |request| {
+        if request.is_blob() {
+            // There is something to see meanwhile.
+            std::thread::sleep(pause);
+        }
+        content.answer(request)
+    });
+    let name = format!("{}/a/busybox:1", registry.host());
+    let missing = format!("{}/a/missing:1", registry.host());
+    let said = Said::by(run(&node, &["--rm", &missing, "true"]));
+    said.failed(125, &missing);
+    assert!(node.pods().await.is_empty());
+
+    // With a terminal: bars, then the container's output alone.
+    let mut running = Running::on_terminal(&run(&node, &["--rm", &name, "echo", "hi"]), 90);
+    assert_eq!(running.end(), 0);
+    running.wait_for("hi\r\n");
+    let text = running.text();
+    for part in [&format!("pulling {name}"), "MiB", "["] {
+        assert!(text.contains(part), "{part}: {text:?}");
+    }
+    let width = |line: &str| line.rsplit('\r').next().unwrap_or_default().len();
+    assert!(text.lines().all(|line| width(line) < 400), "{text:?}");
+    assert!(text.ends_with("hi\r\n"), "{text:?}");
+    // The image is there now: the registry is not asked again.
+    let asked = registry.seen().len();
+    assert_eq!(
+        Said::by(run(&node, &["--rm", &name, "echo", "hi"])).ok(),
+        "hi\n"
+    );
+    assert_eq!(registry.seen().len(), asked);
+    let _ = other(&node, &["image", "rm", &name]).ok();
+
+    // `pull` itself, in plain lines and with its figures.
+    let said = other(&node, &["pull", &name]);
+    assert!(
+        said.stderr.contains(&format!("{name}: pulled\n")),
+        "{said:?}"
+    );
+    assert!(said.stdout.contains(&name), "{said:?}");
+    let json = other(&node, &["pull", "-o", "json", &name]).json();
+    assert!(json.to_string().contains("sha256:"), "{json:#}");
+    other(&node, &["pull", &missing]).failed(1, "not found");
+    let advice = "`carpel doctor --registry 127.0.0.1:1` looks into it";
+    other(&node, &["pull", "127.0.0.1:1/a/b"]).failed(1, advice);
+    let _ = other(&node, &["image", "rm", &name]).ok();
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_annotation_of_a_clusters_pod_deletes_nothing_of_the_hosts() {
+    let node = TestNode::start().await;
+    let folder = node.dir().join("precious");
+    fs::create_dir(&folder).unwrap();
+    let mut config = node.pod("web");
+    let value = folder.display().to_string();
+    config
+        .annotations
+        .insert("carpel.run/log-folder".into(), value);
+    config
+        .labels
+        .insert("io.kubernetes.pod.uid".into(), "1".into());
+    let pod = node.run_pod(&config).await;
+    let id = node
+        .start_container(&pod, &carpel_integration::sh("app", "echo hi"))
+        .await;
+    node.wait_exit(&id).await;
+    let log = node.status(&id).await.log_path;
+    other(&node, &["rm", "web"]).failed(1, "stop it first");
+    assert_eq!(other(&node, &["rm", "-f", "web"]).ok(), "web\n");
+    assert!(folder.exists() && fs::exists(&log).unwrap());
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_name_holds_is_not_obeyed_by_the_terminal() {
+    let node = TestNode::start().await;
+    let said = other(&node, &["logs", "a\u{1b}[2Jb"]);
+    assert!(!said.stderr.contains('\u{1b}'), "{said:?}");
+    let pod = node.run_pod(&node.pod("web")).await;
+    let id = node
+        .start_container(&pod, &carpel_integration::request::sleeper("app"))
+        .await;
+    let said = other(&node, &["exec", &id, "no\u{1b}[2Jsuch"]);
+    assert_eq!(said.status, 125);
+    assert!(!said.stderr.contains('\u{1b}'), "{said:?}");
     node.finish().await;
 }
 

@@ -255,3 +255,55 @@ async fn ports_of_a_pod_are_reached_here() {
     drop(running);
     node.finish().await;
 }
+
+#[tokio::test]
+async fn files_are_copied_into_a_container_and_out_of_it() {
+    let (node, _, id) = node_with_container().await;
+    node.exec(
+        &id,
+        "cd /bin; for name in tar test; do ln -sf busybox $name; done",
+    )
+    .await;
+    let dir = node.dir().join("files");
+    let here = |name: &str| dir.join(name).display().to_string();
+    std::fs::create_dir_all(dir.join("tree/deep")).unwrap();
+    std::fs::write(dir.join("tree/deep/big"), vec![b'x'; 3_000_000]).unwrap();
+    std::fs::write(dir.join("one"), "text").unwrap();
+    let cp = |from: &str, to: &str| said(&node, &["cp", from, to]);
+
+    // To a name, into a folder, and a folder as a new one and into one that exists.
+    assert_eq!(cp(&here("one"), "app:/tmp/two").ok(), "");
+    assert_eq!(cp(&here("one"), "default/one/app:/tmp").ok(), "");
+    assert_eq!(cp(&here("tree"), "app:/tmp/new").ok(), "");
+    assert_eq!(cp(&here("tree"), "app:/tmp").ok(), "");
+    let script = "cd /tmp; cat two one; wc -c < new/deep/big; wc -c < tree/deep/big";
+    assert_eq!(node.exec(&id, script).await, "texttext3000000\n3000000\n");
+
+    node.exec(&id, "ln -s /etc/passwd /tmp/new/link; chmod 700 /tmp/two")
+        .await;
+    assert_eq!(cp("app:/tmp/two", &here("back")).ok(), "");
+    assert_eq!(std::fs::read(dir.join("back")).unwrap(), b"text");
+    std::fs::create_dir(dir.join("into")).unwrap();
+    assert_eq!(cp("app:/tmp/two", &here("into")).ok(), "");
+    assert_eq!(std::fs::read(dir.join("into/two")).unwrap(), b"text");
+    let answer = cp("app:/tmp/new", &here("copy"));
+    assert!(
+        answer
+            .stderr
+            .contains("link: a symbolic link to /etc/passwd"),
+        "{answer:?}"
+    );
+    assert_eq!(answer.ok(), "");
+    let big = std::fs::read(dir.join("copy/deep/big")).unwrap();
+    assert!(big == vec![b'x'; 3_000_000]);
+    assert!(!dir.join("copy/link").exists());
+
+    cp("app:/nonexistent", &here("x")).failed(1, "tar in default/one/app ended with status");
+    cp(&here("nonexistent"), "app:/tmp").failed(1, "nonexistent");
+    cp("nobody:/x", &here("x")).failed(1, "nobody");
+    cp(&here("one"), &here("x")).failed(1, "CONTAINER:PATH");
+    cp(&here("one"), "app:/none/there").failed(1, "status");
+    std::fs::write(dir.join("folder"), "").unwrap();
+    cp("app:/tmp/new", &here("folder")).failed(1, "folder");
+    node.finish().await;
+}

@@ -3,8 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use carpel_integration::host::soon;
+use carpel_integration::image::Image;
+use carpel_integration::registry::{Body, Content, Fake, Reply};
 use carpel_integration::request::sleeper;
+use carpel_integration::v1::{ImageSpec, RemoveImageRequest};
 use carpel_integration::{TestNode, bin_dir, host, sh};
 
 const PORT: u16 = 9461;
@@ -68,6 +73,102 @@ async fn what_the_daemon_does_is_counted() {
     node.remove_pods().await;
     let text = scrape(&node);
     assert_eq!(value(&text, "carpel_sandboxes{state=\"ready\"}"), 0.0);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn pulls_are_counted() {
+    let config = format!("{CONFIG}[registry]\ntimeout_seconds = 1\n");
+    let node = TestNode::builder().no_image().config(&config).start().await;
+    let image = Image::busybox().build();
+    let packed: usize = image.layers.iter().map(Vec::len).sum();
+    let content = Content::default().image("a/b", "1", &image);
+    let registry = Fake::start(&node.net, move |request| match request.path.as_str() {
+        path if path.contains("/slow/") => {
+            Reply::with(200, &[], b"slow").sent(|bytes| Body::Stalled(bytes, 0))
+        }
+        _ => content.answer(request),
+    });
+    let name = |path: &str| format!("{}/{path}:1", registry.host());
+    let id = node.cri.pull(&name("a/b"), None).await.expect("an image");
+    // Once more: nothing of it comes again.
+    node.cri.pull(&name("a/b"), None).await.expect("an image");
+    node.cri
+        .pull(&name("no/such"), None)
+        .await
+        .expect_err("not found");
+    let waits = Duration::from_millis(200);
+    let slow = name("slow/one");
+    let impatient = tokio::time::timeout(waits, node.cri.pull(&slow, None));
+    impatient.await.expect_err("the registry says nothing");
+
+    let ended = |text: &str, outcome: &str| {
+        let line = format!("carpel_pull_duration_seconds_count{{outcome=\"{outcome}\"}}");
+        text.lines()
+            .find_map(|found| found.strip_prefix(&line)?.trim().parse::<u64>().ok())
+    };
+    // The daemon notices soon that nobody waits any more.
+    let deadline = Instant::now() + soon();
+    let mut text = scrape(&node);
+    while ended(&text, "cancelled").is_none() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        text = scrape(&node);
+    }
+    let all = ["success", "failure", "cancelled"].map(|outcome| ended(&text, outcome));
+    assert_eq!(all, [Some(2), Some(1), Some(1)], "{text}");
+    assert_eq!(value(&text, "carpel_pulled_bytes_total"), packed as f64);
+    let sum = "carpel_pull_duration_seconds_sum{outcome=\"success\"}";
+    let seconds = value(&text, sum);
+    assert!(seconds > 0.000_1 && seconds < 60.0, "{seconds}");
+    let mut images = node.cri.images();
+    let image = Some(ImageSpec {
+        image: id,
+        ..ImageSpec::default()
+    });
+    let removed = images.remove_image(RemoveImageRequest { image });
+    removed.await.expect("removed");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn every_figure_is_explained_and_only_known_calls_are_named() {
+    let node = TestNode::builder().config(CONFIG).start().await;
+    // What has not happened yet is not there.
+    node.run_pod(&node.pod("one")).await;
+    let nowhere = node.cri.pull("127.0.0.1:1/no/such:1", None).await;
+    nowhere.expect_err("nobody listens");
+    // A method that is made up.
+    let nonsense = node.cri.call("/runtime.v1.RuntimeService/Nonsense").await;
+    nonsense.expect_err("unimplemented");
+    let text = scrape(&node);
+    assert!(!text.contains("Nonsense"), "{text}");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().expect("a name");
+        let of_family = |line: &str| {
+            let family = line.strip_prefix("# HELP ")?.split(' ').next()?;
+            name.starts_with(family).then_some(())
+        };
+        assert!(
+            text.lines().any(|line| of_family(line).is_some()),
+            "{name} has no HELP"
+        );
+    }
+    for family in [
+        "rpc_duration_seconds",
+        "cni_duration_seconds",
+        "pull_duration_seconds",
+        "pulled_bytes",
+        "log_lines_dropped",
+        "sandboxes",
+        "containers",
+        "trace_spans_exported",
+        "trace_spans_dropped",
+    ] {
+        assert!(
+            text.contains(&format!("# TYPE carpel_{family} ")),
+            "{family}"
+        );
+    }
     node.finish().await;
 }
 

@@ -29,7 +29,8 @@ pub struct DoctorArgs {
     /// Configuration file of the daemon [default: /etc/carpel/config.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check this registry, too, as HOST[:PORT] or http://HOST[:PORT]; may be given several times
+    /// Check this registry, too, as HOST[:PORT] or http://HOST[:PORT]; may be given several times. Those of
+    /// registry.plain_http are checked anyway
     #[arg(long, value_name = "HOST")]
     registry: Vec<String>,
     /// Make a user namespace and wait: what the doctor has another process do
@@ -134,9 +135,7 @@ impl DoctorArgs {
         checks.extend(cgroups::checks());
         checks.extend(network::checks(&config));
         checks.extend(daemon::checks(&config, &self.connection).await);
-        for host in &self.registry {
-            checks.push(registry::check(host).await);
-        }
+        checks.extend(registry::checks(&self.registry, &config.registry).await);
         let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
         if self.format.is_json() {
             output::print_json(&json(&checks))?;

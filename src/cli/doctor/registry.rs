@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use super::{Check, fail, ok, warn};
+use super::{Check, Verdict, fail, ok, warn};
+use crate::config::Registry;
+use crate::image::registry::{self, Origin, Registries, RegistryHost};
 
 /// How long each of the steps may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -16,62 +18,52 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_HEAD: u64 = 16 << 10;
 const NAME: &str = "registry";
 
-/// Where a registry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    tls: bool,
-    host: String,
-    port: u16,
+/// Reads `HOST[:PORT]`, or the same with a scheme, which then counts; else it is as for a pull.
+fn place(text: &str, registries: &Registries) -> Option<Origin> {
+    let host = |rest: &str| rest.trim_end_matches('/').parse::<RegistryHost>().ok();
+    match text.split_once("://") {
+        Some(("http", rest)) => Some(Origin::of(host(rest)?, true)),
+        Some(("https", rest)) => Some(Origin::of(host(rest)?, false)),
+        Some(_) => None,
+        None => Some(registries.origin(host(text)?)),
+    }
 }
 
-impl Place {
-    /// Reads `HOST[:PORT]`, with a scheme or without.
-    fn parse(text: &str) -> Option<Self> {
-        let (tls, rest) = match text.split_once("://") {
-            Some(("http", rest)) => (false, rest),
-            Some(("https", rest)) => (true, rest),
-            Some(_) => return None,
-            None => (true, text),
-        };
-        let rest = rest.trim_end_matches('/');
-        let port = if tls { 443 } else { 80 };
-        // An IPv6 address stands in brackets.
-        let (host, port) = match rest.strip_prefix('[') {
-            Some(rest) => match rest.split_once(']')? {
-                (host, "") => (host, port),
-                (host, rest) => (host, rest.strip_prefix(':')?.parse().ok()?),
-            },
-            None => match rest.split_once(':') {
-                Some((host, text)) => (host, text.parse().ok()?),
-                None => (rest, port),
-            },
-        };
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
-        (!host.is_empty() && host.chars().all(allowed)).then(|| Self {
-            tls,
-            host: host.to_owned(),
-            port,
-        })
+/// The registries that are asked for, and those of the configuration.
+pub async fn checks(asked: &[String], config: &Registry) -> Vec<Check> {
+    let registries = Registries::new(registry::Settings {
+        plain_http: config.plain_http.clone(),
+        token_hosts: config.token_hosts.clone(),
+        parallel_layers: config.parallel_layers,
+        timeout: config.timeout,
+    });
+    let mut checks = Vec::new();
+    for text in asked {
+        checks.push(check(text, place(text, &registries)).await);
     }
-
-    /// The host as a request names it.
-    fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
+    for host in &config.plain_http {
+        let text = host.to_string();
+        if !asked.contains(&text) {
+            let check = check(&text, Some(registries.origin(host.clone()))).await;
+            // Nobody asked whether it is there now.
+            checks.push(match check.verdict {
+                Verdict::Fail => warn(NAME, check.found, check.advice),
+                _ => check,
+            });
         }
     }
+    checks
 }
 
-pub async fn check(text: &str) -> Check {
-    let Some(place) = Place::parse(text) else {
+async fn check(text: &str, place: Option<Origin>) -> Check {
+    let Some(place) = place else {
         return fail(
             NAME,
             format!("{text:?} is no registry"),
             "give HOST[:PORT] or http://HOST[:PORT]",
         );
     };
-    let shown = text.to_owned();
+    let shown = place.to_string();
     let looked = tokio::task::spawn_blocking(move || look(&place)).await;
     match looked {
         Ok(answer) => verdict(&shown, answer),
@@ -97,7 +89,7 @@ fn verdict(registry: &str, answer: Answer) -> Check {
         Ok((200 | 401 | 403, true, time)) => {
             return ok(
                 NAME,
-                format!("{registry} answers in {} ms", time.as_millis()),
+                format!("{registry} answers in {} ms", time.as_millis().max(1)),
             );
         }
         Ok((200 | 401 | 403, false, _)) => {
@@ -132,7 +124,7 @@ fn verdict(registry: &str, answer: Answer) -> Check {
         ),
         Err(Failure::Tls(error)) => (
             format!("{registry}: no TLS: {error}"),
-            "trust its authority's certificate on this machine, or give http:// if it has no TLS",
+            "trust its authority's certificate on this machine, or, if it has no TLS, name it in registry.plain_http",
         ),
         Err(Failure::Talk(error)) => (
             format!("{registry}: no answer: {error}"),
@@ -143,18 +135,19 @@ fn verdict(registry: &str, answer: Answer) -> Check {
 }
 
 /// Asks for /v2/, as each client of a registry does first.
-fn look(place: &Place) -> Answer {
+fn look(place: &Origin) -> Answer {
     let begin = Instant::now();
-    let addresses = (place.host.as_str(), place.port).to_socket_addrs();
+    let addresses = (bare(place), place.port()).to_socket_addrs();
     let addresses: Vec<_> = addresses.map_err(Failure::Name)?.collect();
     let stream = connect(&addresses).map_err(Failure::Connect)?;
     let request = format!(
-        "GET /v2/ HTTP/1.1\r\nHost: {}\r\nUser-Agent: carpel/{}\r\nConnection: close\r\n\r\n",
-        place.authority(),
+        "GET /v2/ HTTP/1.1\r\nHost: {}:{}\r\nUser-Agent: carpel/{}\r\nConnection: close\r\n\r\n",
+        place.host(),
+        place.port(),
         env!("CARGO_PKG_VERSION")
     );
-    let head = match place.tls {
-        true => exchange(&mut secured(place, stream)?, &request),
+    let head = match place.is_tls() {
+        true => exchange(&mut secured(bare(place), stream)?, &request),
         false => exchange(&mut { stream }, &request),
     };
     let head = head.map_err(Failure::Talk)?;
@@ -165,6 +158,11 @@ fn look(place: &Place) -> Answer {
         ))
     })?;
     Ok((status, registry, begin.elapsed()))
+}
+
+/// The host without the brackets of an IPv6 address.
+fn bare(place: &Origin) -> &str {
+    place.host().trim_matches(['[', ']'])
 }
 
 /// Connects to the first address that lets us.
@@ -184,7 +182,7 @@ fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 }
 
 fn secured(
-    place: &Place,
+    host: &str,
     mut stream: TcpStream,
 ) -> Result<rustls::StreamOwned<ClientConnection, TcpStream>, Failure> {
     let wrong = |error: rustls::Error| Failure::Tls(io::Error::other(error));
@@ -199,7 +197,7 @@ fn secured(
         .map_err(wrong)?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let name = ServerName::try_from(place.host.clone())
+    let name = ServerName::try_from(host.to_owned())
         .map_err(|error| Failure::Tls(io::Error::other(error)))?;
     let mut connection = ClientConnection::new(Arc::new(config), name).map_err(wrong)?;
     while connection.is_handshaking() {
@@ -249,25 +247,37 @@ fn read_head(head: &[u8]) -> Option<(u16, bool)> {
 mod tests {
     use std::net::TcpListener;
 
-    use super::super::Verdict;
     use super::*;
 
+    fn registries(plain: &[&str]) -> Registries {
+        Registries::new(registry::Settings {
+            plain_http: plain.iter().map(|host| host.parse().unwrap()).collect(),
+            token_hosts: Vec::new(),
+            parallel_layers: 1,
+            timeout: PATIENCE,
+        })
+    }
+
     #[test]
-    fn a_place_is_read() {
-        let place = |text: &str| Place::parse(text).map(|p| (p.tls, p.authority()));
-        assert_eq!(place("a.example"), Some((true, "a.example:443".into())));
-        assert_eq!(
-            place("http://a.example:5000/"),
-            Some((false, "a.example:5000".into()))
-        );
-        assert_eq!(
-            place("https://[::1]:5000"),
-            Some((true, "[::1]:5000".into()))
-        );
+    fn a_place_is_read_as_a_pull_would() {
+        let registries = registries(&["plain.example:5000"]);
+        for (text, expected) in [
+            ("a.example", "https://a.example"),
+            ("docker.io", "https://registry-1.docker.io"),
+            ("plain.example:5000", "http://plain.example:5000"),
+            ("plain.example:5001", "https://plain.example:5001"),
+            ("localhost:5000", "http://localhost:5000"),
+            ("http://a.example:5000/", "http://a.example:5000"),
+            ("https://[::1]:5000", "https://[::1]:5000"),
+            ("https://plain.example:5000", "https://plain.example:5000"),
+        ] {
+            let place = place(text, &registries).unwrap();
+            assert_eq!(place.to_string(), expected);
+        }
         for bad in [
             "", "ftp://x", "a:b", "a/b", "a b", "[::1", "a\r\nb", "http://", "a:99999",
         ] {
-            assert_eq!(place(bad), None, "{bad}");
+            assert_eq!(place(bad, &registries), None, "{bad}");
         }
     }
 
@@ -282,7 +292,7 @@ mod tests {
             assert!(request[..read].starts_with(b"GET /v2/ HTTP/1.1\r\n"));
             stream.write_all(answer.as_bytes()).unwrap();
         });
-        let place = Place::parse(&format!("http://127.0.0.1:{port}")).unwrap();
+        let place = place(&format!("127.0.0.1:{port}"), &registries(&[])).unwrap();
         let check = verdict("it", look(&place));
         server.join().unwrap();
         check
@@ -310,7 +320,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let place = Place::parse(&format!("127.0.0.1:{port}")).unwrap();
+        let place = place(&format!("https://127.0.0.1:{port}"), &registries(&[])).unwrap();
         let check = verdict("it", look(&place));
         assert_eq!(check.verdict, Verdict::Fail);
         assert!(check.found.contains("no connection"), "{}", check.found);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug_span, field};
 
 use super::Failure;
 use super::incoming::Incoming;
@@ -18,6 +19,7 @@ use crate::image::{Error, ImageStore};
 use crate::store::blobs::Digest;
 use crate::store::layers::{Claims, LayerId, LayerStore, Staged};
 use crate::store::unpack::{Expected, Limits, UnpackError};
+use crate::telemetry::trace;
 
 /// Pieces of a layer that wait to be unpacked: the connection's buffers, 128 KiB each at most.
 const WAITING: usize = 8;
@@ -145,8 +147,15 @@ impl Fetch {
             && let Some(job) = self.queue.pop()
         {
             let shared = Arc::clone(&self.shared);
-            let task = async move { shared.layer(job).await };
-            self.tasks.spawn(tracing::Instrument::in_current_span(task));
+            let descriptor = &shared.packed[job.position].0;
+            let span = debug_span!(
+                "layer",
+                layer.digest = %descriptor.digest,
+                layer.size = descriptor.size,
+                error = field::Empty,
+            );
+            let task = async move { trace::note(shared.layer(job).await) };
+            self.tasks.spawn(task.instrument(span));
         }
     }
 

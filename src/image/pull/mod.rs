@@ -12,6 +12,7 @@ mod incoming;
 mod progress;
 mod resolve;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,9 +24,9 @@ use super::reference::Reference;
 use super::registry::{self, Credentials, Registries};
 use super::store::New;
 use super::{Error, Image, ImageStore};
-use crate::failpoint;
 use crate::store::layers::{Claims, LayerId};
 use crate::store::unpack::UnpackError;
+use crate::{failpoint, metrics};
 use fetch::Fetch;
 use resolve::Resolved;
 
@@ -52,6 +53,18 @@ enum Failure {
     Commit(UnpackError),
     Other(Error),
     Cancelled,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(error) => error.fmt(f),
+            Self::Unfit(what) | Self::Unsuitable(what) => f.write_str(what),
+            Self::Layer { source, .. } | Self::Commit(source) => source.fmt(f),
+            Self::Other(error) => error.fmt(f),
+            Self::Cancelled => f.write_str("cancelled"),
+        }
+    }
 }
 
 impl From<registry::Error> for Failure {
@@ -107,10 +120,15 @@ impl ImageStore {
                 Err(failure) => Err(failure),
             },
         };
-        let took = begin.elapsed();
+        let (took, bytes) = (begin.elapsed(), progress.received());
+        let outcome = match &pulled {
+            Ok(_) => metrics::PullOutcome::Success,
+            Err(Failure::Cancelled) => metrics::PullOutcome::Cancelled,
+            Err(_) => metrics::PullOutcome::Failure,
+        };
+        metrics::pulled(bytes, took, outcome);
         match pulled {
             Ok(pulled) => {
-                let bytes = progress.received();
                 tracing::info!(image, registry = origin, id = %pulled.id, bytes, ?took, "image pulled");
                 Ok(pulled)
             }

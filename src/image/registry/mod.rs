@@ -50,7 +50,6 @@ pub struct Settings {
 const PULLS_AT_ONCE: usize = 4;
 /// Where the images of this domain are.
 const DOCKER_DOMAIN: &str = "docker.io";
-const DOCKER_HOST: &str = "registry-1.docker.io";
 
 /// All registries. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -92,6 +91,17 @@ impl Registries {
         Arc::clone(&self.0.transfers)
     }
 
+    /// Where the registry of a domain is, and whether it is spoken to over TLS.
+    #[must_use]
+    pub fn origin(&self, domain: RegistryHost) -> Origin {
+        let host = match domain.to_string().as_str() {
+            DOCKER_DOMAIN => RegistryHost::docker(),
+            _ => domain,
+        };
+        let plain = self.0.plain_http.contains(&host) || host.is_loopback();
+        Origin::of(host, plain)
+    }
+
     /// Where a repository is, for one pull. Nothing is sent yet.
     ///
     /// # Errors
@@ -101,13 +111,7 @@ impl Registries {
         repository: &Repository,
         credentials: Credentials,
     ) -> Result<Remote, InvalidHost> {
-        let host = match repository.domain() {
-            DOCKER_DOMAIN => DOCKER_HOST,
-            domain => domain,
-        };
-        let host: RegistryHost = host.parse()?;
-        let plain = self.0.plain_http.contains(&host) || host.is_loopback();
-        let origin = Origin::of(host, plain);
+        let origin = self.origin(repository.domain().parse()?);
         let path = repository.path().to_owned();
         Ok(Remote::new(self.clone(), origin, path, credentials))
     }

@@ -41,6 +41,14 @@ const HTTP: u16 = 80;
 const HTTPS: u16 = 443;
 
 impl RegistryHost {
+    /// The registry of the images that name no domain.
+    pub(super) fn docker() -> Self {
+        Self {
+            name: "registry-1.docker.io".into(),
+            port: None,
+        }
+    }
+
     /// Without the port.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -95,7 +103,9 @@ impl fmt::Display for RegistryHost {
 }
 
 impl Origin {
-    pub(super) fn of(host: RegistryHost, plain: bool) -> Self {
+    /// A host, over http or https, at the usual port unless it names one.
+    #[must_use]
+    pub fn of(host: RegistryHost, plain: bool) -> Self {
         let default = if plain { HTTP } else { HTTPS };
         Self {
             tls: !plain,
@@ -104,12 +114,20 @@ impl Origin {
         }
     }
 
-    pub(super) fn is_tls(&self) -> bool {
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
         self.tls
     }
 
-    pub(super) fn host(&self) -> &str {
+    /// In lower case; an IPv6 address in brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
         &self.host
+    }
+
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Whether it is this machine or its link: what nobody else may send a request to.

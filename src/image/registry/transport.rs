@@ -16,8 +16,10 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tracing::{Instrument, Span, debug_span, field};
 
 use super::{Error, Registries};
+use crate::telemetry::trace;
 
 type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -71,6 +73,27 @@ impl Transport {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Body>, Error> {
+        // Paths and queries may hold what only the server should know.
+        let span = debug_span!(
+            "http",
+            otel.name = request.method().as_str(),
+            otel.kind = "client",
+            http.request.method = request.method().as_str(),
+            server.address = request.uri().host(),
+            url.scheme = request.uri().scheme_str(),
+            http.response.status_code = field::Empty,
+            error = field::Empty,
+        );
+        let exchange = async {
+            let answer = trace::note(self.exchange(request).await)?;
+            let status = answer.status().as_u16();
+            Span::current().record("http.response.status_code", status);
+            Ok(answer)
+        };
+        exchange.instrument(span).await
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Body>, Error> {
         let client = self.client(request.uri()).await?;
         let answer = tokio::time::timeout(self.timeout, client.request(request)).await;
         let answer = answer.map_err(|_| Error::Timeout {

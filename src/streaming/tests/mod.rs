@@ -1,6 +1,7 @@
 //! The server over real sockets, with a backend that has no containers.
 
 mod commands;
+mod fuzz;
 mod outbound;
 mod ports;
 mod requests;

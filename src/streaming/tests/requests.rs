@@ -15,14 +15,29 @@ fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).expect("a status")
 }
 
+/// The values of a header.
+fn header<'a>(answer: &'a str, name: &str) -> Vec<&'a str> {
+    let named = |line: &'a str| {
+        let (this, value) = line.split_once(':')?;
+        this.eq_ignore_ascii_case(name).then(|| value.trim())
+    };
+    answer.lines().filter_map(named).collect()
+}
+
 #[tokio::test]
 async fn a_url_is_good_once() {
     let site = Site::start().await;
     let line = format!("POST {}", site.exec(&["stuck"], Wanted::default()));
     let (answer, _stream) = site.request(&line, &SPDY).await;
     assert_eq!(status(&answer), "101");
-    let (answer, _stream) = site.request(&line, &SPDY).await;
+    // With "close" beside it Go's HTTP drops the header, and its clients see no upgrade.
+    assert_eq!(header(&answer, "connection"), ["Upgrade"]);
+    let (answer, mut stream) = site.request(&line, &SPDY).await;
     assert_eq!(status(&answer), "404");
+    assert_eq!(header(&answer, "connection"), ["close"]);
+    let mut rest = Vec::new();
+    let end = stream.read_to_end(&mut rest);
+    let _ = tokio::time::timeout(LONG, end).await.expect("it ends soon");
 }
 
 #[tokio::test]

@@ -49,9 +49,35 @@ enum State {
     /// At the beginning of a message.
     Begin,
     Channel(u8),
-    /// In base64, with what is no whole group yet.
-    Base64(u8, Vec<u8>),
+    Base64(u8, Groups),
     Close(Option<u8>),
+}
+
+/// Base64 that comes in parts: groups of 4 digits are 3 bytes.
+#[derive(Default)]
+struct Groups {
+    /// What is no whole group yet.
+    carry: Vec<u8>,
+    /// A group was padded: it must have been the last.
+    padded: bool,
+}
+
+impl Groups {
+    fn take(&mut self, digits: &[u8], last: bool) -> Result<Bytes, Fault> {
+        self.carry.extend_from_slice(digits);
+        let whole = match last {
+            true => self.carry.len(),
+            false => self.carry.len() / 4 * 4,
+        };
+        if whole > 0 && self.padded {
+            return Err(Fault::Base64);
+        }
+        let bytes = STANDARD.decode(&self.carry[..whole]);
+        let bytes = bytes.map_err(|_| Fault::Base64)?;
+        self.carry.drain(..whole);
+        self.padded |= bytes.len() < whole / 4 * 3;
+        Ok(bytes.into())
+    }
 }
 
 impl Demux {
@@ -73,7 +99,9 @@ impl Demux {
         if matches!(self.state, State::Begin) && bytes.has_remaining() {
             self.state = match bytes.get_u8() {
                 CLOSE if self.coding.closes => State::Close(None),
-                digit if self.coding.base64 => State::Base64(digit.wrapping_sub(b'0'), Vec::new()),
+                digit if self.coding.base64 => {
+                    State::Base64(digit.wrapping_sub(b'0'), Groups::default())
+                }
                 channel => State::Channel(channel),
             };
         }
@@ -83,19 +111,10 @@ impl Demux {
                 channel: *channel,
                 bytes,
             }),
-            State::Base64(channel, carry) => {
-                carry.extend_from_slice(&bytes);
-                let whole = match last {
-                    true => carry.len(),
-                    false => carry.len() / 4 * 4,
-                };
-                let decoded = STANDARD.decode(&carry[..whole]);
-                carry.drain(..whole);
-                Ok(Said::Data {
-                    channel: *channel,
-                    bytes: decoded.map_err(|_| Fault::Base64)?.into(),
-                })
-            }
+            State::Base64(channel, groups) => Ok(Said::Data {
+                channel: *channel,
+                bytes: groups.take(&bytes, last)?,
+            }),
             State::Close(channel) => {
                 for byte in bytes {
                     if channel.replace(byte).is_some() {
@@ -155,6 +174,12 @@ mod tests {
         assert_eq!(whole(BASE64, b"1"), data(1, b""));
         assert_eq!(whole(BASE64, b"0Zg"), Err(Fault::Base64));
         assert_eq!(whole(BASE64, b"0Z?=="), Err(Fault::Base64));
+        let mut demux = Demux::new(BASE64);
+        demux
+            .take(true, Bytes::from_static(b"0Zg=="), false)
+            .unwrap();
+        let after = demux.take(false, Bytes::from_static(b"Zg=="), true);
+        assert_eq!(after, Err(Fault::Base64), "padding is the end");
     }
 
     #[test]

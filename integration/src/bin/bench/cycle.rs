@@ -340,6 +340,12 @@ impl Peer {
     }
 }
 
+impl EmptyPod {
+    pub fn id(&self) -> &str {
+        &self.sandbox
+    }
+}
+
 impl Clone for Peer {
     fn clone(&self) -> Self {
         Self {

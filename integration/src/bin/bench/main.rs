@@ -10,6 +10,7 @@ mod logs;
 mod pull;
 mod report;
 mod runtimes;
+mod streams;
 mod usage;
 
 use std::time::Duration;
@@ -78,6 +79,8 @@ enum Part {
     Logs,
     /// Images from a registry
     Pull,
+    /// Bytes per second of a command's output and of a forwarded port; not with --peer
+    Streams,
     /// The runtime's processor time while 100 pods are idle
     Idle,
 }
@@ -143,6 +146,7 @@ async fn parts(
             Part::Lists => lists(arguments, peers, report).await?,
             Part::Logs => logs(arguments, peers, report).await?,
             Part::Pull => pulls(arguments, started, peers, report).await?,
+            Part::Streams => streams(started, peers, report).await?,
             Part::Idle => idle(peers, report).await?,
         }
     }
@@ -233,6 +237,24 @@ async fn pulls(
         }
     }
     drop(registry);
+    Ok(())
+}
+
+async fn streams(
+    started: Option<&runtimes::Runtimes>,
+    peers: &[Peer],
+    report: &mut Report,
+) -> Result<()> {
+    let Some(started) = started else {
+        eprintln!("streams are measured only with runtimes that the benchmark has started");
+        return Ok(());
+    };
+    for peer in peers {
+        eprintln!("{}: streams", peer.name);
+        let rates = streams::measure(peer, started.net()).await?;
+        report.figure("exec, stdout: MiB/s", &peer.name, rates.exec);
+        report.figure("port-forward: MiB/s", &peer.name, rates.port_forward);
+    }
     Ok(())
 }
 

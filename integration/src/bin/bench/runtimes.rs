@@ -50,6 +50,11 @@ impl Runtimes {
         Ok(runtimes)
     }
 
+    /// Where they serve.
+    pub fn net(&self) -> &HostNet {
+        &self.net
+    }
+
     /// A registry on the loopback interface that both can reach, with these images under their tags.
     pub fn registry(&self, images: &[Image]) -> (Debian, Vec<String>) {
         let registry = Debian::start(&self.net, "127.0.0.1:5000");
