@@ -379,7 +379,10 @@ impl TestNode {
         procs
             .lines()
             .filter_map(|line| line.parse().ok())
-            .min_by_key(|pid| host::start_time(*pid))
+            // A child may have gone meanwhile.
+            .filter_map(|pid| Some((host::start_time(pid)?, pid)))
+            .min()
             .unwrap_or_else(|| panic!("no process in {}", cgroup.display()))
+            .1
     }
 }

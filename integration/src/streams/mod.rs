@@ -13,10 +13,13 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::host::HostNet;
+use crate::host::{HostNet, patience};
 
 /// How long anything that should happen soon may take.
-pub const SOON: Duration = Duration::from_secs(20);
+#[must_use]
+pub fn soon() -> Duration {
+    patience(Duration::from_secs(20))
+}
 
 /// The head of an HTTP answer.
 #[derive(Debug, Clone)]
@@ -70,7 +73,7 @@ pub async fn request(
     }
     text += "\r\n";
     stream.write_all(text.as_bytes()).await.expect("a server");
-    let head = tokio::time::timeout(SOON, read_head(&mut stream)).await;
+    let head = tokio::time::timeout(soon(), read_head(&mut stream)).await;
     (head.expect("an answer soon"), stream)
 }
 

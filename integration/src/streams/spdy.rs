@@ -8,7 +8,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Head, SOON, request};
+use super::{Head, request, soon};
 use crate::host::HostNet;
 
 const DICTIONARY: &[u8] = include_bytes!("spdy3.dictionary");
@@ -183,7 +183,7 @@ impl Spdy {
                 },
             }
         };
-        let outcome = tokio::time::timeout(SOON, outcome).await;
+        let outcome = tokio::time::timeout(soon(), outcome).await;
         outcome.expect("a reply soon")?;
         let sender = Sender {
             id,
@@ -243,7 +243,7 @@ impl Spdy {
         let (sender, answer) = oneshot::channel();
         lock(&self.shared).pings.insert(id, sender);
         self.control(6, 0, &id.to_be_bytes()).await;
-        let answer = tokio::time::timeout(SOON, answer).await;
+        let answer = tokio::time::timeout(soon(), answer).await;
         answer.expect("an answer soon").expect("a connection");
     }
 
@@ -253,7 +253,7 @@ impl Spdy {
     /// If it does not soon.
     pub async fn goes_away(&mut self) -> Option<u32> {
         let change = self.went_away.wait_for(Option::is_some);
-        let change = tokio::time::timeout(SOON, change).await;
+        let change = tokio::time::timeout(soon(), change).await;
         // An error: the connection ended without it.
         change
             .expect("it goes away soon")
@@ -349,7 +349,7 @@ impl Stream {
                 }
             }
         };
-        tokio::time::timeout(SOON, read)
+        tokio::time::timeout(soon(), read)
             .await
             .expect("it comes soon");
         all
@@ -362,7 +362,7 @@ impl Stream {
     pub async fn read_to_end(&mut self) -> (Vec<u8>, End) {
         let mut all = Vec::new();
         loop {
-            match tokio::time::timeout(SOON, self.next())
+            match tokio::time::timeout(soon(), self.next())
                 .await
                 .expect("more, or the end, soon")
             {

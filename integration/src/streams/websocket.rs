@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpStream;
 
-use super::{Head, Ran, SOON, request};
+use super::{Head, Ran, request, soon};
 use crate::host::HostNet;
 
 /// The example of RFC 6455: a key, and what a server makes of it.
@@ -117,7 +117,7 @@ impl WebSocket {
     /// # Panics
     /// If none comes soon, or it is not as a server may send it.
     pub async fn next(&mut self) -> Option<Frame> {
-        let frame = tokio::time::timeout(SOON, receive(&mut self.stream)).await;
+        let frame = tokio::time::timeout(soon(), receive(&mut self.stream)).await;
         frame.expect("a frame soon").ok()
     }
 

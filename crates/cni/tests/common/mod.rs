@@ -86,12 +86,14 @@ impl Drop for Netns {
 pub struct Said {
     pub ok: bool,
     pub json: Value,
+    /// How it ended, with what it wrote to stderr: for messages.
+    end: String,
 }
 
 impl Said {
     #[track_caller]
     pub fn ok(self) -> Value {
-        assert!(self.ok, "{}", self.json);
+        assert!(self.ok, "{} {}", self.json, self.end);
         self.json
     }
 
@@ -197,6 +199,7 @@ pub fn said(output: Output) -> Said {
     Said {
         ok: output.status.success(),
         json,
+        end: format!("{} {errors}", output.status),
     }
 }
 
