@@ -83,8 +83,12 @@ impl Node {
                 kind: "image",
                 id: config.image.clone(),
             })?;
+        let apparmor = self.apparmor.resolve(&config.security.apparmor).await?;
         let id = ContainerId::random();
-        let made = self.prepare(id, &sandbox, config, request, &image).await;
+        let apparmor = apparmor.as_deref();
+        let made = self
+            .prepare(id, &sandbox, config, request, &image, apparmor)
+            .await;
         if made.is_err() {
             self.delete_container_files(&id)?;
         }
@@ -98,6 +102,7 @@ impl Node {
         config: ContainerConfig,
         request: Vec<u8>,
         image: &Image,
+        apparmor: Option<&str>,
     ) -> Result<ContainerId, Error> {
         let start = Instant::now();
         let at = |doing: &str| format!("{doing} of container {id}");
@@ -110,7 +115,7 @@ impl Node {
         let user = user::resolve(&rootfs, image_user(image), security)
             .map_err(|error| invalid(&config, &error))?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
-        let source = self.source(&id, sandbox, &config, image, &user, &cgroup)?;
+        let source = self.source(&id, sandbox, &config, image, &user, &cgroup, apparmor)?;
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
         let record = Record {
@@ -171,6 +176,7 @@ impl Node {
         image: &Image,
         user: &User,
         cgroup_path: &str,
+        apparmor: Option<&str>,
     ) -> Result<Source, Error> {
         let (hosts, hostname, resolv_conf) = files::paths(&self.paths.sandbox(&sandbox.id));
         let input = ContainerInput {
@@ -186,6 +192,7 @@ impl Node {
                 resolv_conf,
             },
             host: &self.host,
+            apparmor,
         };
         oci::build(&input).map_err(|error| invalid(config, &error))
     }

@@ -68,6 +68,8 @@ pub struct ContainerInput<'a> {
     pub cgroup_path: &'a str,
     pub files: SandboxFiles,
     pub host: &'a HostFacts,
+    /// The profile that the kernel has for it.
+    pub apparmor: Option<&'a str>,
 }
 
 /// All that a container's Plans are compiled from, now or by a later daemon.
@@ -100,8 +102,9 @@ pub enum Filter {
 /// [`Error`] for whatever the user has to change.
 pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
     let security = &input.config.security;
-    let capabilities = capabilities(security)? & input.host.bounding_set;
-    let (process, binary_env) = process(input, capabilities)?;
+    let ambient = ambient(security)? & input.host.bounding_set;
+    let capabilities = capabilities(security)? & input.host.bounding_set | ambient;
+    let (process, binary_env) = process(input, capabilities, ambient)?;
     let mut root = Root::default();
     root.set_path("rootfs".into())
         .set_readonly(Some(security.readonly_rootfs));
@@ -152,7 +155,20 @@ fn capabilities(security: &Security) -> Result<u64, Error> {
         .map_err(Error::Capability)
 }
 
-fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, BinaryEnv), Error> {
+/// What a process that is not root keeps, too. What is dropped is dropped.
+fn ambient(security: &Security) -> Result<u64, Error> {
+    capability::added(
+        &security.add_ambient_capabilities,
+        &security.drop_capabilities,
+    )
+    .map_err(Error::Capability)
+}
+
+fn process(
+    input: &ContainerInput<'_>,
+    capabilities: u64,
+    ambient: u64,
+) -> Result<(Process, BinaryEnv), Error> {
     let ContainerInput { config, user, .. } = input;
     let (env, binary_env) = environment(input)?.split();
     let mut oci_user = OciUser::default();
@@ -162,12 +178,13 @@ fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, Bi
         .set_additional_gids(Some(user.groups.clone()))
         .set_username(user.name.clone());
     let held = || Some(capability::to_oci(capabilities));
-    let none = || Some(capability::to_oci(0));
+    // The kernel raises nothing that is not inheritable; nothing else is.
+    let kept = || Some(capability::to_oci(ambient));
     let mut sets = LinuxCapabilities::default();
     sets.set_bounding(held())
         .set_permitted(held())
         .set_effective(held());
-    sets.set_inheritable(none()).set_ambient(none());
+    sets.set_inheritable(kept()).set_ambient(kept());
     let mut process = Process::default();
     process
         .set_terminal(Some(config.tty))
@@ -178,7 +195,8 @@ fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, Bi
         .set_capabilities(Some(sets))
         .set_rlimits(Some(vec![open_files(input.host)]))
         .set_no_new_privileges(Some(config.security.no_new_privs))
-        .set_oom_score_adj(Some(config.resources.oom_score_adj));
+        .set_oom_score_adj(Some(config.resources.oom_score_adj))
+        .set_apparmor_profile(input.apparmor.map(str::to_owned));
     Ok((process, binary_env))
 }
 

@@ -7,7 +7,9 @@ use super::mounts::unknown;
 use super::{Field, Platform, Rejected, Shown, text};
 use crate::ids::ContainerId;
 use crate::spec::capability;
-use crate::spec::config::{GroupsPolicy, PidScope, Scope, SeccompProfile, Security, UserSpec};
+use crate::spec::config::{
+    AppArmorProfile, GroupsPolicy, PidScope, Scope, SeccompProfile, Security, UserSpec,
+};
 
 /// The kernel's NGROUPS_MAX.
 const MAX_GROUPS: usize = 65_536;
@@ -108,8 +110,7 @@ pub fn sandbox(
         raw.selinux_options,
         platform,
     )?;
-    let apparmor_field = field.member("apparmor");
-    apparmor(&apparmor_field, raw.apparmor, raw.privileged, platform)?;
+    apparmor(field, raw.apparmor, "", platform)?;
     #[expect(deprecated, reason = "older clients send it")]
     seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
     Ok((namespaces, raw.privileged))
@@ -133,28 +134,12 @@ pub fn container(
     let namespaces = namespaces(&field.member("namespace_options"), raw.namespace_options)?;
     let capabilities = raw.capabilities.unwrap_or_default();
     let capabilities_field = field.member("capabilities");
-    if !capabilities.add_ambient_capabilities.is_empty() {
-        return Err(capabilities_field
-            .member("add_ambient_capabilities")
-            .unsupported("ambient capabilities are not supported yet"));
-    }
     selinux(
         &field.member("selinux_options"),
         raw.selinux_options,
         platform,
     )?;
-    apparmor(
-        &field.member("apparmor"),
-        raw.apparmor,
-        privileged,
-        platform,
-    )?;
-    apparmor_name(
-        &field.member("apparmor_profile"),
-        &raw.apparmor_profile,
-        privileged,
-        platform,
-    )?;
+    let apparmor = apparmor(field, raw.apparmor, &raw.apparmor_profile, platform)?;
     let user = user(field, raw.run_as_user, &raw.run_as_username)?;
     let seccomp = seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
     let masked_paths = paths(&field.member("masked_paths"), &raw.masked_paths)?;
@@ -168,6 +153,10 @@ pub fn container(
         drop_capabilities: capability_names(
             &capabilities_field.member("drop_capabilities"),
             &capabilities.drop_capabilities,
+        )?,
+        add_ambient_capabilities: capability_names(
+            &capabilities_field.member("add_ambient_capabilities"),
+            &capabilities.add_ambient_capabilities,
         )?,
         pid: namespaces.pid,
         run_as_group: group(field, raw.run_as_group, user.is_some())?,
@@ -193,6 +182,11 @@ pub fn container(
             SeccompProfile::Unconfined
         } else {
             seccomp
+        },
+        // A profile that is named is applied all the same.
+        apparmor: match apparmor {
+            AppArmorProfile::Default { .. } if privileged => AppArmorProfile::Unconfined,
+            apparmor => apparmor,
         },
     };
     Ok(ContainerSecurity {
@@ -305,36 +299,62 @@ fn selinux(
     }
 }
 
+/// The profile, or what its former field says. Neither is the default, as with the peers. Where the kernel has
+/// no AppArmor the default is no profile, and another cannot be had.
 fn apparmor(
     field: &Field<'_>,
     raw: Option<cri::SecurityProfile>,
-    privileged: bool,
+    former: &str,
     platform: Platform,
-) -> Result<(), Rejected> {
-    let Some(raw) = raw else { return Ok(()) };
-    match profile_type(field, &raw)? {
-        ProfileType::Unconfined => Ok(()),
-        ProfileType::RuntimeDefault if privileged || !platform.apparmor => Ok(()),
-        ProfileType::RuntimeDefault | ProfileType::Localhost => {
-            Err(field.unsupported("AppArmor profiles are not supported yet"))
+) -> Result<AppArmorProfile, Rejected> {
+    let former_field = field.member("apparmor_profile");
+    let former = former_apparmor(&former_field, former)?;
+    let field = field.member("apparmor");
+    let (profile, named_by) = match raw {
+        None => (former, former_field),
+        Some(raw) => {
+            let reference = field.member("localhost_ref");
+            let profile = match profile_type(&field, &raw)? {
+                ProfileType::Unconfined => AppArmorProfile::Unconfined,
+                ProfileType::RuntimeDefault => AppArmorProfile::Default { asked_for: true },
+                ProfileType::Localhost => apparmor_name(&reference, &raw.localhost_ref)?,
+            };
+            (profile, field)
         }
+    };
+    match profile {
+        profile if platform.apparmor => Ok(profile),
+        AppArmorProfile::Localhost(name) => Err(named_by.unsupported(format_args!(
+            "profile {} cannot be had: the node has no AppArmor",
+            Shown(&name)
+        ))),
+        _ => Ok(AppArmorProfile::Unconfined),
     }
 }
 
-fn apparmor_name(
-    field: &Field<'_>,
-    raw: &str,
-    privileged: bool,
-    platform: Platform,
-) -> Result<(), Rejected> {
+fn former_apparmor(field: &Field<'_>, raw: &str) -> Result<AppArmorProfile, Rejected> {
     match raw {
-        "" | "unconfined" => Ok(()),
-        "runtime/default" if privileged || !platform.apparmor => Ok(()),
-        known if known == "runtime/default" || known.starts_with("localhost/") => {
-            Err(field.unsupported("AppArmor profiles are not supported yet"))
-        }
+        "" => Ok(AppArmorProfile::Default { asked_for: false }),
+        "runtime/default" | "docker/default" => Ok(AppArmorProfile::Default { asked_for: true }),
+        "unconfined" => Ok(AppArmorProfile::Unconfined),
+        name if name.starts_with("localhost/") => apparmor_name(field, name),
         other => Err(field.invalid(format_args!("{} is no AppArmor profile", Shown(other)))),
     }
+}
+
+/// The name of a profile, with or without "localhost/" before it.
+fn apparmor_name(field: &Field<'_>, raw: &str) -> Result<AppArmorProfile, Rejected> {
+    /// What a supervisor has room for.
+    const MAX_NAME: usize = 512;
+    let name = raw.strip_prefix("localhost/").unwrap_or(raw);
+    if name.is_empty() {
+        return Err(field.invalid("must name a profile"));
+    }
+    text::at_most(field, name.len(), MAX_NAME)?;
+    if name.contains(char::is_control) {
+        return Err(field.invalid("must not contain control characters"));
+    }
+    Ok(AppArmorProfile::Localhost(name.to_owned()))
 }
 
 /// The profile, or what its former field says. Neither is no profile.

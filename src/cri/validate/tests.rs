@@ -8,7 +8,9 @@ use carpel_api::cri::security_profile::ProfileType;
 
 use super::container::CreateContainer;
 use super::*;
-use crate::spec::config::{GroupsPolicy, PidScope, SandboxConfig, Scope, SeccompProfile};
+use crate::spec::config::{
+    AppArmorProfile, GroupsPolicy, PidScope, SandboxConfig, Scope, SeccompProfile,
+};
 
 const PLATFORM: Platform = Platform {
     apparmor: false,
@@ -17,7 +19,7 @@ const PLATFORM: Platform = Platform {
     unified: true,
 };
 
-/// The same platform with the security modules that this build does not serve.
+/// The same platform with security modules.
 const LSM: Platform = Platform {
     apparmor: true,
     selinux: true,

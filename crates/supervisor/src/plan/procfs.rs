@@ -51,6 +51,13 @@ impl Process<'_, '_> {
         }
     }
 
+    /// Opens the file that takes the process's AppArmor profile. To be called before other namespaces are
+    /// entered: a container's user namespace may see no whole procfs, and then none can be mounted in it.
+    pub(super) fn open_label(&mut self) -> Result<Fd> {
+        let path = c"self/attr/apparmor/exec";
+        sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)
+    }
+
     pub(super) fn write_apparmor_profile(&mut self, profile: &[u8]) -> Result<()> {
         const COMMAND: &[u8] = b"exec ";
         let mut text = [0; 1024];
@@ -61,6 +68,7 @@ impl Process<'_, '_> {
         let (command, name) = place.split_at_mut(COMMAND.len());
         command.copy_from_slice(COMMAND);
         name.copy_from_slice(profile);
-        self.write_proc(c"self/attr/apparmor/exec", place)
+        let label = self.label.as_ref().ok_or(Errno(errno::EBADF))?;
+        sys::write_whole(label.borrow(), place)
     }
 }

@@ -22,6 +22,7 @@ pub(super) struct Fixture {
     pub(super) image: ImageConfiguration,
     pub(super) user: User,
     pub(super) host: HostFacts,
+    pub(super) apparmor: Option<&'static str>,
 }
 
 impl Fixture {
@@ -30,6 +31,7 @@ impl Fixture {
             privileged: false,
             add_capabilities: Vec::new(),
             drop_capabilities: Vec::new(),
+            add_ambient_capabilities: Vec::new(),
             pid: PidScope::Container,
             user: None,
             run_as_group: None,
@@ -40,6 +42,7 @@ impl Fixture {
             masked_paths: vec!["/proc/kcore".into()],
             readonly_paths: vec!["/proc/sys".into()],
             seccomp: SeccompProfile::RuntimeDefault,
+            apparmor: AppArmorProfile::Unconfined,
         };
         let config = ContainerConfig {
             name: ContainerName {
@@ -77,6 +80,7 @@ impl Fixture {
                 name: None,
             },
             host: host(true),
+            apparmor: None,
         }
     }
 
@@ -94,6 +98,7 @@ impl Fixture {
                 resolv_conf: "/run/s/resolv.conf".into(),
             },
             host: &self.host,
+            apparmor: self.apparmor,
         })
     }
 
