@@ -19,7 +19,7 @@ profile carpel-default flags=(attach_disconnected, mediate_deleted) {
   # fs/mqueue/, and of kernel/ the limits of System V IPC (shm*, msg*, sem*).
   deny /proc/* wkl,
   deny /proc/{acpi,asound,bus,driver,fs,irq,mtrr,scsi,sysvipc,tty}/** wkl,
-  deny /proc/{kcore,keys,sysrq-trigger,timer_list} rwkl,
+  deny /proc/kcore rwkl,
   deny /proc/sys/{abi,crypto,debug,dev,sunrpc,user,vm,xen}/** wkl,
   deny /proc/sys/fs/[^m]** wkl,
   deny /proc/sys/fs/m[^q]** wkl,
@@ -34,5 +34,5 @@ profile carpel-default flags=(attach_disconnected, mediate_deleted) {
   deny /sys/f[^s]** wkl,
   deny /sys/fs/[^c]** wkl,
   deny /sys/fs/c[^g]** wkl,
-  deny /sys/{firmware,kernel/debug,kernel/security,kernel/tracing}/** rwkl,
+  deny /sys/kernel/{debug,security,tracing}/** rwkl,
 }

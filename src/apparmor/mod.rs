@@ -52,28 +52,28 @@ pub struct AppArmor {
 }
 
 impl AppArmor {
-    /// The name of the profile that a container is to have, which the kernel has; `None`: unconfined.
+    /// What of a request's profile can be had: a profile that the kernel has, or none.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a profile that is not loaded, [`Error::FailedPrecondition`] if
     /// carpel's own was asked for and cannot be loaded.
-    pub async fn resolve(&self, wanted: &AppArmorProfile) -> Result<Option<String>, Error> {
-        match wanted {
-            AppArmorProfile::Unconfined => Ok(None),
+    pub async fn available(&self, wanted: AppArmorProfile) -> Result<AppArmorProfile, Error> {
+        match &wanted {
+            AppArmorProfile::Unconfined => Ok(wanted),
             AppArmorProfile::Localhost(name) => match is_loaded(name) {
-                Ok(true) => Ok(Some(name.clone())),
+                Ok(true) => Ok(wanted),
                 Ok(false) => Err(Error::InvalidArgument(format!(
-                    "AppArmor profile {name:?} is not loaded on this node"
+                    "config.linux.security_context: AppArmor profile {name:?} is not loaded on this node"
                 ))),
                 Err(cause) => Err(Error::wrap("read the AppArmor profiles", cause)),
             },
             AppArmorProfile::Default { asked_for } => match self.load_default().await {
-                Ok(()) => Ok(Some(DEFAULT.to_owned())),
+                Ok(()) => Ok(wanted),
                 Err(cause) if *asked_for => Err(Error::FailedPrecondition(format!(
                     "AppArmor profile {DEFAULT:?}, the runtime's default, cannot be loaded: {cause}"
                 ))),
                 // Told at the daemon's start.
-                Err(_) => Ok(None),
+                Err(_) => Ok(AppArmorProfile::Unconfined),
             },
         }
     }

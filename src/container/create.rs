@@ -44,7 +44,7 @@ impl Node {
     async fn make_container(
         self: Arc<Self>,
         sandbox: &SandboxId,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
         request: Vec<u8>,
     ) -> Result<ContainerId, Error> {
         let sandbox = self.sandbox(sandbox).ok_or_else(|| Error::NotFound {
@@ -83,12 +83,10 @@ impl Node {
                 kind: "image",
                 id: config.image.clone(),
             })?;
-        let apparmor = self.apparmor.resolve(&config.security.apparmor).await?;
+        let apparmor = self.apparmor.available(config.security.apparmor).await;
+        config.security.apparmor = apparmor?;
         let id = ContainerId::random();
-        let apparmor = apparmor.as_deref();
-        let made = self
-            .prepare(id, &sandbox, config, request, &image, apparmor)
-            .await;
+        let made = self.prepare(id, &sandbox, config, request, &image).await;
         if made.is_err() {
             self.delete_container_files(&id)?;
         }
@@ -102,7 +100,6 @@ impl Node {
         config: ContainerConfig,
         request: Vec<u8>,
         image: &Image,
-        apparmor: Option<&str>,
     ) -> Result<ContainerId, Error> {
         let start = Instant::now();
         let at = |doing: &str| format!("{doing} of container {id}");
@@ -115,7 +112,7 @@ impl Node {
         let user = user::resolve(&rootfs, image_user(image), security)
             .map_err(|error| invalid(&config, &error))?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
-        let source = self.source(&id, sandbox, &config, image, &user, &cgroup, apparmor)?;
+        let source = self.source(&id, sandbox, &config, image, &user, &cgroup)?;
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
         let record = Record {
@@ -176,7 +173,6 @@ impl Node {
         image: &Image,
         user: &User,
         cgroup_path: &str,
-        apparmor: Option<&str>,
     ) -> Result<Source, Error> {
         let (hosts, hostname, resolv_conf) = files::paths(&self.paths.sandbox(&sandbox.id));
         let input = ContainerInput {
@@ -192,7 +188,6 @@ impl Node {
                 resolv_conf,
             },
             host: &self.host,
-            apparmor,
         };
         oci::build(&input).map_err(|error| invalid(config, &error))
     }

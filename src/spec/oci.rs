@@ -17,13 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use super::capability;
 use super::config::{
-    Ceiling, ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
+    AppArmorProfile, Ceiling, ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile,
+    Security,
 };
 use super::devices;
 use super::env::{BinaryEnv, DEFAULT_PATH, Environment};
 use super::host::{CgroupLayout, HostFacts};
 use super::mounts;
 use super::user::User;
+use crate::apparmor;
 use crate::ids::ContainerId;
 use crate::seccomp;
 
@@ -68,8 +70,6 @@ pub struct ContainerInput<'a> {
     pub cgroup_path: &'a str,
     pub files: SandboxFiles,
     pub host: &'a HostFacts,
-    /// The profile that the kernel has for it.
-    pub apparmor: Option<&'a str>,
 }
 
 /// All that a container's Plans are compiled from, now or by a later daemon.
@@ -196,7 +196,11 @@ fn process(
         .set_rlimits(Some(vec![open_files(input.host)]))
         .set_no_new_privileges(Some(config.security.no_new_privs))
         .set_oom_score_adj(Some(config.resources.oom_score_adj))
-        .set_apparmor_profile(input.apparmor.map(str::to_owned));
+        .set_apparmor_profile(match &config.security.apparmor {
+            AppArmorProfile::Unconfined => None,
+            AppArmorProfile::Default { .. } => Some(apparmor::DEFAULT.to_owned()),
+            AppArmorProfile::Localhost(name) => Some(name.clone()),
+        });
     Ok((process, binary_env))
 }
 

@@ -31,6 +31,7 @@ mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
+mod privileges;
 mod process;
 mod recovery;
 mod registry;

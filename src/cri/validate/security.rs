@@ -291,11 +291,32 @@ fn selinux(
     raw: Option<cri::SeLinuxOption>,
     platform: Platform,
 ) -> Result<(), Rejected> {
-    match raw {
-        Some(label) if platform.selinux && label != cri::SeLinuxOption::default() => {
-            Err(field.unsupported("SELinux labels are not supported yet"))
-        }
-        _ => Ok(()),
+    let label = raw.unwrap_or_default();
+    let empty = label == cri::SeLinuxOption::default();
+    for (name, part, separators) in [
+        ("user", &label.user, ""),
+        ("role", &label.role, ""),
+        ("type", &label.r#type, ""),
+        ("level", &label.level, ":,"),
+    ] {
+        label_part(&field.member(name), part, separators)?;
+    }
+    if platform.selinux && !empty {
+        return Err(field.unsupported("SELinux is on, and carpel sets no labels yet"));
+    }
+    Ok(())
+}
+
+/// A part of a label, which others are joined to with ":". Only a level ("s0:c1,c5") has some in itself.
+fn label_part(field: &Field<'_>, part: &str, separators: &str) -> Result<(), Rejected> {
+    const MAX_PART: usize = 1024;
+    text::at_most(field, part.len(), MAX_PART)?;
+    let allowed = |c: char| {
+        c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') || separators.contains(c)
+    };
+    match part.chars().find(|&c| !allowed(c)) {
+        None => Ok(()),
+        Some(bad) => Err(field.invalid(format_args!("{} must not contain {bad:?}", Shown(part)))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the two large requests refuse, field by field: the kind of refusal and the text that a person gets.
 
 mod container;
+mod fields;
 mod sandbox;
 
 use carpel_api::cri;

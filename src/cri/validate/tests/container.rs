@@ -309,7 +309,7 @@ fn apparmor_profiles_by_name() {
 #[test]
 fn what_is_not_built_is_refused_and_not_ignored() {
     type Case = (ContainerChange, Platform, Option<&'static str>);
-    let selinux = Some("selinux_options: SELinux labels are not supported yet");
+    let selinux = Some("selinux_options: SELinux is on, and carpel sets no labels yet");
     let labelled: ContainerChange =
         |c| c.selinux_options.get_or_insert_default().r#type = "x".into();
     let cases: &[Case] = &[

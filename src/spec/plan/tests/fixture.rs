@@ -22,7 +22,6 @@ pub(super) struct Fixture {
     pub(super) image: ImageConfiguration,
     pub(super) user: User,
     pub(super) host: HostFacts,
-    pub(super) apparmor: Option<&'static str>,
 }
 
 impl Fixture {
@@ -80,7 +79,6 @@ impl Fixture {
                 name: None,
             },
             host: host(true),
-            apparmor: None,
         }
     }
 
@@ -98,7 +96,6 @@ impl Fixture {
                 resolv_conf: "/run/s/resolv.conf".into(),
             },
             host: &self.host,
-            apparmor: self.apparmor,
         })
     }
 
