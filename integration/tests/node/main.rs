@@ -36,6 +36,7 @@ mod process;
 mod recovery;
 mod registry;
 mod resources;
+mod resources_update;
 mod serve;
 mod stats;
 mod streaming_attach;
