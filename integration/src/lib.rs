@@ -32,7 +32,6 @@ pub mod node;
 pub mod registry;
 pub mod request;
 pub mod streams;
-pub mod websocket;
 
 pub use carpel_api as api;
 pub use carpel_api::cri as v1;
