@@ -22,6 +22,7 @@
 //!
 //! The binaries are those in `CARPEL_BIN_DIR`, else in `target/carpel`: `make test` builds them.
 
+pub mod certificates;
 pub mod cli;
 pub mod cri;
 pub mod host;
