@@ -25,3 +25,4 @@ pub mod supervisor;
 pub mod sys;
 pub mod telemetry;
 pub mod timeline;
+pub mod tls;
