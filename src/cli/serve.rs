@@ -260,7 +260,9 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         tracing::info!(%address, "metrics served");
         tokio::spawn(metrics::serve(server, Arc::downgrade(&node)));
     }
-    let configuration = serde_json::to_value(&config).context("configuration")?;
+    let mut configuration = serde_json::to_value(&config).context("configuration")?;
+    // The name by which critest looks for the file system that containers' root file systems lie on.
+    configuration["stateDir"] = serde_json::to_value(&config.root).context("configuration")?;
     Ok(cri::routes(Arc::new(cri::Served {
         node,
         configuration,

@@ -152,7 +152,7 @@ impl Node {
     /// Why not.
     pub fn user_namespaces(&self) -> Result<(), &str> {
         match self.user_namespaces.get() {
-            Some(found) => found.as_ref().map(|()| ()).map_err(String::as_str),
+            Some(found) => found.as_ref().copied().map_err(String::as_str),
             None => Err("it is not known yet"),
         }
     }

@@ -32,24 +32,45 @@ const WAITING: &CStr = c"/waiting";
 
 /// Makes a user namespace with these ids, in it the namespaces of `flags` (CLONE_NEW*), and enters those.
 pub(crate) fn unshare(flags: u64, uids: IdRange, gids: IdRange) -> Result<()> {
-    let (wait, done) = sys::pipe()?;
-    let Cloned::Parent { pid, pidfd } = sys::clone(flags | sys::CLONE_NEWUSER, None)? else {
-        drop(done);
-        let _ = sys::read(wait.borrow(), &mut [0]);
+    let (mapped, ours) = sys::pipe()?;
+    let (made, theirs) = sys::pipe()?;
+    let Cloned::Parent { pid, pidfd } = sys::clone(sys::CLONE_NEWUSER, None)? else {
+        drop((ours, made));
+        make(flags, &mapped, &theirs);
         sys::exit(0);
     };
-    drop(wait);
+    drop((mapped, theirs));
     let entered = plan::open_procfs().and_then(|procfs| {
         write_map(procfs.borrow(), pid, b"/uid_map", uids)?;
         write_map(procfs.borrow(), pid, b"/gid_map", gids)?;
+        sys::write_whole(ours.borrow(), b"1")?;
+        let mut errno = [0; 4];
+        match sys::read(made.borrow(), &mut errno)? {
+            4 if errno == [0; 4] => {}
+            4 => return Err(Errno(u32::from_le_bytes(errno))),
+            _ => return Err(Errno(errno::ECHILD)),
+        }
         match flags {
             0 => Ok(()),
             flags => sys::enter_namespace(pidfd.borrow(), flags),
         }
     });
-    drop(done);
+    drop(ours);
     reap(pid, &pidfd);
     entered
+}
+
+/// In the process that is in the user namespace: once ids are mapped it becomes root there, because what the
+/// kernel makes in a namespace (the root of mqueue's) belongs to who made it. Then it stays while it is needed.
+fn make(flags: u64, mapped: &Fd, report: &Fd) {
+    if sys::read(mapped.borrow(), &mut [0]) != Ok(1) {
+        return;
+    }
+    let made = sys::set_ids(0, 0).and_then(|()| sys::unshare(flags));
+    let errno = made.err().map_or(0, |error| error.0);
+    if sys::write_whole(report.borrow(), &errno.to_le_bytes()).is_ok() {
+        let _ = sys::read(mapped.borrow(), &mut [0]);
+    }
 }
 
 fn write_map(procfs: BorrowedFd<'_>, pid: u32, file: &[u8], ids: IdRange) -> Result<()> {

@@ -1,16 +1,17 @@
 //! Pods with a user namespace of their own (`userns_options`, mode POD).
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+mod files;
+mod life;
+mod namespaces;
+mod request;
 
-use carpel_integration::request::{container, sleeper};
+use std::fs;
+
+use carpel_integration::request::sleeper;
 use carpel_integration::v1::{
     ContainerConfig, IdMapping, NamespaceMode, PodSandboxConfig, UserNamespace,
 };
-use carpel_integration::{ContainerConfigExt, PodConfigExt, TestNode, host, sh};
-use tonic::Code;
-
-use crate::refused;
+use carpel_integration::{ContainerConfigExt, Pod, PodConfigExt, TestNode};
 
 /// Where the ids of the tests' pods begin on the host, and how many there are.
 const FIRST: u32 = 200_000;
@@ -45,6 +46,31 @@ fn inside(mut config: ContainerConfig) -> ContainerConfig {
     config
 }
 
+/// A container of such a pod with more capabilities.
+fn with(capabilities: &[&str], config: ContainerConfig) -> ContainerConfig {
+    let mut config = inside(config);
+    let add = capabilities.iter().map(|name| (*name).to_owned());
+    config
+        .security()
+        .capabilities
+        .get_or_insert_default()
+        .add_capabilities
+        .extend(add);
+    config
+}
+
+async fn node_with_pod() -> (TestNode, Pod) {
+    let node = TestNode::start().await;
+    let one = node.run_pod(&pod(&node, "one")).await;
+    (node, one)
+}
+
+async fn node_with_container() -> (TestNode, Pod, String) {
+    let (node, one) = node_with_pod().await;
+    let id = node.start_container(&one, &inside(sleeper("a"))).await;
+    (node, one, id)
+}
+
 fn namespace(pid: i32, kind: &str) -> String {
     fs::read_link(format!("/proc/{pid}/ns/{kind}"))
         .expect("a namespace")
@@ -54,35 +80,4 @@ fn namespace(pid: i32, kind: &str) -> String {
 
 fn own(kind: &str) -> String {
     namespace(i32::try_from(std::process::id()).unwrap(), kind)
-}
-
-#[tokio::test]
-async fn root_of_a_container_is_nobody_on_the_host() {
-    let node = TestNode::start().await;
-    let one = node.run_pod(&pod(&node, "one")).await;
-    let script =
-        "cat /proc/self/uid_map /proc/self/gid_map | sed 's/  */ /g'; id; cat /proc/self/setgroups";
-    assert_eq!(
-        node.output_of(&one, &inside(sh("a", script))).await,
-        " 0 200000 65536\n 0 200000 65536\nuid=0(root) gid=0(root) groups=0(root)\nallow\n"
-    );
-    let id = node.start_container(&one, &inside(sleeper("b"))).await;
-    let pid = node.container_pid(&id);
-    let real = |field| host::proc_status(pid, field).expect("a status");
-    assert_eq!(real("Uid").split_whitespace().next(), Some("200000"));
-    assert_eq!(real("Gid").split_whitespace().next(), Some("200000"));
-    assert_ne!(namespace(pid, "user"), own("user"));
-    // What there is of capabilities is for the user namespace.
-    let other = node.start_container(&one, &inside(sleeper("c"))).await;
-    let other = node.container_pid(&other);
-    for kind in ["user", "net", "ipc", "uts"] {
-        assert_eq!(namespace(pid, kind), namespace(other, kind), "{kind}");
-    }
-    let two = node.run_pod(&pod(&node, "two")).await;
-    let third = node.start_container(&two, &inside(sleeper("d"))).await;
-    assert_ne!(
-        namespace(pid, "user"),
-        namespace(node.container_pid(&third), "user")
-    );
-    node.finish().await;
 }
