@@ -41,11 +41,6 @@ impl Process<'_, '_> {
         Ok(self.resources.procfs.insert(procfs).borrow())
     }
 
-    fn write_proc(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
-        let file = sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)?;
-        sys::write_whole(file.borrow(), value)
-    }
-
     pub(super) fn write_sysctl(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
         let flags = sys::O_PATH | sys::O_DIRECTORY;
         let sysctls = sys::open_in(self.procfs()?, c"sys", flags, Resolve::PROCFS)?;
