@@ -22,6 +22,7 @@ pub const NAMES: &[&str] = &[
     "start:sent",
     "start:started",
     "update:set",
+    "update-sandbox:set",
     "stop:signalled",
     "stop:exited",
     "stop-sandbox:containers-stopped",

@@ -22,6 +22,7 @@
 //! All calls block for microseconds to milliseconds, but for [`Cgroup::kill`] and [`Cgroup::remove`],
 //! which may wait for dying processes, as long as [`PATIENCE`].
 
+mod accounts;
 mod change;
 mod detect;
 mod devices;
@@ -36,6 +37,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use accounts::{
+    Accounts, CpuTimes, DeviceAccounts, HugePages, MemoryAccounts, TasksLimit, Throttling,
+    huge_page_sizes,
+};
 pub use devices::{Access, DeviceKind, DevicePolicy, DeviceRule};
 pub use usage::{CpuUsage, FileReader, MemoryUsage, Pressure, Stall, SwapUsage, Usage, Wanted};
 
@@ -345,6 +350,17 @@ impl Cgroup {
         match &*self.hierarchies.0 {
             Hierarchies::V1(mounted) => mounted.usage(&self.path, wanted, files),
             Hierarchies::V2(mounted) => mounted.usage(&self.path, wanted, files),
+        }
+    }
+
+    /// What is counted beside that, with the huge pages of these sizes. Of a cgroup that is gone, nothing.
+    ///
+    /// # Errors
+    /// As `read(2)`.
+    pub fn accounts(&self, sizes: &[String], files: &mut FileReader) -> io::Result<Accounts> {
+        match &*self.hierarchies.0 {
+            Hierarchies::V1(mounted) => mounted.accounts(&self.path, sizes, files),
+            Hierarchies::V2(mounted) => mounted.accounts(&self.path, sizes, files),
         }
     }
 

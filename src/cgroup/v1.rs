@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::accounts::{self, Accounts};
 use super::change;
 use super::detect;
 use super::devices::{DevicePolicy, DeviceRule, lines};
@@ -306,6 +307,24 @@ impl Mounted {
             pids: root("pids"),
         };
         usage::v1::read(roots, path, wanted, files)
+    }
+
+    pub fn accounts(
+        &self,
+        path: &str,
+        sizes: &[String],
+        files: &mut FileReader,
+    ) -> io::Result<Accounts> {
+        let root = |controller| self.with(controller).map(|hierarchy| &hierarchy.root);
+        let roots = accounts::v1::Roots {
+            cpu: root("cpu"),
+            cpuacct: root("cpuacct"),
+            memory: root("memory"),
+            pids: root("pids"),
+            blkio: root("blkio"),
+            hugetlb: root("hugetlb"),
+        };
+        accounts::v1::read(roots, path, sizes, files)
     }
 
     pub fn remove(&self, path: &str, end: Instant) -> io::Result<()> {

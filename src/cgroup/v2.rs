@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
+use super::accounts::{self, Accounts};
 use super::change;
 use super::devices::{DevicePolicy, program};
 use super::dir::{Dir, is_gone};
@@ -185,6 +186,19 @@ impl Mounted {
         match self.root.child(path) {
             Ok(dir) => usage::v2::read(&dir, wanted, files),
             Err(Errno::NOENT) => Ok(Usage::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub fn accounts(
+        &self,
+        path: &str,
+        sizes: &[String],
+        files: &mut FileReader,
+    ) -> io::Result<Accounts> {
+        match self.root.child(path) {
+            Ok(dir) => accounts::v2::read(&dir, sizes, files),
+            Err(Errno::NOENT) => Ok(Accounts::default()),
             Err(error) => Err(error.into()),
         }
     }

@@ -101,6 +101,19 @@ pub enum Status {
     Removing(Option<Exited>),
 }
 
+/// A state to be told to others. Unlike a [`Status`] it keeps nothing of a running container open, so that they may take
+/// their time.
+#[derive(Debug, Clone)]
+pub enum Told {
+    Created,
+    Running {
+        /// Nanoseconds since the epoch.
+        started_at: i64,
+    },
+    Exited(Exited),
+    Removing(Option<Exited>),
+}
+
 /// The limits of a container, which may be others than it was created with.
 #[derive(Debug, Clone, Default)]
 pub struct Limits {
@@ -237,6 +250,19 @@ impl Container {
             State::Running(running) => Status::Running(running.clone()),
             State::Exited(exited) => Status::Exited(exited.clone()),
             State::Removing(exited) => Status::Removing(exited.clone()),
+        }
+    }
+
+    /// The state, to be told to others.
+    #[must_use]
+    pub fn told(&self) -> Told {
+        match &*self.lock() {
+            State::Created { .. } => Told::Created,
+            State::Running(running) => Told::Running {
+                started_at: running.started_at,
+            },
+            State::Exited(exited) => Told::Exited(exited.clone()),
+            State::Removing(exited) => Told::Removing(exited.clone()),
         }
     }
 

@@ -6,6 +6,7 @@ use tonic::Status;
 use tracing::Span;
 
 use super::domain::Domain;
+use super::lists::{self, Messages};
 use super::status::{doomed_container, require_container, require_sandbox, vanished};
 use super::validate::{self, Platform};
 use super::{MAX_MESSAGE, convert, verbose};
@@ -92,14 +93,30 @@ pub async fn list<D: Domain>(
     domain: &D,
     request: cri::ListContainersRequest,
 ) -> Result<cri::ListContainersResponse, Status> {
-    let query = validate::container_query(request.filter)?;
-    let views = domain.containers();
-    let matching = views
-        .iter()
-        .filter(|view| convert::container_matches(view, &query));
-    Ok(cri::ListContainersResponse {
-        containers: matching.map(convert::container_item).collect(),
-    })
+    let answer = cri::ListContainersResponse {
+        containers: matching(domain, request.filter)?.collect(),
+    };
+    lists::one_message(answer, "StreamContainers")
+}
+
+pub async fn stream<D: Domain>(
+    domain: &D,
+    request: cri::StreamContainersRequest,
+) -> Result<Messages<cri::StreamContainersResponse>, Status> {
+    let containers = matching(domain, request.filter)?;
+    Ok(lists::messages(containers, |containers| {
+        cri::StreamContainersResponse { containers }
+    }))
+}
+
+fn matching<D: Domain>(
+    domain: &D,
+    filter: Option<cri::ContainerFilter>,
+) -> Result<impl Iterator<Item = cri::Container> + Send + use<D>, Status> {
+    let query = validate::container_query(filter)?;
+    let views = domain.containers().into_iter();
+    let matching = views.filter(move |view| convert::container_matches(view, &query));
+    Ok(matching.map(|view| convert::container_item(&view)))
 }
 
 pub async fn reopen_log<D: Domain>(

@@ -141,8 +141,9 @@ pub fn container_metadata(view: &ContainerView) -> cri::ContainerMetadata {
 }
 
 /// The image by the name that a person would know: the kubelet creates containers by id and says beside
-/// it what the pod's author wrote.
-fn image_spec(view: &ContainerView) -> cri::ImageSpec {
+/// it what the pod's author wrote. Annotations and handler of a request's image choose what is pulled; here they would
+/// say nothing of the container. Its digest is the container's own `image_ref`.
+pub fn image_spec(view: &ContainerView) -> cri::ImageSpec {
     let config = &view.config;
     let by_id = config.image == view.image_id;
     let image = match config.user_specified_image.as_str() {
@@ -193,6 +194,7 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
         // As they were asked for, not as the kernel rounds them: a kubelet that resizes compares.
         resources: Some(cri::ContainerResources {
             linux: Some(update::asked(detail.limits.as_deref(), &sent)),
+            // This node runs Linux.
             windows: None,
         }),
         mounts: sent.mounts,
@@ -232,7 +234,8 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
 
 // ── images ──
 
-/// An image of a list or a status.
+/// An image of a list or a status. Its `spec` has no annotations: those of a manifest are not kept, and would not say
+/// which manifest they are of where an image has many names.
 pub fn image(view: ImageView) -> cri::Image {
     let (user, _group) = view.user.split_once(':').unwrap_or((&view.user, ""));
     let uid = user.parse::<i64>().ok();

@@ -19,8 +19,9 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::node::EventKind;
+use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
-use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
+use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming;
 use crate::timeline::Span;
 
@@ -37,6 +38,12 @@ pub trait Domain: Send + Sync + 'static {
     ) -> impl Future<Output = Result<SandboxId, Error>> + Send;
     fn stop_sandbox(&self, id: &SandboxId) -> impl Future<Output = Result<(), Error>> + Send;
     fn remove_sandbox(&self, id: &SandboxId) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Remembers what a pod is to have. What `change` does not say stays as it is.
+    fn update_sandbox(
+        &self,
+        id: &SandboxId,
+        change: PodLimits,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
     /// The id that `text` is, or begins.
     fn find_sandbox(&self, text: &str) -> Result<SandboxId, Lookup>;
     fn sandbox(&self, id: &SandboxId) -> Option<SandboxDetail>;
@@ -92,6 +99,13 @@ pub trait Domain: Send + Sync + 'static {
         &self,
         ids: Vec<SandboxId>,
     ) -> impl Future<Output = Result<Vec<(SandboxId, SandboxFigures)>, Error>> + Send;
+    /// All that metrics tell, of those of the sandboxes that are ready.
+    fn sandbox_accounts(
+        &self,
+        ids: Vec<SandboxId>,
+    ) -> impl Future<Output = Result<Vec<(SandboxId, SandboxAccounts)>, Error>> + Send;
+    /// The file system that images and writable layers are on.
+    fn volume(&self) -> Option<Volume>;
     /// Every change from now on.
     fn events(&self) -> impl Stream<Item = Result<EventView, Missed>> + Send + 'static;
 
@@ -160,6 +174,8 @@ pub struct SandboxDetail {
     pub view: SandboxView,
     /// The configuration as it was sent, encoded.
     pub request: Vec<u8>,
+    /// What the pod is to have, as far as that was changed since.
+    pub limits: PodLimits,
 }
 
 /// What the interface has no field for, in a verbose status.

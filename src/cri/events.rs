@@ -1,21 +1,21 @@
 //! GetContainerEvents: a stream of changes, each with the pod as it was just after it.
 
-use std::pin::Pin;
-
 use carpel_api::cri;
 use futures::{Stream, StreamExt};
 use tonic::Status;
 
 use super::convert;
 use super::domain::{Domain, EventView, Missed};
+use super::lists::{self, Messages};
 use crate::node::EventKind;
 
-pub type Events = Pin<Box<dyn Stream<Item = Result<cri::ContainerEventResponse, Status>> + Send>>;
+pub type Events = Messages<cri::ContainerEventResponse>;
 
-/// Every change from now on. A reader that falls behind gets an error as its last item.
+/// Every change from now on. A reader that falls behind gets an error as its last item, as does one that cannot be
+/// told of a pod as it is: a kubelet lists all anew then.
 pub async fn stream<D: Domain>(domain: &D) -> Result<Events, Status> {
     let events = domain.events().map(|event| match event {
-        Ok(event) => Ok(response(&event)),
+        Ok(event) => lists::fits(response(&event), &"list anew, as streams"),
         Err(Missed(count)) => Err(Status::data_loss(format!(
             "this reader is too slow: {count} events are lost; list anew and ask again"
         ))),

@@ -8,7 +8,8 @@ use tonic::{Request, Response, Status};
 use tracing::info_span;
 
 use super::domain::Domain;
-use super::status::{answer, not_built};
+use super::lists::{self, Messages};
+use super::status::{answer, answer_stream};
 use super::{convert, deadline, validate, verbose};
 use crate::stats::DiskTotal;
 
@@ -19,7 +20,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl<D: Domain> ImageService for Images<D> {
-    type StreamImagesStream = tokio_stream::Empty<Result<cri::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Messages<cri::StreamImagesResponse>;
 
     async fn list_images(
         &self,
@@ -54,9 +55,10 @@ impl<D: Domain> ImageService for Images<D> {
 
     async fn stream_images(
         &self,
-        _: Request<cri::StreamImagesRequest>,
+        request: Request<cri::StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
-        Err(not_built("StreamImages"))
+        let call = stream(&*self.0, request.into_inner());
+        answer_stream(info_span!("StreamImages"), call).await
     }
 
     async fn pull_image(
@@ -75,13 +77,31 @@ async fn list<D: Domain>(
     domain: &D,
     request: cri::ListImagesRequest,
 ) -> Result<cri::ListImagesResponse, Status> {
-    let images = match validate::image_filter(request.filter)? {
+    let answer = cri::ListImagesResponse {
+        images: matching(domain, request.filter)?.collect(),
+    };
+    lists::one_message(answer, "StreamImages")
+}
+
+async fn stream<D: Domain>(
+    domain: &D,
+    request: cri::StreamImagesRequest,
+) -> Result<Messages<cri::StreamImagesResponse>, Status> {
+    let images = matching(domain, request.filter)?;
+    Ok(lists::messages(images, |images| {
+        cri::StreamImagesResponse { images }
+    }))
+}
+
+fn matching<D: Domain>(
+    domain: &D,
+    filter: Option<cri::ImageFilter>,
+) -> Result<impl Iterator<Item = cri::Image> + Send + use<D>, Status> {
+    let images = match validate::image_filter(filter)? {
         Some(name) => domain.image(&name)?.into_iter().collect(),
         None => domain.images(),
     };
-    Ok(cri::ListImagesResponse {
-        images: images.into_iter().map(convert::image).collect(),
-    })
+    Ok(images.into_iter().map(convert::image))
 }
 
 async fn status<D: Domain>(
@@ -124,7 +144,8 @@ async fn remove<D: Domain>(
     Ok(cri::RemoveImageResponse {})
 }
 
-/// Images and writable layers share a file system.
+/// Images and writable layers share a file system. What writable layers take is what was measured last of each: the
+/// time is that of the sum.
 async fn fs_info<D: Domain>(domain: &D) -> Result<cri::ImageFsInfoResponse, Status> {
     let usages = domain.image_usage().await?;
     let filesystem = |usage: DiskTotal| cri::FilesystemUsage {

@@ -16,6 +16,8 @@ mod domain;
 mod events;
 mod images;
 mod import;
+mod lists;
+mod metrics;
 mod node;
 mod node_calls;
 mod platform;

@@ -19,15 +19,15 @@ use super::domain::{
 use super::import::{Archive, Progress};
 use super::pull::Steps;
 use super::update::{self, Merge};
-use crate::container::{Asked, Container, Exited, Limits, State, Status};
+use crate::container::{Asked, Container, Exited, Limits, State, Told};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::{self, Image};
 use crate::node::{self, Event, Node};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{PodLimits, Sandbox};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
-use crate::stats::{ContainerFigures, DiskTotal, SandboxFigures};
+use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming::{self, Urls};
 
 /// A node and the configuration that it was opened with.
@@ -52,6 +52,10 @@ impl Domain for Served {
 
     async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
         self.node.remove_sandbox(id).await
+    }
+
+    async fn update_sandbox(&self, id: &SandboxId, change: PodLimits) -> Result<(), Error> {
+        self.node.update_sandbox(id, change).await
     }
 
     fn find_sandbox(&self, text: &str) -> Result<SandboxId, Lookup> {
@@ -137,7 +141,7 @@ impl Domain for Served {
 
     fn container(&self, id: &ContainerId) -> Option<ContainerDetail> {
         let container = self.node.container(id)?;
-        Some(container_detail(&container, &container.status()))
+        Some(container_detail(&container, &container.told()))
     }
 
     fn container_info(&self, id: &ContainerId) -> Option<ContainerInfo> {
@@ -160,7 +164,7 @@ impl Domain for Served {
         self.node
             .containers_of(sandbox)
             .iter()
-            .map(|container| container_detail(container, &container.status()))
+            .map(|container| container_detail(container, &container.told()))
             .collect()
     }
 
@@ -168,7 +172,7 @@ impl Domain for Served {
         self.node
             .containers()
             .iter()
-            .map(|container| container_view(container, &container.status()))
+            .map(|container| container_view(container, &container.told()))
             .collect()
     }
 
@@ -196,6 +200,23 @@ impl Domain for Served {
         Ok(found
             .filter_map(|(id, figures)| Some((id, figures?)))
             .collect())
+    }
+
+    async fn sandbox_accounts(
+        &self,
+        ids: Vec<SandboxId>,
+    ) -> Result<Vec<(SandboxId, SandboxAccounts)>, Error> {
+        let sandboxes: Vec<_> = ids.iter().filter_map(|id| self.node.sandbox(id)).collect();
+        let found: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.id).collect();
+        let accounts = self.node.accounts(sandboxes).await?;
+        let found = found.into_iter().zip(accounts);
+        Ok(found
+            .filter_map(|(id, accounts)| Some((id, accounts?)))
+            .collect())
+    }
+
+    fn volume(&self) -> Option<Volume> {
+        self.node.volume()
     }
 
     fn events(&self) -> impl Stream<Item = Result<EventView, Missed>> + Send + 'static {
@@ -332,10 +353,11 @@ fn sandbox_detail(sandbox: &Sandbox, ready: bool) -> SandboxDetail {
     SandboxDetail {
         view: sandbox_view(sandbox, ready),
         request: sandbox.request.clone(),
+        limits: sandbox.limits(),
     }
 }
 
-fn container_view(container: &Container, status: &Status) -> ContainerView {
+fn container_view(container: &Container, told: &Told) -> ContainerView {
     ContainerView {
         id: container.id,
         sandbox: container.sandbox,
@@ -343,20 +365,20 @@ fn container_view(container: &Container, status: &Status) -> ContainerView {
         image_id: container.image_id.to_string(),
         image_ref: container.image_ref.clone(),
         created_at: container.created_at,
-        state: match status {
-            Status::Created => ContainerState::Created,
-            Status::Running(running) => ContainerState::Running {
-                started_at: running.started_at,
+        state: match told {
+            Told::Created => ContainerState::Created,
+            Told::Running { started_at } => ContainerState::Running {
+                started_at: *started_at,
             },
-            Status::Exited(exited) | Status::Removing(Some(exited)) => exited_view(exited),
-            Status::Removing(None) => ContainerState::Unknown,
+            Told::Exited(exited) | Told::Removing(Some(exited)) => exited_view(exited),
+            Told::Removing(None) => ContainerState::Unknown,
         },
     }
 }
 
-fn container_detail(container: &Container, status: &Status) -> ContainerDetail {
+fn container_detail(container: &Container, told: &Told) -> ContainerDetail {
     ContainerDetail {
-        view: container_view(container, status),
+        view: container_view(container, told),
         request: container.request.clone(),
         limits: container.limits().asked.map(|asked| asked.0),
         log_path: container.log_path.clone(),
@@ -375,7 +397,7 @@ fn event_view(event: &Event) -> EventView {
         at: event.at,
         sandbox: sandbox_detail(&event.sandbox, event.ready),
         containers: containers
-            .map(|(container, status)| container_detail(container, status))
+            .map(|(container, told)| container_detail(container, told))
             .collect(),
     }
 }

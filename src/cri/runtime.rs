@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use carpel_api::cri;
 use carpel_api::cri::runtime_service_server::RuntimeService;
-use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 use tracing::field;
 use tracing::info_span;
 
 use super::domain::Domain;
-use super::status::{answer, not_built};
+use super::lists::Messages;
+use super::status::{answer, answer_stream, not_built};
 use super::validate::Platform;
-use super::{containers, events, node_calls, sandboxes, stats, streams, update};
+use super::{containers, events, metrics, node_calls, sandboxes, stats, streams, update};
 
 /// The CRI's runtime service.
 pub struct Runtime<D> {
@@ -24,13 +24,12 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl<D: Domain> RuntimeService for Runtime<D> {
-    type StreamPodSandboxesStream = Empty<Result<cri::StreamPodSandboxesResponse, Status>>;
-    type StreamContainersStream = Empty<Result<cri::StreamContainersResponse, Status>>;
-    type StreamContainerStatsStream = Empty<Result<cri::StreamContainerStatsResponse, Status>>;
-    type StreamPodSandboxStatsStream = Empty<Result<cri::StreamPodSandboxStatsResponse, Status>>;
+    type StreamPodSandboxesStream = Messages<cri::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Messages<cri::StreamContainersResponse>;
+    type StreamContainerStatsStream = Messages<cri::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Messages<cri::StreamPodSandboxStatsResponse>;
     type GetContainerEventsStream = events::Events;
-    type StreamPodSandboxMetricsStream =
-        Empty<Result<cri::StreamPodSandboxMetricsResponse, Status>>;
+    type StreamPodSandboxMetricsStream = Messages<cri::StreamPodSandboxMetricsResponse>;
 
     async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
         answer(info_span!("Version"), node_calls::version()).await
@@ -268,42 +267,91 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        answer(
+        answer_stream(
             info_span!("GetContainerEvents"),
             events::stream(&*self.domain),
         )
         .await
     }
 
-    // ── not built yet ──
+    // ── lists as streams ──
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Err(not_built("StreamPodSandboxes"))
+        let call = sandboxes::stream(&*self.domain, request.into_inner());
+        answer_stream(info_span!("StreamPodSandboxes"), call).await
     }
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        Err(not_built("StreamContainers"))
+        let call = containers::stream(&*self.domain, request.into_inner());
+        answer_stream(info_span!("StreamContainers"), call).await
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(not_built("StreamContainerStats"))
+        let call = stats::stream_containers(&*self.domain, request.into_inner());
+        answer_stream(info_span!("StreamContainerStats"), call).await
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(not_built("StreamPodSandboxStats"))
+        let call = stats::stream_sandboxes(&*self.domain, request.into_inner());
+        answer_stream(info_span!("StreamPodSandboxStats"), call).await
     }
+
+    // ── metrics ──
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        answer(info_span!("ListMetricDescriptors"), metrics::descriptors()).await
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        answer(
+            info_span!("ListPodSandboxMetrics"),
+            metrics::list(&*self.domain),
+        )
+        .await
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        answer_stream(
+            info_span!("StreamPodSandboxMetrics"),
+            metrics::stream(&*self.domain),
+        )
+        .await
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        let request = request.into_inner();
+        let span = info_span!(
+            "UpdatePodSandboxResources",
+            sandbox.id = request.pod_sandbox_id
+        );
+        answer(span, update::sandbox(&*self.domain, self.platform, request)).await
+    }
+
+    // ── not built ──
 
     async fn checkpoint_container(
         &self,
@@ -324,33 +372,5 @@ impl<D: Domain> RuntimeService for Runtime<D> {
         _: Request<cri::RestorePodRequest>,
     ) -> Answer<cri::RestorePodResponse> {
         Err(not_built("RestorePod"))
-    }
-
-    async fn list_metric_descriptors(
-        &self,
-        _: Request<cri::ListMetricDescriptorsRequest>,
-    ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        Err(not_built("ListMetricDescriptors"))
-    }
-
-    async fn list_pod_sandbox_metrics(
-        &self,
-        _: Request<cri::ListPodSandboxMetricsRequest>,
-    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        Err(not_built("ListPodSandboxMetrics"))
-    }
-
-    async fn stream_pod_sandbox_metrics(
-        &self,
-        _: Request<cri::StreamPodSandboxMetricsRequest>,
-    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(not_built("StreamPodSandboxMetrics"))
-    }
-
-    async fn update_pod_sandbox_resources(
-        &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
-    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
-        Err(not_built("UpdatePodSandboxResources"))
     }
 }

@@ -2,13 +2,16 @@
 
 use carpel_api::cri;
 use prost::Message;
+use serde::Serialize;
+use serde_json::Value;
 use tonic::Status;
 use tracing::Span;
 
-use super::domain::Domain;
+use super::domain::{Domain, SandboxDetail, SandboxInfo};
+use super::lists::{self, Messages};
 use super::status::{doomed_sandbox, require_sandbox, vanished};
 use super::validate::{self, Platform};
-use super::{convert, verbose};
+use super::{convert, update, verbose};
 use crate::ids::SandboxId;
 
 pub async fn run<D: Domain>(
@@ -63,7 +66,7 @@ pub async fn status<D: Domain>(
     Ok(cri::PodSandboxStatusResponse {
         status: Some(convert::sandbox_status(&detail)),
         info: if request.verbose {
-            info(domain, &id)?
+            info(domain, &detail)?
         } else {
             verbose::none()
         },
@@ -72,9 +75,29 @@ pub async fn status<D: Domain>(
     })
 }
 
-fn info<D: Domain>(domain: &D, id: &SandboxId) -> Result<verbose::Info, Status> {
+fn info<D: Domain>(domain: &D, detail: &SandboxDetail) -> Result<verbose::Info, Status> {
+    let id = &detail.view.id;
     let info = domain.sandbox_info(id);
-    verbose::info("info", &info.ok_or_else(|| vanished("sandbox", id))?)
+    let (overhead, resources) = update::pod_limits(detail);
+    verbose::info(
+        "info",
+        &Verbose {
+            info: info.ok_or_else(|| vanished("sandbox", id))?,
+            overhead: overhead.as_ref().map(verbose::limits),
+            resources: resources.as_ref().map(verbose::limits),
+        },
+    )
+}
+
+/// What a verbose status adds. The interface has no other place for what a pod is to have.
+#[derive(Serialize)]
+struct Verbose {
+    #[serde(flatten)]
+    info: SandboxInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overhead: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<Value>,
 }
 
 fn container_statuses<D: Domain>(domain: &D, sandbox: &SandboxId) -> Vec<cri::ContainerStatus> {
@@ -86,12 +109,28 @@ pub async fn list<D: Domain>(
     domain: &D,
     request: cri::ListPodSandboxRequest,
 ) -> Result<cri::ListPodSandboxResponse, Status> {
-    let query = validate::sandbox_query(request.filter)?;
-    let views = domain.sandboxes();
-    let matching = views
-        .iter()
-        .filter(|view| convert::sandbox_matches(view, &query));
-    Ok(cri::ListPodSandboxResponse {
-        items: matching.map(convert::sandbox_item).collect(),
-    })
+    let answer = cri::ListPodSandboxResponse {
+        items: matching(domain, request.filter)?.collect(),
+    };
+    lists::one_message(answer, "StreamPodSandboxes")
+}
+
+pub async fn stream<D: Domain>(
+    domain: &D,
+    request: cri::StreamPodSandboxesRequest,
+) -> Result<Messages<cri::StreamPodSandboxesResponse>, Status> {
+    let sandboxes = matching(domain, request.filter)?;
+    Ok(lists::messages(sandboxes, |pod_sandboxes| {
+        cri::StreamPodSandboxesResponse { pod_sandboxes }
+    }))
+}
+
+fn matching<D: Domain>(
+    domain: &D,
+    filter: Option<cri::PodSandboxFilter>,
+) -> Result<impl Iterator<Item = cri::PodSandbox> + Send + use<D>, Status> {
+    let query = validate::sandbox_query(filter)?;
+    let views = domain.sandboxes().into_iter();
+    let matching = views.filter(move |view| convert::sandbox_matches(view, &query));
+    Ok(matching.map(|view| convert::sandbox_item(&view)))
 }

@@ -1,11 +1,13 @@
 //! The calls about figures.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use carpel_api::cri;
 use tonic::Status;
 
 use super::domain::{ContainerView, Domain, SandboxView};
+use super::lists::{self, Messages};
 use super::status::{require_container, require_sandbox, vanished};
 use super::{convert, validate};
 use crate::cgroup::{MemoryUsage, Pressure, Stall, Usage};
@@ -25,7 +27,7 @@ pub async fn container<D: Domain>(
     let figures = domain.container_figures(vec![id]).await?;
     let (_, figures) = figures.into_iter().next().ok_or_else(gone)?;
     Ok(cri::ContainerStatsResponse {
-        stats: Some(container_stats(domain, &view, &figures)),
+        stats: Some(container_stats(domain.root(), &view, &figures)),
     })
 }
 
@@ -33,23 +35,43 @@ pub async fn containers<D: Domain>(
     domain: &D,
     request: cri::ListContainerStatsRequest,
 ) -> Result<cri::ListContainerStatsResponse, Status> {
-    let query = validate::container_stats_query(request.filter)?;
+    let answer = cri::ListContainerStatsResponse {
+        stats: matching_containers(domain, request.filter).await?.collect(),
+    };
+    lists::one_message(answer, "StreamContainerStats")
+}
+
+pub async fn stream_containers<D: Domain>(
+    domain: &D,
+    request: cri::StreamContainerStatsRequest,
+) -> Result<Messages<cri::StreamContainerStatsResponse>, Status> {
+    let stats = matching_containers(domain, request.filter).await?;
+    Ok(lists::messages(stats, |container_stats| {
+        cri::StreamContainerStatsResponse { container_stats }
+    }))
+}
+
+/// All figures are read at once.
+async fn matching_containers<D: Domain>(
+    domain: &D,
+    filter: Option<cri::ContainerStatsFilter>,
+) -> Result<impl Iterator<Item = cri::ContainerStats> + Send + use<D>, Status> {
+    let query = validate::container_stats_query(filter)?;
     let mut views = domain.containers();
     views.retain(|view| convert::container_matches(view, &query));
     let ids = views.iter().map(|view| view.id).collect();
     let figures: HashMap<_, _> = domain.container_figures(ids).await?.into_iter().collect();
-    let stats = views.iter().filter_map(|view| {
+    let root = domain.root().to_owned();
+    Ok(views.into_iter().filter_map(move |view| {
         let figures = figures.get(&view.id)?;
-        Some(container_stats(domain, view, figures))
-    });
-    Ok(cri::ListContainerStatsResponse {
-        stats: stats.collect(),
-    })
+        Some(container_stats(&root, &view, figures))
+    }))
 }
 
-/// One that does not run has no figures but the space that it takes.
-fn container_stats<D: Domain>(
-    domain: &D,
+/// One that does not run has no figures but the space that it takes. On cgroup v1 there are no pressures, so `io` is
+/// absent (it holds nothing else); where swap is not accounted for, `swap` is.
+fn container_stats(
+    root: &Path,
     view: &ContainerView,
     all: &ContainerFigures,
 ) -> cri::ContainerStats {
@@ -63,7 +85,7 @@ fn container_stats<D: Domain>(
         }),
         cpu: figures.and_then(cpu),
         memory: figures.and_then(memory),
-        writable_layer: all.disk.map(|disk| writable_layer(domain, disk)),
+        writable_layer: all.disk.map(|disk| writable_layer(root, disk)),
         swap: figures.and_then(swap),
         io: figures.and_then(io),
     }
@@ -85,7 +107,7 @@ pub async fn sandbox<D: Domain>(
     let (_, figures) = figures.into_iter().next().ok_or_else(not_ready)?;
     let views = container_views(domain);
     Ok(cri::PodSandboxStatsResponse {
-        stats: Some(sandbox_stats(domain, &view, &figures, &views)),
+        stats: Some(sandbox_stats(domain.root(), &view, &figures, &views)),
     })
 }
 
@@ -93,19 +115,38 @@ pub async fn sandboxes<D: Domain>(
     domain: &D,
     request: cri::ListPodSandboxStatsRequest,
 ) -> Result<cri::ListPodSandboxStatsResponse, Status> {
-    let query = validate::sandbox_stats_query(request.filter)?;
+    let answer = cri::ListPodSandboxStatsResponse {
+        stats: matching_sandboxes(domain, request.filter).await?.collect(),
+    };
+    lists::one_message(answer, "StreamPodSandboxStats")
+}
+
+pub async fn stream_sandboxes<D: Domain>(
+    domain: &D,
+    request: cri::StreamPodSandboxStatsRequest,
+) -> Result<Messages<cri::StreamPodSandboxStatsResponse>, Status> {
+    let stats = matching_sandboxes(domain, request.filter).await?;
+    Ok(lists::messages(stats, |pod_sandbox_stats| {
+        cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }
+    }))
+}
+
+/// All figures are read at once.
+async fn matching_sandboxes<D: Domain>(
+    domain: &D,
+    filter: Option<cri::PodSandboxStatsFilter>,
+) -> Result<impl Iterator<Item = cri::PodSandboxStats> + Send + use<D>, Status> {
+    let query = validate::sandbox_stats_query(filter)?;
     let mut sandboxes = domain.sandboxes();
     sandboxes.retain(|view| convert::sandbox_matches(view, &query));
     let ids = sandboxes.iter().map(|view| view.id).collect();
     let figures: HashMap<_, _> = domain.sandbox_figures(ids).await?.into_iter().collect();
     let views = container_views(domain);
-    let stats = sandboxes.iter().filter_map(|view| {
+    let root = domain.root().to_owned();
+    Ok(sandboxes.into_iter().filter_map(move |view| {
         let figures = figures.get(&view.id)?;
-        Some(sandbox_stats(domain, view, figures, &views))
-    });
-    Ok(cri::ListPodSandboxStatsResponse {
-        stats: stats.collect(),
-    })
+        Some(sandbox_stats(&root, &view, figures, &views))
+    }))
 }
 
 fn container_views<D: Domain>(domain: &D) -> HashMap<ContainerId, ContainerView> {
@@ -113,15 +154,15 @@ fn container_views<D: Domain>(domain: &D) -> HashMap<ContainerId, ContainerView>
     views.map(|view| (view.id, view)).collect()
 }
 
-fn sandbox_stats<D: Domain>(
-    domain: &D,
+fn sandbox_stats(
+    root: &Path,
     view: &SandboxView,
     all: &SandboxFigures,
     views: &HashMap<ContainerId, ContainerView>,
 ) -> cri::PodSandboxStats {
     let containers = all.containers.iter().filter_map(|(id, figures)| {
         let view = views.get(id)?;
-        Some(container_stats(domain, view, figures))
+        Some(container_stats(root, view, figures))
     });
     let figures = &all.figures;
     cri::PodSandboxStats {
@@ -142,6 +183,7 @@ fn sandbox_stats<D: Domain>(
             containers: containers.collect(),
             io: io(figures),
         }),
+        // This node runs Linux.
         windows: None,
     }
 }
@@ -197,10 +239,11 @@ fn io(figures: &Figures) -> Option<cri::IoUsage> {
     })
 }
 
+/// The kernel tells totals in microseconds, the interface in nanoseconds.
 fn psi(pressure: Pressure) -> cri::PsiStats {
     let data = |stall: Stall| {
         Some(cri::PsiData {
-            total: stall.total,
+            total: stall.total.saturating_mul(1000),
             avg10: stall.avg10,
             avg60: stall.avg60,
             avg300: stall.avg300,
@@ -212,11 +255,11 @@ fn psi(pressure: Pressure) -> cri::PsiStats {
     }
 }
 
-fn writable_layer<D: Domain>(domain: &D, disk: DiskUsage) -> cri::FilesystemUsage {
+fn writable_layer(root: &Path, disk: DiskUsage) -> cri::FilesystemUsage {
     cri::FilesystemUsage {
         timestamp: disk.at,
         fs_id: Some(cri::FilesystemIdentifier {
-            mountpoint: domain.root().display().to_string(),
+            mountpoint: root.display().to_string(),
         }),
         used_bytes: value(disk.bytes),
         inodes_used: value(disk.inodes),

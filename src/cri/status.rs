@@ -5,10 +5,12 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt;
+use prost::Message;
 use tonic::{Response, Status};
 use tracing::{Instrument, Span};
 
 use super::domain::{Domain, Lookup};
+use super::lists::{self, Messages};
 use super::validate::{IdText, Rejected};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
@@ -52,11 +54,30 @@ impl From<Rejected> for Error {
 
 /// The answer to a call that this build does not have.
 pub fn not_built(call: &str) -> Status {
-    Status::unimplemented(format!("{call} is not supported yet"))
+    Status::unimplemented(format!(
+        "{call} is not supported: carpel cannot checkpoint or restore processes"
+    ))
 }
 
-/// Runs a call in its span. A panic costs this call and no more.
-pub async fn answer<T>(
+/// Runs a call with one answer in its span.
+pub async fn answer<T: Message>(
+    span: Span,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<Response<T>, Status> {
+    let advice = "ask for less";
+    run(span, call.map(|answer| lists::fits(answer?, &advice))).await
+}
+
+/// Runs a call whose answer is a stream in its span, which ends when the stream begins.
+pub async fn answer_stream<M>(
+    span: Span,
+    call: impl Future<Output = Result<Messages<M>, Status>>,
+) -> Result<Response<Messages<M>>, Status> {
+    run(span, call).await
+}
+
+/// A panic costs this call and no more.
+async fn run<T>(
     span: Span,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<Response<T>, Status> {

@@ -1,13 +1,16 @@
 //! UpdateContainerResources: what a request says is laid over what was asked for before.
+//! UpdatePodSandboxResources: it takes the place of what was asked for before.
 
 use carpel_api::cri;
 use prost::Message;
 use tonic::Status;
 
-use super::domain::Domain;
-use super::status::require_container;
+use super::domain::{Domain, SandboxDetail};
+use super::status::{require_container, require_sandbox};
 use super::validate::{self, Platform};
+use crate::container as recorded;
 use crate::error::Error;
+use crate::sandbox::PodLimits;
 use crate::spec::config::Resources;
 
 /// The limits that a container has, as they were asked for: the message, encoded.
@@ -31,6 +34,24 @@ pub async fn container<D: Domain>(
         .await
         .map_err(Status::from)?;
     Ok(cri::UpdateContainerResourcesResponse {})
+}
+
+pub async fn sandbox<D: Domain>(
+    domain: &D,
+    platform: Platform,
+    request: cri::UpdatePodSandboxResourcesRequest,
+) -> Result<cri::UpdatePodSandboxResourcesResponse, Status> {
+    let id = validate::update_sandbox(&request, platform)?;
+    let id = require_sandbox(domain, &id)?;
+    let encoded = |limits: Option<cri::LinuxContainerResources>| {
+        limits.map(|limits| recorded::Asked(limits.encode_to_vec()))
+    };
+    let change = PodLimits {
+        overhead: encoded(request.overhead),
+        resources: encoded(request.resources),
+    };
+    domain.update_sandbox(&id, change).await?;
+    Ok(cri::UpdatePodSandboxResourcesResponse {})
 }
 
 /// Makes the new limits of those asked for before.
@@ -88,6 +109,26 @@ pub fn asked(
             .and_then(|linux| linux.resources.clone())
             .unwrap_or_default()
     })
+}
+
+/// What a pod is to have, overhead and resources, as it was asked for last.
+pub fn pod_limits(
+    detail: &SandboxDetail,
+) -> (
+    Option<cri::LinuxContainerResources>,
+    Option<cri::LinuxContainerResources>,
+) {
+    let sent = cri::PodSandboxConfig::decode(&*detail.request).unwrap_or_default();
+    let sent = sent.linux.unwrap_or_default();
+    let last = |changed: &Option<recorded::Asked>, sent| match changed {
+        Some(asked) => cri::LinuxContainerResources::decode(&*asked.0).ok(),
+        None => sent,
+    };
+    let limits = &detail.limits;
+    (
+        last(&limits.overhead, sent.overhead),
+        last(&limits.resources, sent.resources),
+    )
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! What happens to sandboxes and containers, told to whoever listens.
 //!
 //! What must always hold: each change is announced once, by whoever made it, after it is in the tables;
-//! nobody waits for a listener. One that falls behind by more than [`BACKLOG`] learns that it has, and must
-//! list anew.
+//! nobody waits for a listener, and none keeps anything of a pod open. One that falls behind by more than
+//! [`BACKLOG`] learns that it has, and must list anew.
 
 use std::sync::Arc;
 
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
 use super::Node;
-use crate::container::{Container, Status};
+use crate::container::{Container, Told};
 use crate::sandbox::Sandbox;
 
 /// How many events are kept for the slowest listener.
@@ -25,7 +25,7 @@ pub struct Event {
     pub at: i64,
     pub sandbox: Arc<Sandbox>,
     pub ready: bool,
-    pub containers: Vec<(Arc<Container>, Status)>,
+    pub containers: Vec<(Arc<Container>, Told)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +75,8 @@ impl Node {
         let at = super::now();
         let containers = self.containers_of(&sandbox.id);
         let containers = containers.into_iter().map(|container| {
-            let status = container.status();
-            (container, status)
+            let told = container.told();
+            (container, told)
         });
         let event = Event {
             object,

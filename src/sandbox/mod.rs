@@ -16,16 +16,20 @@ mod dismantle;
 pub(crate) mod files;
 mod run;
 mod stop;
+mod update;
 pub(crate) mod user;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub use update::PodLimits;
+
+use crate::container::Asked;
 use crate::error::Error;
 use crate::ids::SandboxId;
 use crate::network::Attachment;
@@ -51,6 +55,7 @@ pub struct Sandbox {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// How fast its CPU time grows.
     pub(crate) rate: Rate,
+    limits: Mutex<PodLimits>,
     state: watch::Sender<State>,
 }
 
@@ -102,6 +107,11 @@ pub(crate) struct Record {
     pub cgroup: String,
     pub phase: Phase,
     pub attachment: Option<Attachment>,
+    /// What the pod is to have, if that was changed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Asked>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Asked>,
 }
 
 /// How far a sandbox had come. Whether it lives is not written down: its supervisor says so.
@@ -132,7 +142,22 @@ impl Sandbox {
             turn: tokio::sync::Mutex::default(),
             state: watch::Sender::new(state),
             rate: Rate::default(),
+            limits: Mutex::new(PodLimits {
+                overhead: record.overhead.clone(),
+                resources: record.resources.clone(),
+            }),
         }
+    }
+
+    /// What the pod is to have, as far as that was changed.
+    #[must_use]
+    pub fn limits(&self) -> PodLimits {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.clone()
+    }
+
+    pub(crate) fn set_limits(&self, limits: PodLimits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// The present state.
@@ -248,6 +273,10 @@ impl Sandbox {
             | State::Stopped { attachment } => attachment.clone(),
             State::Making | State::Removing => None,
         };
+        let PodLimits {
+            overhead,
+            resources,
+        } = self.limits();
         Record {
             id: self.id,
             request: self.request.clone(),
@@ -256,6 +285,8 @@ impl Sandbox {
             cgroup: self.cgroup.clone(),
             phase,
             attachment,
+            overhead,
+            resources,
         }
     }
 

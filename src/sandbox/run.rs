@@ -70,6 +70,8 @@ impl Node {
             cgroup: self.cgroup_path(config.cgroup_parent.as_deref(), &id.to_string()),
             phase: Phase::Making,
             attachment: None,
+            overhead: None,
+            resources: None,
         };
         let netns = self.paths.netns(&id);
         let sandbox = Arc::new(Sandbox::new(&record, config, netns, State::Making));

@@ -3,22 +3,27 @@
 //! ```text
 //! cgroup files ──read at each request──▶ cpu, memory, swap, pressure, pids
 //! /proc/<supervisor>/net/dev ──────────▶ network
+//! more cgroup files, /proc/<pid>/fd ───▶ accounts, for metrics only
 //! writable layers ──walked in the background, when somebody asks──▶ remembered ──▶ disk
 //! ```
 //!
-//! What must always hold: no request walks a disk or a list of processes. Figures of what is gone
-//! are left out, never zero.
+//! What must always hold: no request walks a disk, and none but that of metrics a list of processes (and then
+//! so many descriptors and no more). Figures of what is gone are left out, never zero.
 
+mod accounts;
 mod disk;
 mod network;
+mod processes;
 mod rate;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use accounts::{ContainerAccounts, Devices, SandboxAccounts, Volume};
 pub(crate) use disk::Walker;
 pub use disk::{DiskTotal, DiskUsage};
 pub use network::{Interface, NetworkUsage};
+pub use processes::Processes;
 pub(crate) use rate::Rate;
 
 use tokio::task::JoinError;

@@ -14,13 +14,17 @@ pub struct NetworkUsage {
     pub others: Vec<Interface>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {
     pub name: String,
     pub rx_bytes: u64,
+    pub rx_packets: u64,
     pub rx_errors: u64,
+    pub rx_dropped: u64,
     pub tx_bytes: u64,
+    pub tx_packets: u64,
     pub tx_errors: u64,
+    pub tx_dropped: u64,
 }
 
 /// Reads the figures of the network namespace that the process `pid` is in.
@@ -53,9 +57,13 @@ fn parse(line: &str) -> Option<Interface> {
     Some(Interface {
         name: name.trim().to_owned(),
         rx_bytes: numbers[0],
+        rx_packets: numbers[1],
         rx_errors: numbers[2],
+        rx_dropped: numbers[3],
         tx_bytes: numbers[8],
+        tx_packets: numbers[9],
         tx_errors: numbers[10],
+        tx_dropped: numbers[11],
     })
 }
 
@@ -71,9 +79,13 @@ mod tests {
         let eth = Interface {
             name: "eth0".into(),
             rx_bytes: 6_342,
+            rx_packets: 69,
             rx_errors: 3,
+            rx_dropped: 1,
             tx_bytes: 18_446_744_073_709_551_615,
+            tx_packets: 5,
             tx_errors: 4,
+            tx_dropped: 2,
         };
         let names: Vec<_> = interfaces.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["lo", "eth0", "a:1"]);

@@ -166,15 +166,44 @@ impl TestNode {
         Ok(response.into_inner())
     }
 
+    /// UpdatePodSandboxResources, with the overhead and the resources.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn try_update_pod(
+        &self,
+        id: &str,
+        overhead: Option<v1::LinuxContainerResources>,
+        resources: Option<v1::LinuxContainerResources>,
+    ) -> Result<(), Status> {
+        let request = v1::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: id.to_owned(),
+            overhead,
+            resources,
+        };
+        let mut runtime = self.cri.runtime();
+        runtime
+            .update_pod_sandbox_resources(request)
+            .await
+            .map(drop)
+    }
+
+    /// What a verbose PodSandboxStatus adds.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub async fn pod_info(&self, pod: &Pod) -> Value {
+        let response = self.try_pod_status(&pod.id).await;
+        let info = &response.expect("PodSandboxStatus").info["info"];
+        serde_json::from_str(info).expect("JSON")
+    }
+
     /// Pid of a pod's supervisor.
     ///
     /// # Panics
     /// If the status does not tell it.
     pub async fn supervisor_pid(&self, pod: &Pod) -> i32 {
-        let response = self.try_pod_status(&pod.id).await;
-        let info = &response.expect("PodSandboxStatus").info["info"];
-        let info: Value = serde_json::from_str(info).expect("JSON");
-        let pid = info["pid"].as_i64().expect("a pid");
+        let pid = self.pod_info(pod).await["pid"].as_i64().expect("a pid");
         i32::try_from(pid).expect("a pid")
     }
 

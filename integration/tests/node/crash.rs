@@ -45,7 +45,10 @@ impl Life {
                 self.container = Some(node.try_create(pod, &sleeper("a")).await?);
             }
             2 => node.try_start(&id).await?,
-            3 => node.try_update(&id, &limits()).await?,
+            3 => {
+                node.try_update(&id, &limits()).await?;
+                node.try_update_pod(&pod_id, None, Some(limits())).await?;
+            }
             4 => node.try_stop(&id, 5).await?,
             5 => node.try_remove(&id).await?,
             6 => node.try_stop_pod(&pod_id).await?,
@@ -139,6 +142,7 @@ at_each! {
     start_sent "start:sent",
     start_started "start:started",
     update_set "update:set",
+    update_sandbox_set "update-sandbox:set",
     stop_signalled "stop:signalled",
     stop_exited "stop:exited",
     stop_sandbox_containers_stopped "stop-sandbox:containers-stopped",

@@ -275,3 +275,82 @@ async fn a_reader_that_sleeps_stalls_nobody_and_is_told() {
         "the other reader has all"
     );
 }
+
+fn descriptors(node: &TestNode) -> usize {
+    let pid = node.daemon_pid().expect("a daemon");
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    open.expect("it lives").count()
+}
+
+#[tokio::test]
+async fn a_reader_that_sleeps_keeps_nothing_open() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let mut long = sleeper("long");
+    let text = "x".repeat(256 << 10);
+    long.annotations.insert("text".into(), text);
+    node.try_create(&pod, &long).await.unwrap();
+    let connection = Cri::with_window(&node.socket(), Some(1 << 16));
+    let request = GetEventsRequest {};
+    let mut asleep = connection
+        .runtime()
+        .get_container_events(request)
+        .await
+        .expect("GetContainerEvents")
+        .into_inner();
+    const LIVES: usize = 20;
+    let live = async |name: String| {
+        let id = node.start_container(&pod, &sleeper(&name)).await;
+        node.try_stop(&id, 5).await.unwrap();
+        node.try_remove(&id).await.unwrap();
+    };
+    // Until the connection is full.
+    live("first".into()).await;
+    let before = descriptors(&node);
+    for n in 0..LIVES {
+        live(format!("c{n}")).await;
+    }
+    // A container that runs has four at least.
+    let deadline = Instant::now() + host::soon();
+    while descriptors(&node) >= before + LIVES {
+        assert!(
+            Instant::now() < deadline,
+            "{} are open, {before} were",
+            descriptors(&node)
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // All of it has waited for the reader.
+    let mut kinds = BTreeMap::new();
+    for _ in 0..4 * (LIVES + 1) {
+        let event = next(&mut asleep).await;
+        *kinds.entry(event.container_event_type()).or_insert(0) += 1;
+    }
+    assert!(kinds.values().all(|count| *count == LIVES + 1), "{kinds:?}");
+    no_more(&mut asleep).await;
+    drop((asleep, connection));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_event_that_no_message_takes_ends_the_stream() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let mut events = listen(&node).await;
+    let mut created = 0;
+    let status = loop {
+        let mut long = sleeper(&format!("c{created}"));
+        let text = "x".repeat((1 << 20) - 1000);
+        long.annotations.insert("text".into(), text);
+        node.try_create(&pod, &long).await.unwrap();
+        let message = tokio::time::timeout(host::soon(), events.message()).await;
+        match message.expect("an event, or the end") {
+            Ok(Some(_)) => created += 1,
+            end => break end.expect_err("one is too long"),
+        }
+    };
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("list anew"), "{status}");
+    assert!((14..=16).contains(&created), "{created}");
+    node.finish().await;
+}

@@ -13,10 +13,10 @@ use tonic::Code;
 use crate::refused;
 
 /// A tmpfs on the host with its own propagation; unmounted with all below when dropped.
-struct HostMount(PathBuf);
+pub struct HostMount(pub PathBuf);
 
 impl HostMount {
-    fn new(path: &Path, propagation: MsFlags) -> Self {
+    pub fn new(path: &Path, propagation: MsFlags) -> Self {
         fs::create_dir_all(path).unwrap();
         mount(
             Some("tmpfs"),

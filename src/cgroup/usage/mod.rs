@@ -11,6 +11,7 @@ use std::io;
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::dir::{Dir, is_gone};
+pub(super) use parse::keyed as keyed_figures;
 
 /// What a cgroup and those below it use.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -99,7 +100,7 @@ impl FileReader {
     ///
     /// # Errors
     /// As `read(2)`.
-    fn read(&mut self, dir: &Dir, path: &str) -> io::Result<Option<&str>> {
+    pub(super) fn read(&mut self, dir: &Dir, path: &str) -> io::Result<Option<&str>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let read = openat(dir, path, flags, Mode::empty()).and_then(|file| {
             // The kernel makes the text at the first read: one is enough, as the buffer is large.
@@ -114,7 +115,7 @@ impl FileReader {
         }
     }
 
-    fn number(&mut self, dir: &Dir, path: &str) -> io::Result<Option<u64>> {
+    pub(super) fn number(&mut self, dir: &Dir, path: &str) -> io::Result<Option<u64>> {
         Ok(self.read(dir, path)?.and_then(parse::number))
     }
 

@@ -335,43 +335,27 @@ async fn a_panic_costs_one_call() {
 async fn what_is_not_built_says_so_by_name() {
     let fake = Arc::new(Fake::default());
     let mut client = fake::runtime(&fake).await;
-    let not_built = |name: &str| (Code::Unimplemented, format!("{name} is not supported yet"));
+    let not_built = |name: &str| {
+        let why = "carpel cannot checkpoint or restore processes";
+        (
+            Code::Unimplemented,
+            format!("{name} is not supported: {why}"),
+        )
+    };
+    let request = cri::CheckpointContainerRequest::default();
     assert_eq!(
-        refused(
-            client
-                .list_metric_descriptors(cri::ListMetricDescriptorsRequest {})
-                .await
-        ),
-        not_built("ListMetricDescriptors")
+        refused(client.checkpoint_container(request).await),
+        not_built("CheckpointContainer")
     );
+    let request = cri::CheckpointPodRequest::default();
     assert_eq!(
-        refused(
-            client
-                .update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest::default())
-                .await
-        ),
-        not_built("UpdatePodSandboxResources")
+        refused(client.checkpoint_pod(request).await),
+        not_built("CheckpointPod")
     );
+    let request = cri::RestorePodRequest::default();
     assert_eq!(
-        refused(
-            client
-                .stream_pod_sandboxes(cri::StreamPodSandboxesRequest::default())
-                .await
-        ),
-        not_built("StreamPodSandboxes")
-    );
-    assert_eq!(
-        refused(client.restore_pod(cri::RestorePodRequest::default()).await),
+        refused(client.restore_pod(request).await),
         not_built("RestorePod")
-    );
-    let mut client = fake::images(&fake).await;
-    assert_eq!(
-        refused(
-            client
-                .stream_images(cri::StreamImagesRequest::default())
-                .await
-        ),
-        not_built("StreamImages")
     );
 }
 

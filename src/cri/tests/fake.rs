@@ -27,8 +27,12 @@ use crate::cri::update::{self, Merge};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
+use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
-use crate::stats::{ContainerFigures, DiskTotal, DiskUsage, Figures, SandboxFigures};
+use crate::stats::{
+    ContainerAccounts, ContainerFigures, DiskTotal, DiskUsage, Figures, Interface, SandboxAccounts,
+    SandboxFigures, Volume,
+};
 use crate::store::blobs::Digest;
 use crate::streaming;
 use crate::timeline::Span;
@@ -42,6 +46,8 @@ pub struct Fake {
     pub images: Vec<ImageView>,
     pub events: Mutex<Vec<Result<EventView, Missed>>>,
     pub network_down: bool,
+    /// Of every container.
+    pub accounts: ContainerAccounts,
 }
 
 impl Fake {
@@ -106,6 +112,7 @@ impl Domain for Fake {
                     .into(),
             },
             request,
+            limits: PodLimits::default(),
         });
         Ok(id)
     }
@@ -117,6 +124,13 @@ impl Domain for Fake {
 
     async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
         self.note(format!("remove sandbox {id}"));
+        Ok(())
+    }
+
+    async fn update_sandbox(&self, id: &SandboxId, change: PodLimits) -> Result<(), Error> {
+        let mut sandboxes = self.sandboxes.lock().expect("no test panics in here");
+        let detail = sandboxes.iter_mut().find(|detail| detail.view.id == *id);
+        detail.expect("found before").limits = change;
         Ok(())
     }
 
@@ -291,6 +305,37 @@ impl Domain for Fake {
             all.push((id, sandbox));
         }
         Ok(all)
+    }
+
+    async fn sandbox_accounts(
+        &self,
+        ids: Vec<SandboxId>,
+    ) -> Result<Vec<(SandboxId, SandboxAccounts)>, Error> {
+        let accounts = |id: SandboxId| {
+            let containers = self.containers_of(&id).into_iter();
+            let accounts = SandboxAccounts {
+                cgroup: "/pods/x".into(),
+                interfaces: vec![Interface {
+                    name: "eth0".into(),
+                    rx_packets: 5,
+                    ..Interface::default()
+                }],
+                containers: containers
+                    .map(|detail| (detail.view.id, self.accounts.clone()))
+                    .collect(),
+            };
+            (id, accounts)
+        };
+        Ok(ids.into_iter().map(accounts).collect())
+    }
+
+    fn volume(&self) -> Option<Volume> {
+        Some(Volume {
+            device: "/dev/x1".into(),
+            bytes: 1000,
+            inodes: 100,
+            free_inodes: 10,
+        })
     }
 
     fn events(&self) -> impl Stream<Item = Result<EventView, Missed>> + Send + 'static {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use carpel_api::cri;
 
 use super::mounts::unknown;
-use super::{Field, Rejected, Shown, container, sandbox, text};
+use super::{Field, Platform, Rejected, Shown, container, limits, sandbox, text};
 
 /// Longest reference of an image, and longest text that may be an id.
 const MAX_REFERENCE: usize = 4096;
@@ -220,6 +220,25 @@ pub fn update_container(
         return Err(Field::root("windows").unsupported("this node runs Linux"));
     }
     Ok((id, request.linux.unwrap_or_default()))
+}
+
+/// Checks UpdatePodSandboxResources.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn update_sandbox(
+    request: &cri::UpdatePodSandboxResourcesRequest,
+    platform: Platform,
+) -> Result<IdText, Rejected> {
+    let id = sandbox_id(&request.pod_sandbox_id)?;
+    for (name, raw) in [
+        ("overhead", &request.overhead),
+        ("resources", &request.resources),
+    ] {
+        limits::of_pod(&Field::root(name), raw.as_ref(), platform)
+            .map_err(|rejected| rejected.about(&format_args!("sandbox {id}")))?;
+    }
+    Ok(id)
 }
 
 fn optional_id(field: &Field<'_>, raw: &str) -> Result<Option<IdText>, Rejected> {

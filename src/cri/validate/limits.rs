@@ -31,6 +31,20 @@ pub fn updated(
     resources(&Field::root("linux"), raw, platform)
 }
 
+/// Checks what a whole pod is to have, which nothing is set by here: so it may name what only another machine has.
+pub(super) fn of_pod(
+    field: &Field<'_>,
+    raw: Option<&cri::LinuxContainerResources>,
+    platform: Platform,
+) -> Result<(), Rejected> {
+    let anywhere = Platform {
+        unified: true,
+        ..platform
+    };
+    let checked = raw.map(|raw| resources(field, raw.clone(), anywhere));
+    checked.transpose().map(drop)
+}
+
 /// Checks a container's limits.
 pub(super) fn resources(
     field: &Field<'_>,

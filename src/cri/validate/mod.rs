@@ -26,7 +26,7 @@ use std::fmt;
 pub use calls::{
     ContainerQuery, IdText, SandboxQuery, container_id, container_query, container_stats_query,
     exec_sync, image_filter, image_name, pod_cidr, sandbox_id, sandbox_query, sandbox_stats_query,
-    stop_timeout, update_container,
+    stop_timeout, update_container, update_sandbox,
 };
 pub use container::{container_config, create_container, fits_sandbox};
 pub use limits::updated as updated_resources;

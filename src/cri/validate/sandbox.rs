@@ -65,6 +65,13 @@ fn check(
     }
     let linux = config.linux.unwrap_or_default();
     let linux_field = field.member("linux");
+    // Kept with the request, and shown: the pod's cgroup is the kubelet's to limit.
+    for (name, limits) in [
+        ("overhead", &linux.overhead),
+        ("resources", &linux.resources),
+    ] {
+        limits::of_pod(&linux_field.member(name), limits.as_ref(), platform)?;
+    }
     let (namespaces, privileged) = security::sandbox(
         &linux_field.member("security_context"),
         linux.security_context,
