@@ -41,6 +41,8 @@ pub const ADOPTION: &[&str] = &[
     "adopt:handed-over",
     "adopt:ready",
 ];
+/// Those that only a pod with a user namespace passes.
+pub const USER_NAMESPACE: &[&str] = &["run:user-namespace", "start:user-namespace"];
 /// Every failpoint of a pull, in the order in which one passes them.
 pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 
@@ -51,7 +53,7 @@ pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    let listed = [NAMES, ADOPTION, PULL]
+    let listed = [NAMES, ADOPTION, USER_NAMESPACE, PULL]
         .iter()
         .any(|names| names.contains(&name));
     debug_assert!(listed, "failpoint {name} is not listed");

@@ -11,7 +11,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
 use crate::node::{EventKind, Node};
 use crate::sandbox::{self, Sandbox, files};
-use crate::spec::config::{ContainerConfig, PidScope};
+use crate::spec::config::{ContainerConfig, IdMap, PidScope, UserNamespace};
 use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
 use crate::spec::plan;
 use crate::spec::signal;
@@ -105,12 +105,13 @@ impl Node {
         let at = |doing: &str| format!("{doing} of container {id}");
         let dir = self.paths.container(&id);
         crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
-        let rootfs = self.make_rootfs(&id, &image.layers).await?;
+        let rootfs = self.make_rootfs(&id, &image.layers, sandbox).await?;
         failpoint::hit("create:prepared")?;
         let made = Instant::now();
         let security = &config.security;
         let user = user::resolve(&rootfs, image_user(image), security)
             .map_err(|error| invalid(&config, &error))?;
+        check_mapped(&config, &user, sandbox.config.user_namespace)?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
         let source = self.source(&id, sandbox, &config, image, &user, &cgroup)?;
         let compiled = plan::compile_container(&source, &self.host)
@@ -197,19 +198,29 @@ impl Node {
         &self,
         id: &ContainerId,
         layers: &[LayerId],
+        sandbox: &Sandbox,
     ) -> Result<RootFd, Error> {
         let dir = self.paths.container(id);
         let at = |doing: &str| format!("{doing} of container {id}");
         let (upper, work) = (dir.join("upper"), dir.join("work"));
         let layers = self.images.layer_dirs(layers);
-        crate::node::make_root_dir(&upper, layers.last().map(PathBuf::as_path))
-            .map_err(Error::at(at("make the writable layer")))?;
-        crate::node::make_dir(&work).map_err(Error::at(at("make the writable layer")))?;
+        let user = sandbox.config.user_namespace;
+        let made = crate::node::make_root_dir(&upper, layers.last().map(PathBuf::as_path), user)
+            .and_then(|()| crate::node::make_dir(&work))
+            .and_then(|()| match user {
+                Some(user) => {
+                    let (uid, gid) = (user.uids.host, user.gids.host);
+                    std::os::unix::fs::chown(&work, Some(uid), Some(gid))
+                }
+                None => Ok(()),
+            });
+        made.map_err(Error::at(at("make the writable layer")))?;
         let overlay = Overlay {
             layers,
             upper,
             work,
             volatile: true,
+            user_namespace: sandbox.user_namespace()?,
         };
         let rootfs = self
             .builder
@@ -240,6 +251,28 @@ fn invalid(config: &ContainerConfig, error: &(dyn std::error::Error + 'static)) 
         config.name.name,
         crate::error::chain(error)
     ))
+}
+
+/// Who is not in the pod's user namespace cannot run in it.
+fn check_mapped(
+    config: &ContainerConfig,
+    user: &User,
+    namespace: Option<UserNamespace>,
+) -> Result<(), Error> {
+    let Some(namespace) = namespace else {
+        return Ok(());
+    };
+    let check = |what: &str, id: u32, ids: IdMap| match ids.to_host(id) {
+        Some(_) => Ok(()),
+        None => Err(Error::InvalidArgument(format!(
+            "container {:?}: {what} {id} is not in the pod's user namespace, which has {}",
+            config.name.name, ids.count
+        ))),
+    };
+    check("user", user.uid, namespace.uids)?;
+    check("group", user.gid, namespace.gids)?;
+    let mut groups = user.groups.iter();
+    groups.try_for_each(|group| check("supplementary group", *group, namespace.gids))
 }
 
 fn image_user(image: &Image) -> &str {

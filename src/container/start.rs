@@ -4,17 +4,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
+use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start, UserStart};
 
 use super::devices;
 use super::kept::Kept;
-use super::processes::{self, Descriptors, Streams};
+use super::processes::{self, Descriptors, Owner, Streams};
 use super::{Container, Exited, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::node::{EventKind, Node, Op};
+use crate::sandbox::Sandbox;
 use crate::spec::plan;
 use crate::supervisor::{self, Started, Supervisor};
 
@@ -103,25 +104,30 @@ impl Node {
         rootfs: Option<OwnedFd>,
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
+        let sandbox = self.sandbox_of(container)?;
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
             // After the daemon's death: the supervisor has confirmed that it was never started.
             None => self
-                .make_rootfs(&container.id, &container.layers)
+                .make_rootfs(&container.id, &container.layers, &sandbox)
                 .await?
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
         // In place: what is opened is sent from the same thread, without waking another.
         let (message, descriptors) =
-            tokio::task::block_in_place(|| self.open_all(container, rootfs))?;
+            tokio::task::block_in_place(|| self.open_all(container, &sandbox, rootfs))?;
+        if message.1.is_some() {
+            failpoint::hit("start:user-namespace")?;
+        }
         let opened = Instant::now();
         container
             .timeline
             .note_span("cgroup and mounts", start, opened - start);
 
+        let (message, user) = message;
         let held = processes::held(&message);
-        let started = supervisor.start(message, &descriptors.borrow()).await;
+        let started = supervisor.start(message, user, &descriptors.borrow()).await;
         container.timeline.note("clone to exec", opened);
         let started =
             started.map_err(|error| refused(container, &container.compiled.steps, error))?;
@@ -133,20 +139,24 @@ impl Node {
     fn open_all(
         &self,
         container: &Container,
+        sandbox: &Sandbox,
         rootfs: OwnedFd,
-    ) -> Result<(Start, Descriptors), Error> {
+    ) -> Result<((Start, Option<UserStart>), Descriptors), Error> {
         let config = &container.config;
         let at = |doing: &str| format!("{doing} of container {}", container.id);
         let cgroup = self.make_cgroup(container)?;
         let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
+        let owner = Owner::of(&container.user, sandbox.config.user_namespace);
         let mut streams = if config.tty {
-            Streams::terminal(container.user.uid)?
+            Streams::terminal(owner)?
         } else {
-            Streams::pipes(config.stdin).map_err(Error::at(at("make the pipes")))?
+            Streams::pipes(config.stdin, owner).map_err(Error::at(at("make the pipes")))?
         };
         let compiled = &container.compiled;
-        let mut descriptors = Descriptors::open(compiled, Some(rootfs), &join, &mut streams)
-            .map_err(|error| named(container, error))?;
+        let user = sandbox.user_namespace()?;
+        let opened =
+            Descriptors::open(compiled, Some(rootfs), &join, &mut streams, user.as_deref());
+        let mut descriptors = opened.map_err(|error| named(container, error))?;
         let log = self.open_log(container)?.map(|log| descriptors.add(log));
         let (output, stdin) = match streams {
             Streams::Pipes {
@@ -186,7 +196,7 @@ impl Node {
             stdin,
             init: true,
         };
-        Ok((message, descriptors))
+        Ok(((message, compiled.user), descriptors))
     }
 
     fn make_cgroup(&self, container: &Container) -> Result<Cgroup, Error> {
@@ -197,6 +207,15 @@ impl Node {
             .map_err(|error| {
                 let doing = format!("make the cgroup of container {}", container.id);
                 update::of_cgroup(doing, error)
+            })
+    }
+
+    /// The sandbox of a container, which is there as long as it has one.
+    pub(crate) fn sandbox_of(&self, container: &Container) -> Result<Arc<Sandbox>, Error> {
+        self.sandbox(&container.sandbox)
+            .ok_or_else(|| Error::NotFound {
+                kind: "sandbox",
+                id: container.sandbox.to_string(),
             })
     }
 

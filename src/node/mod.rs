@@ -16,7 +16,7 @@ mod work;
 
 use std::cmp::Reverse;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carpel_wire::{FdIndex, ObjectId};
@@ -97,6 +97,7 @@ pub struct Node {
     syncer: Syncer,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
+    user_namespaces: OnceLock<Result<(), String>>,
 }
 
 /// Kinds of work on an object that a repeated request joins.
@@ -139,6 +140,23 @@ impl Node {
             syncer: parts.syncer,
             sandboxes: Table::default(),
             containers: Table::default(),
+            user_namespaces: OnceLock::new(),
+        }
+    }
+
+    /// Says, once, whether pods can have user namespaces here, or why not.
+    pub fn set_user_namespaces(&self, found: Result<(), String>) {
+        let _ = self.user_namespaces.set(found);
+    }
+
+    /// Whether pods can have user namespaces here.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn user_namespaces(&self) -> Result<(), &str> {
+        match self.user_namespaces.get() {
+            Some(found) => found.as_ref().copied().map_err(String::as_str),
+            None => Err("it is not known yet"),
         }
     }
 

@@ -46,6 +46,8 @@ pub struct SandboxConfig {
     pub network: Scope,
     pub ipc: Scope,
     pub pid: PidScope,
+    /// `None`: the host's. With one, `ipc` is the pod's and `pid` is not the node's.
+    pub user_namespace: Option<UserNamespace>,
     /// Whether containers of the pod may be privileged.
     pub privileged: bool,
     pub runtime_handler: String,
@@ -79,6 +81,28 @@ pub enum Protocol {
 pub enum Scope {
     Pod,
     Node,
+}
+
+/// The ids of a pod's user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserNamespace {
+    pub uids: IdMap,
+    pub gids: IdMap,
+}
+
+/// Id 0 of a user namespace is `host`, 1 the next, and so on: `count` of them, at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMap {
+    pub host: u32,
+    pub count: u32,
+}
+
+impl IdMap {
+    /// What an id of the namespace is on the host. `None` if it is not mapped.
+    #[must_use]
+    pub fn to_host(self, id: u32) -> Option<u32> {
+        (id < self.count).then(|| self.host + id)
+    }
 }
 
 /// Whose PID namespace a container uses.

@@ -24,6 +24,7 @@
 //!   first one is gone.
 
 mod anchor;
+mod mapped;
 
 use std::fmt::Write as _;
 use std::io;
@@ -40,6 +41,7 @@ use rustix::mount::{
 use tokio::sync::oneshot;
 
 use anchor::{Anchors, Clones, Place};
+use mapped::Mapped;
 
 /// The most layers of one overlay. The kernel takes 500; images are refused above this.
 pub const MAX_LAYERS: usize = 127;
@@ -56,6 +58,9 @@ pub struct Overlay {
     /// Never sync `upper`: after a crash of the machine its content is lost. Without it the end of the
     /// overlay waits until the whole file system that `upper` is on has been written back.
     pub volatile: bool,
+    /// The user namespace in whose ids the layers are seen. `upper` and `work` have them already: the kernel
+    /// maps the layers' and no others. Linux 5.19.
+    pub user_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// Why there is no root file system.
@@ -75,6 +80,14 @@ pub enum Error {
         call: &'static str,
         /// What the kernel says besides, with a leading separator, or nothing.
         detail: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "layer {}: its file system cannot be idmapped, which a user namespace needs: {source}", .path.display()
+    )]
+    Map {
+        path: PathBuf,
         #[source]
         source: io::Error,
     },
@@ -100,6 +113,7 @@ struct Request {
     upper: Place,
     work: Place,
     volatile: bool,
+    user_namespace: Option<Arc<OwnedFd>>,
     reply: oneshot::Sender<Result<OwnedFd, Failure>>,
 }
 
@@ -110,6 +124,8 @@ enum Failure {
     Stale(PathBuf),
     Folder(PathBuf, io::Error),
     Mount(&'static str, String, io::Error),
+    /// A layer cannot be seen in other ids.
+    Map(PathBuf, io::Error),
 }
 
 /// How this kernel wants its overlays.
@@ -176,6 +192,7 @@ impl Builder {
                 source: io::ErrorKind::StaleNetworkFileHandle.into(),
             },
             Failure::Folder(path, source) => Error::Folder { path, source },
+            Failure::Map(path, source) => Error::Map { path, source },
             Failure::Mount(call, detail, source) => Error::Mount {
                 upper: overlay.upper,
                 call,
@@ -214,6 +231,7 @@ impl Builder {
             upper,
             work,
             volatile: overlay.volatile,
+            user_namespace: overlay.user_namespace.clone(),
             reply,
         };
         self.0.requests.send(request).map_err(|_| Error::Ended)?;
@@ -274,6 +292,10 @@ impl Room {
         let made = self.anchors.attach(request.anchors).and_then(|()| {
             let layers = request.layers.iter().map(|layer| self.anchors.open(layer));
             let layers = layers.collect::<Result<Vec<_>, _>>()?;
+            let mapped = match &request.user_namespace {
+                Some(namespace) => Some(Mapped::of(&layers, &request.layers, namespace)?),
+                None => None,
+            };
             let upper = self.anchors.open(&request.upper)?;
             let work = self.anchors.open(&request.work)?;
             clear_volatile(&work)
@@ -283,6 +305,10 @@ impl Room {
                 upper,
                 work,
                 volatile: request.volatile,
+            };
+            let parts = match &mapped {
+                Some(mapped) => parts.with_layers(mapped)?,
+                None => parts,
             };
             match self.method {
                 Method::LayerByLayer => parts.mount_layer_by_layer(),
@@ -347,6 +373,13 @@ struct Parts {
 }
 
 impl Parts {
+    fn with_layers(self, mapped: &Mapped) -> Result<Self, Failure> {
+        Ok(Self {
+            layers: mapped.layers()?,
+            ..self
+        })
+    }
+
     /// The names of the layers, the top one first, as the kernel wants them.
     fn lower(&self) -> Vec<String> {
         if self.layers.is_empty() {

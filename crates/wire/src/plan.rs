@@ -218,6 +218,15 @@ pub enum Step<'a> {
         arguments: NulList<'a>,
         environment: NulList<'a>,
     },
+
+    // ── added later: a variant keeps its number ──
+    /// [`Step::Sysctl`] of a namespace that belongs to a user namespace, whose root is user `uid`: some
+    /// may only be written by that one.
+    SysctlAs {
+        uid: u32,
+        path: &'a [u8],
+        value: &'a [u8],
+    },
 }
 
 /// The steps of an encoded Plan.

@@ -46,6 +46,7 @@ mod streaming_server;
 mod streaming_websocket;
 mod streams;
 mod traces;
+mod userns;
 mod wrong_use;
 
 use carpel_integration::request::sleeper;

@@ -73,16 +73,6 @@ fn unsupported_parts(field: &Field<'_>, raw: &cri::Mount) -> Result<(), Rejected
     if !raw.image_sub_path.is_empty() {
         return Err(field.member("image_sub_path").invalid("needs an image"));
     }
-    if !raw.uid_mappings.is_empty() {
-        return Err(field
-            .member("uidMappings")
-            .unsupported("id-mapped mounts are not supported yet"));
-    }
-    if !raw.gid_mappings.is_empty() {
-        return Err(field
-            .member("gidMappings")
-            .unsupported("id-mapped mounts are not supported yet"));
-    }
     if !raw.mount_options.is_empty() {
         return Err(field
             .member("mount_options")
@@ -278,10 +268,6 @@ mod tests {
             (
                 |m| m.image_sub_path = "a".into(),
                 "m[0].image_sub_path: needs an image",
-            ),
-            (
-                |m| m.uid_mappings = vec![cri::IdMapping::default()],
-                "m[0].uidMappings: id-mapped mounts are not supported yet",
             ),
             (
                 |m| m.mount_options = vec!["noexec".into()],

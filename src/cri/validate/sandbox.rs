@@ -99,6 +99,7 @@ fn check(
         network: namespaces.network,
         ipc: namespaces.ipc,
         pid: namespaces.pid,
+        user_namespace: namespaces.user,
         privileged,
         runtime_handler,
     })

@@ -8,7 +8,8 @@ use super::{Field, Platform, Rejected, Shown, text};
 use crate::ids::ContainerId;
 use crate::spec::capability;
 use crate::spec::config::{
-    AppArmorProfile, GroupsPolicy, PidScope, Scope, SeccompProfile, Security, UserSpec,
+    AppArmorProfile, GroupsPolicy, IdMap, PidScope, Scope, SeccompProfile, Security, UserNamespace,
+    UserSpec,
 };
 
 /// The kernel's NGROUPS_MAX.
@@ -22,6 +23,7 @@ pub struct Namespaces {
     pub network: Scope,
     pub ipc: Scope,
     pub pid: PidScope,
+    pub user: Option<UserNamespace>,
 }
 
 /// Checks namespace options. Absent ones are all POD, as the interface says.
@@ -46,12 +48,24 @@ pub fn namespaces(
     if !raw.target_id.is_empty() && !matches!(pid, PidScope::Target(_)) {
         return Err(target_field.invalid("needs pid TARGET"));
     }
-    user_namespace(&field.member("userns_options"), raw.userns_options)?;
-    Ok(Namespaces {
+    let namespaces = Namespaces {
         network: scope(&field.member("network"), raw.network)?,
         ipc: scope(&field.member("ipc"), raw.ipc)?,
         pid,
-    })
+        user: user_namespace(&field.member("userns_options"), raw.userns_options)?,
+    };
+    if namespaces.user.is_some() {
+        // Nobody in the user namespace has a right to mount what belongs to these. Kubernetes knows no such
+        // pods either.
+        let refused = "NODE cannot be had in a user namespace";
+        if namespaces.pid == PidScope::Node {
+            return Err(field.member("pid").invalid(refused));
+        }
+        if namespaces.ipc == Scope::Node {
+            return Err(field.member("ipc").invalid(refused));
+        }
+    }
+    Ok(namespaces)
 }
 
 fn mode(field: &Field<'_>, raw: i32) -> Result<cri::NamespaceMode, Rejected> {
@@ -68,16 +82,80 @@ fn scope(field: &Field<'_>, raw: i32) -> Result<Scope, Rejected> {
     }
 }
 
-fn user_namespace(field: &Field<'_>, raw: Option<cri::UserNamespace>) -> Result<(), Rejected> {
-    let Some(raw) = raw else { return Ok(()) };
-    let mode_field = field.member("mode");
-    match scope(&mode_field, raw.mode)? {
-        Scope::Pod => Err(mode_field.unsupported("user namespaces are not supported yet")),
+fn user_namespace(
+    field: &Field<'_>,
+    raw: Option<cri::UserNamespace>,
+) -> Result<Option<UserNamespace>, Rejected> {
+    let Some(raw) = raw else { return Ok(None) };
+    match scope(&field.member("mode"), raw.mode)? {
+        Scope::Pod => Ok(Some(UserNamespace {
+            uids: id_map(&field.member("uids"), &raw.uids)?,
+            gids: id_map(&field.member("gids"), &raw.gids)?,
+        })),
         Scope::Node if !raw.uids.is_empty() || !raw.gids.is_empty() => {
             Err(field.invalid("mode NODE takes no id mappings"))
         }
-        Scope::Node => Ok(()),
+        Scope::Node => Ok(None),
     }
+}
+
+/// One mapping, of id 0 and those that follow, to ids that exist.
+fn id_map(field: &Field<'_>, raw: &[cri::IdMapping]) -> Result<IdMap, Rejected> {
+    let [raw] = raw else {
+        let count = raw.len();
+        return Err(field.invalid(format_args!("must be one mapping, not {count}")));
+    };
+    let field = field.index(0);
+    if raw.container_id != 0 {
+        let why = format_args!("must be 0, not {}: id 0 has to be mapped", raw.container_id);
+        return Err(field.member("container_id").invalid(why));
+    }
+    if raw.length == 0 {
+        return Err(field.member("length").invalid("must not be 0"));
+    }
+    // The last id stands for "none".
+    match raw.host_id.checked_add(raw.length) {
+        Some(_) => Ok(IdMap {
+            host: raw.host_id,
+            count: raw.length,
+        }),
+        None => Err(field.invalid(format_args!(
+            "{} ids from {} on are more than there are",
+            raw.length, raw.host_id
+        ))),
+    }
+}
+
+/// Checks the mappings that mounts are sent with: all mounts of a pod with a user namespace have its ids, and
+/// no others do.
+pub(super) fn mount_mappings(
+    field: &Field<'_>,
+    mounts: &[cri::Mount],
+    user: Option<UserNamespace>,
+) -> Result<(), Rejected> {
+    for (index, mount) in mounts.iter().enumerate() {
+        let field = field.index(index);
+        let maps = [
+            (
+                "uidMappings",
+                &mount.uid_mappings,
+                user.map(|user| user.uids),
+            ),
+            (
+                "gidMappings",
+                &mount.gid_mappings,
+                user.map(|user| user.gids),
+            ),
+        ];
+        for (name, raw, pods) in maps {
+            let field = field.member(name);
+            if !raw.is_empty() && Some(id_map(&field, raw)?) != pods {
+                let why = "must be as those of the pod's user namespace, or none";
+                return Err(field.invalid(why));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks a sandbox's security context. Its user and profiles are for a process that carpel's sandboxes

@@ -10,7 +10,8 @@ use carpel_api::cri::security_profile::ProfileType;
 use super::container::CreateContainer;
 use super::*;
 use crate::spec::config::{
-    AppArmorProfile, GroupsPolicy, PidScope, SandboxConfig, Scope, SeccompProfile,
+    AppArmorProfile, GroupsPolicy, IdMap, PidScope, SandboxConfig, Scope, SeccompProfile,
+    UserNamespace,
 };
 
 const PLATFORM: Platform = Platform {
@@ -129,6 +130,16 @@ type SandboxChange = fn(&mut cri::LinuxSandboxSecurityContext);
 type ContainerChange = fn(&mut cri::LinuxContainerSecurityContext);
 
 fn sandbox_security(change: SandboxChange) -> Result<SandboxConfig, Rejected> {
+    let linux = |config: &mut cri::PodSandboxConfig| {
+        let linux = config.linux.get_or_insert_default();
+        change(linux.security_context.get_or_insert_default());
+    };
+    sandbox(linux, PLATFORM)
+}
+
+fn sandbox_security_of(
+    change: &dyn Fn(&mut cri::LinuxSandboxSecurityContext),
+) -> Result<SandboxConfig, Rejected> {
     let linux = |config: &mut cri::PodSandboxConfig| {
         let linux = config.linux.get_or_insert_default();
         change(linux.security_context.get_or_insert_default());

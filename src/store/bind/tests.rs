@@ -47,6 +47,7 @@ fn bind(path: &Path, propagation: Propagation) -> BindMount {
         readonly: false,
         recursive_readonly: false,
         propagation,
+        mapped: false,
     }
 }
 
@@ -245,8 +246,8 @@ fn the_mount_table_is_read_as_the_kernel_writes_it() {
 
 #[test]
 fn a_terminal_has_two_ends_and_a_devpts_of_its_own() {
-    let first = terminal().unwrap();
-    let second = terminal().unwrap();
+    let first = terminal(5).unwrap();
+    let second = terminal(5).unwrap();
     for terminal in [first, second] {
         assert_eq!(terminal.number, 0);
         let name = terminal.number.to_string();

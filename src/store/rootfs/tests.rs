@@ -64,6 +64,7 @@ impl Fixture {
             upper: path.join("upper"),
             work: path.join("work"),
             volatile: true,
+            user_namespace: None,
         }
     }
 }

@@ -13,7 +13,7 @@ use core::ffi::CStr;
 use carpel_wire::{FdIndex, NulList, Step, Steps};
 
 use crate::sys::{self, BorrowedFd, Errno, Fd, FdList, PointerArray, Result, errno};
-pub use procfs::open_procfs;
+pub use procfs::{open_procfs, write_oom_score_adj};
 
 /// Which step failed, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,6 +221,7 @@ impl<'p> Process<'_, 'p> {
             Step::LoopbackUp => sys::loopback_up(),
             Step::Hostname { name } => sys::set_hostname(name),
             Step::Sysctl { path, value } => self.write_sysctl(string(path)?, value),
+            Step::SysctlAs { uid, path, value } => self.write_sysctl_as(uid, string(path)?, value),
             Step::OomScoreAdj { value } => self.write_oom_score_adj(value),
             Step::Rlimit {
                 resource,

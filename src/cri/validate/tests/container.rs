@@ -332,14 +332,6 @@ fn what_is_not_built_is_refused_and_not_ignored() {
             LSM,
             None,
         ),
-        (
-            |c| {
-                c.namespace_options.get_or_insert_default().userns_options =
-                    Some(cri::UserNamespace::default())
-            },
-            PLATFORM,
-            Some("namespace_options.userns_options.mode: user namespaces are not supported yet"),
-        ),
     ];
     for (index, (change, platform, refusal)) in cases.iter().enumerate() {
         let result = container_security(*change, *platform).map(|_| ());

@@ -123,6 +123,7 @@ pub(super) fn sandbox() -> SandboxConfig {
         network: Scope::Pod,
         ipc: Scope::Pod,
         pid: PidScope::Container,
+        user_namespace: None,
         privileged: false,
         runtime_handler: String::new(),
     }
