@@ -6,7 +6,7 @@
 //! can be loaded by other means, and nobody who asks for it in so many words runs without it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -45,10 +45,24 @@ pub fn has_parser() -> bool {
 }
 
 /// The kernel's profiles, as one daemon uses them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct AppArmor {
+    /// The kernel's list of profiles.
+    profiles: PathBuf,
+    parser: Option<PathBuf>,
     /// Held while the parser runs, so that it runs once.
     loading: Mutex<()>,
+}
+
+impl Default for AppArmor {
+    /// Those of this machine.
+    fn default() -> Self {
+        Self {
+            profiles: PROFILES.into(),
+            parser: parser(),
+            loading: Mutex::new(()),
+        }
+    }
 }
 
 impl AppArmor {
@@ -60,7 +74,7 @@ impl AppArmor {
     pub async fn available(&self, wanted: AppArmorProfile) -> Result<AppArmorProfile, Error> {
         match &wanted {
             AppArmorProfile::Unconfined => Ok(wanted),
-            AppArmorProfile::Localhost(name) => match is_loaded(name) {
+            AppArmorProfile::Localhost(name) => match self.is_loaded(name) {
                 Ok(true) => Ok(wanted),
                 Ok(false) => Err(Error::InvalidArgument(format!(
                     "config.linux.security_context: AppArmor profile {name:?} is not loaded on this node"
@@ -83,17 +97,23 @@ impl AppArmor {
     /// # Errors
     /// There is no parser, or it refuses.
     pub async fn load_default(&self) -> io::Result<()> {
-        if is_loaded(DEFAULT)? {
+        if self.is_loaded(DEFAULT)? {
             return Ok(());
         }
         let _loading = self.loading.lock().await;
-        if is_loaded(DEFAULT)? {
+        if self.is_loaded(DEFAULT)? {
             return Ok(());
         }
-        let parser = parser()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "apparmor_parser not found"))?;
-        let run = tokio::time::timeout(PARSER_LIMIT, parse(&parser, POLICY)).await;
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "apparmor_parser not found");
+        let parser = self.parser.as_deref().ok_or_else(missing)?;
+        let run = tokio::time::timeout(PARSER_LIMIT, parse(parser, POLICY)).await;
         run.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "apparmor_parser takes too long"))?
+    }
+
+    /// Whether the kernel has a profile of this name.
+    fn is_loaded(&self, name: &str) -> io::Result<bool> {
+        let list = std::fs::read_to_string(&self.profiles)?;
+        Ok(names(&list).any(|loaded| loaded == name))
     }
 }
 
@@ -122,19 +142,14 @@ async fn parse(parser: &Path, policy: &str) -> io::Result<()> {
     )))
 }
 
-fn parser() -> Option<std::path::PathBuf> {
+fn parser() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin", "/usr/bin"].map(std::path::PathBuf::from);
+    let usual = ["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from);
     std::env::split_paths(&path)
         .filter(|folder| folder.is_absolute())
         .chain(usual)
         .map(|folder| folder.join(PARSER))
         .find(|program| program.is_file())
-}
-
-/// Whether the kernel has a profile of this name.
-fn is_loaded(name: &str) -> io::Result<bool> {
-    Ok(names(&std::fs::read_to_string(PROFILES)?).any(|loaded| loaded == name))
 }
 
 /// The names in the kernel's list: lines like "carpel-default (enforce)".
@@ -145,7 +160,92 @@ fn names(list: &str) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    const UNASKED: AppArmorProfile = AppArmorProfile::Default { asked_for: false };
+    const ASKED: AppArmorProfile = AppArmorProfile::Default { asked_for: true };
+
+    /// A list of profiles, and a program in the parser's place if one is wanted.
+    fn fake(list: &str, script: Option<&str>) -> (tempfile::TempDir, AppArmor) {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = dir.path().join("profiles");
+        std::fs::write(&profiles, list).unwrap();
+        let parser = script.map(|script| {
+            let path = dir.path().join(PARSER);
+            std::fs::write(
+                &path,
+                format!("#!/bin/sh\ncd {}\n{script}", dir.path().display()),
+            )
+            .unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+            path
+        });
+        let apparmor = AppArmor {
+            profiles,
+            parser,
+            loading: Mutex::new(()),
+        };
+        (dir, apparmor)
+    }
+
+    #[tokio::test]
+    async fn the_default_is_loaded_once_and_only_if_it_is_not_there() {
+        let script =
+            "cat > policy.$$; echo \"$@\" >> runs; echo 'carpel-default (enforce)' >> profiles";
+        let (dir, apparmor) = fake("other (enforce)\n", Some(script));
+        let all = tokio::join!(
+            apparmor.available(ASKED),
+            apparmor.available(UNASKED),
+            apparmor.load_default()
+        );
+        assert_eq!((all.0, all.1), (Ok(ASKED), Ok(UNASKED)));
+        all.2.unwrap();
+        let runs = std::fs::read_to_string(dir.path().join("runs")).unwrap();
+        assert_eq!(runs, "--replace --skip-cache\n");
+        let (_dir, apparmor) = fake("carpel-default (complain)\n", None);
+        assert_eq!(apparmor.available(ASKED).await, Ok(ASKED));
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_the_default_does_not_run_without_it() {
+        let failing = "cat > /dev/null; echo 'no such rule' >&2; exit 3";
+        for (script, why) in [
+            (None, "apparmor_parser not found"),
+            (
+                Some(failing),
+                "apparmor_parser: exit status: 3: \"no such rule\"",
+            ),
+        ] {
+            let (_dir, apparmor) = fake("", script);
+            let unconfined = Ok(AppArmorProfile::Unconfined);
+            assert_eq!(apparmor.available(UNASKED).await, unconfined);
+            let text = format!(
+                "AppArmor profile \"carpel-default\", the runtime's default, cannot be loaded: {why}"
+            );
+            let refused = Err(Error::FailedPrecondition(text));
+            assert_eq!(apparmor.available(ASKED).await, refused);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_profile_of_the_node_must_be_loaded() {
+        let (_dir, apparmor) = fake("web (enforce)\nweb server (complain)\n", None);
+        for name in ["web", "web server"] {
+            let wanted = AppArmorProfile::Localhost(name.into());
+            assert_eq!(apparmor.available(wanted.clone()).await, Ok(wanted));
+        }
+        for name in ["we", "web (enforce)", "server", "unconfined"] {
+            let outcome = apparmor
+                .available(AppArmorProfile::Localhost(name.into()))
+                .await;
+            assert!(
+                matches!(&outcome, Err(Error::InvalidArgument(text)) if text.contains(&format!("{name:?}"))),
+                "{outcome:?}"
+            );
+        }
+    }
 
     #[test]
     fn names_are_whole() {

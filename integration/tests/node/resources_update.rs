@@ -47,7 +47,8 @@ async fn each_limit_changes_up_and_down() {
     type Change<'a> = &'a dyn Fn(&mut LinuxContainerResources, i64);
     let v2 = host::is_unified();
     // The field, its file in v1 and in v2, values, and what the file has for them in v1 and v2.
-    let numbers: [(Change<'_>, &str, &str, [(i64, &str, &str); 3]); 5] = [
+    type Values<'a> = [(i64, &'a str, &'a str); 3];
+    let numbers: [(Change<'_>, &str, &str, Values<'_>); 5] = [
         (
             &|l, v| l.cpu_period = v,
             "cpu.cfs_period_us",

@@ -1,6 +1,7 @@
 //! What people and programs get wrong: each with its code, a text that helps, and nothing left behind.
 
 mod container;
+mod fields;
 mod network;
 mod request;
 

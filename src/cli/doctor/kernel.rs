@@ -194,8 +194,8 @@ fn security_module() -> Check {
         ),
         (_, Ok("1")) => warn(
             "security module",
-            "SELinux, enforcing",
-            "volumes may need labels that let containers in",
+            "SELinux, enforcing, but carpel sets no labels",
+            "pods that ask for one (seLinuxOptions) are refused; the others run in the daemon's own domain",
         ),
         (_, Ok(_)) => ok("security module", "SELinux, permissive"),
         // Not a shortcoming: the runtime's default is then no profile.

@@ -34,7 +34,7 @@ pub fn mounts(
 }
 
 fn mount(field: &Field<'_>, raw: &cri::Mount, platform: Platform) -> Result<Mount, Rejected> {
-    unsupported_parts(field, raw, platform)?;
+    unsupported_parts(field, raw)?;
     let host_path = text::absolute_path(&field.member("host_path"), &raw.host_path)?;
     let propagation_field = field.member("propagation");
     let propagation = match cri::MountPropagation::try_from(raw.propagation) {
@@ -64,11 +64,7 @@ fn mount(field: &Field<'_>, raw: &cri::Mount, platform: Platform) -> Result<Moun
     })
 }
 
-fn unsupported_parts(
-    field: &Field<'_>,
-    raw: &cri::Mount,
-    platform: Platform,
-) -> Result<(), Rejected> {
+fn unsupported_parts(field: &Field<'_>, raw: &cri::Mount) -> Result<(), Rejected> {
     if raw.image.is_some() {
         return Err(field
             .member("image")
@@ -82,12 +78,8 @@ fn unsupported_parts(
             .member("mount_options")
             .unsupported("mount options are not supported yet"));
     }
-    // Without SELinux there are no labels, so nothing is left out.
-    if raw.selinux_relabel && platform.selinux {
-        return Err(field
-            .member("selinux_relabel")
-            .unsupported("SELinux is on, and carpel sets no labels yet"));
-    }
+    // selinux_relabel is to let a confined container in. Without labels none is confined: a kubelet asks for it
+    // for every volume where SELinux is on.
     Ok(())
 }
 
@@ -301,10 +293,7 @@ mod tests {
             selinux: true,
             ..CAN
         };
-        assert!(matches!(
-            mounts(&FIELD, vec![relabel], selinux),
-            Err(Rejected::Unsupported(_))
-        ));
+        assert!(mounts(&FIELD, vec![relabel], selinux).is_ok());
         let recursive = cri::Mount {
             readonly: true,
             recursive_read_only: true,

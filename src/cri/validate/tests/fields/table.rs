@@ -33,6 +33,10 @@ pub const FREE: &[(&str, &str)] = &[
     ("ContainerConfig.tty", SWITCH),
     ("Mount.readonly", SWITCH),
     (
+        "Mount.selinux_relabel",
+        "without labels no container is confined",
+    ),
+    (
         "LinuxContainerSecurityContext.privileged",
         "whether the sandbox allows it is asked later",
     ),
@@ -167,9 +171,6 @@ pub const RULES: &[Rule] = rules! {
     CDIDevice.name: app(|c| c.cdi_devices = vec![cri::CdiDevice { name: "a b".into() }]) => "config.CDI_devices";
     Mount.container_path: mount(|m| m.container_path = "/".into()) => "config.mounts[0].container_path: ";
     Mount.host_path: mount(|m| m.host_path = "b".into()) => "config.mounts[0].host_path: ";
-    Mount.selinux_relabel:
-        { let mount = cri::Mount { container_path: "/a".into(), host_path: "/b".into(), selinux_relabel: true, ..Default::default() }; container(|c| c.mounts = vec![mount], LSM).err() }
-        => "config.mounts[0].selinux_relabel: ";
     Mount.propagation: mount(|m| m.propagation = 3) => "config.mounts[0].propagation: ";
     Mount.recursive_read_only: mount(|m| m.recursive_read_only = true) => "config.mounts[0].recursive_read_only: ";
     Mount.image_sub_path: mount(|m| m.image_sub_path = NO_ID.into()) => "config.mounts[0].image_sub_path: ";
