@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::volumes::Images;
 use super::{Container, Record, State};
 use crate::error::Error;
 use crate::failpoint;
@@ -11,12 +12,13 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
 use crate::node::{EventKind, Node};
 use crate::sandbox::{self, Sandbox, files};
-use crate::spec::config::{ContainerConfig, PidScope};
+use crate::spec::config::{ContainerConfig, MountSource, PidScope};
 use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
 use crate::spec::plan;
 use crate::spec::signal;
 use crate::spec::user::{self, User};
 use crate::store::RootFd;
+use crate::store::bind;
 use crate::store::layers::LayerId;
 use crate::store::rootfs::Overlay;
 
@@ -76,15 +78,12 @@ impl Node {
             )));
         }
         self.check_target(&sandbox, &config)?;
-        let image = self
-            .images
-            .resolve(&config.image)
-            .ok_or_else(|| Error::NotFound {
-                kind: "image",
-                id: config.image.clone(),
-            })?;
+        let images = self.find_images(&config)?;
+        if !config.mounts.is_empty() {
+            tokio::task::block_in_place(|| check_mounts(&config))?;
+        }
         let id = ContainerId::random();
-        let made = self.prepare(id, &sandbox, config, request, &image).await;
+        let made = self.prepare(id, &sandbox, config, request, &images).await;
         if made.is_err() {
             self.delete_container_files(&id)?;
         }
@@ -97,20 +96,22 @@ impl Node {
         sandbox: &Sandbox,
         config: ContainerConfig,
         request: Vec<u8>,
-        image: &Image,
+        images: &Images,
     ) -> Result<ContainerId, Error> {
+        let image = &*images.own;
         let start = Instant::now();
         let at = |doing: &str| format!("{doing} of container {id}");
         let dir = self.paths.container(&id);
         crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
         let rootfs = self.make_rootfs(&id, &image.layers).await?;
+        self.try_image_volumes(&config, &images.volumes).await?;
         failpoint::hit("create:prepared")?;
         let made = Instant::now();
         let security = &config.security;
         let user = user::resolve(&rootfs, image_user(image), security)
             .map_err(|error| invalid(&config, &error))?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
-        let source = self.source(&id, sandbox, &config, image, &user, &cgroup)?;
+        let source = self.source(&id, sandbox, &config, images, &user, &cgroup)?;
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
         let record = Record {
@@ -168,7 +169,7 @@ impl Node {
         id: &ContainerId,
         sandbox: &Sandbox,
         config: &ContainerConfig,
-        image: &Image,
+        images: &Images,
         user: &User,
         cgroup_path: &str,
     ) -> Result<Source, Error> {
@@ -177,7 +178,8 @@ impl Node {
             id,
             sandbox: &sandbox.config,
             config,
-            image: &image.config,
+            image: &images.own.config,
+            image_volumes: &images.volumes,
             user,
             cgroup_path,
             files: SandboxFiles {
@@ -230,6 +232,29 @@ impl Node {
             ))),
         }
     }
+}
+
+/// What of the host a container mounts is looked at before anything is made, and made where it is missing.
+fn check_mounts(config: &ContainerConfig) -> Result<(), Error> {
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let MountSource::Host(path) = &mount.source else {
+            continue;
+        };
+        bind::prepare(path, mount.propagation).map_err(|error| {
+            let field = match &error {
+                bind::Error::NotShared { .. } | bind::Error::NotSharedOrSlave { .. } => {
+                    "propagation"
+                }
+                _ => "host_path",
+            };
+            Error::InvalidArgument(format!(
+                "container {:?}: config.mounts[{index}].{field}: {}",
+                config.name.name,
+                crate::error::chain(&error)
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 fn invalid(config: &ContainerConfig, error: &(dyn std::error::Error + 'static)) -> Error {

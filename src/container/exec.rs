@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::copy::{self, Collected, Outputs};
 use super::exit::exit_code;
-use super::processes::{Descriptors, Streams};
+use super::processes::{Descriptors, Made, Streams};
 use super::start::refused;
 use super::streams::{ClientStreams, TerminalSize};
 use super::{Container, Running};
@@ -224,7 +224,7 @@ impl Exec {
             .open(&self.container.cgroup)
             .join()
             .map_err(Error::at(self.at("open the cgroup")))?;
-        let descriptors = Descriptors::open(&compiled, None, &join, &mut streams)?;
+        let descriptors = Descriptors::open(&compiled, Made::default(), &join, &mut streams)?;
         let message = Start {
             id: self.id.object(),
             clone_flags: compiled.clone_flags,

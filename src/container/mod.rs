@@ -24,6 +24,7 @@ mod start;
 mod stop;
 mod streams;
 mod update;
+pub(crate) mod volumes;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

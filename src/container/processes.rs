@@ -148,6 +148,27 @@ pub(crate) struct Descriptors {
     pub(crate) cgroup: Option<FdIndex>,
 }
 
+/// What was made for a container before: mounts that have no path.
+#[derive(Default)]
+pub(crate) struct Made {
+    pub(crate) rootfs: Option<OwnedFd>,
+    /// Its image volumes.
+    pub(crate) images: Vec<Option<OwnedFd>>,
+}
+
+impl Made {
+    fn take_image(&mut self, volume: usize, attrs: u64) -> Result<Option<OwnedFd>, Error> {
+        let Some(mount) = self.images.get_mut(volume).and_then(Option::take) else {
+            return Ok(None);
+        };
+        bind::set_attrs(mount.as_fd(), attrs, false).map_err(Error::at(format_args!(
+            "{}: set options",
+            super::volumes::FAILED
+        )))?;
+        Ok(Some(mount))
+    }
+}
+
 impl Descriptors {
     /// Opens everything that the Plan wants, in its order.
     ///
@@ -155,7 +176,7 @@ impl Descriptors {
     /// [`Error::InvalidArgument`] for a mount whose source is not there or not as it must be.
     pub(crate) fn open(
         compiled: &Compiled,
-        mut rootfs: Option<OwnedFd>,
+        mut made: Made,
         join: &Join,
         streams: &mut Streams,
     ) -> Result<Self, Error> {
@@ -172,7 +193,8 @@ impl Descriptors {
                     let plan = memfd::sealed(c"plan", &compiled.plan);
                     Some(plan.map_err(Error::at("write the plan"))?)
                 }
-                FdSource::Rootfs => rootfs.take(),
+                FdSource::Rootfs => made.rootfs.take(),
+                FdSource::Image { volume, attrs } => made.take_image(*volume, *attrs)?,
                 FdSource::CgroupDir => {
                     descriptors.cgroup = Some(index);
                     join_fd(join, source)?

@@ -8,7 +8,7 @@ use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
 
 use super::devices;
 use super::kept::Kept;
-use super::processes::{self, Descriptors, Streams};
+use super::processes::{self, Descriptors, Made, Streams};
 use super::{Container, Exited, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
@@ -112,9 +112,18 @@ impl Node {
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
+        let volumes = &container.source.image_volumes;
+        let images = self.make_image_volumes(&container.config, volumes).await?;
+        if !images.is_empty() {
+            failpoint::hit("start:volumes")?;
+        }
+        let made = Made {
+            rootfs: Some(rootfs),
+            images: images.into_iter().map(Some).collect(),
+        };
         // In place: what is opened is sent from the same thread, without waking another.
         let (message, descriptors) =
-            tokio::task::block_in_place(|| self.open_all(container, rootfs))?;
+            tokio::task::block_in_place(|| self.open_all(container, made))?;
         let opened = Instant::now();
         container
             .timeline
@@ -130,11 +139,7 @@ impl Node {
     }
 
     /// Everything that blocks: the cgroup, the mounts, the log, the streams.
-    fn open_all(
-        &self,
-        container: &Container,
-        rootfs: OwnedFd,
-    ) -> Result<(Start, Descriptors), Error> {
+    fn open_all(&self, container: &Container, made: Made) -> Result<(Start, Descriptors), Error> {
         let config = &container.config;
         let at = |doing: &str| format!("{doing} of container {}", container.id);
         let cgroup = self.make_cgroup(container)?;
@@ -145,7 +150,7 @@ impl Node {
             Streams::pipes(config.stdin).map_err(Error::at(at("make the pipes")))?
         };
         let compiled = &container.compiled;
-        let mut descriptors = Descriptors::open(compiled, Some(rootfs), &join, &mut streams)
+        let mut descriptors = Descriptors::open(compiled, made, &join, &mut streams)
             .map_err(|error| named(container, error))?;
         let log = self.open_log(container)?.map(|log| descriptors.add(log));
         let (output, stdin) = match streams {

@@ -195,7 +195,7 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
             linux: Some(update::asked(detail.limits.as_deref(), &sent)),
             windows: None,
         }),
-        mounts: sent.mounts,
+        mounts: mounts(sent.mounts, &detail.image_volumes),
         log_path: detail
             .log_path
             .as_ref()
@@ -228,6 +228,15 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
         }
     }
     status
+}
+
+/// The mounts as they were sent, and which image it is that a name stood for.
+fn mounts(mut sent: Vec<cri::Mount>, images: &[String]) -> Vec<cri::Mount> {
+    let specs = sent.iter_mut().filter_map(|mount| mount.image.as_mut());
+    for (spec, id) in specs.zip(images) {
+        spec.image_ref.clone_from(id);
+    }
+    sent
 }
 
 // ── images ──

@@ -7,7 +7,7 @@ use std::time::Instant;
 use carpel_wire::{Reply, RequestBody, Setup};
 
 use super::{Live, Phase, Record, Sandbox, State, files};
-use crate::container::processes::{Descriptors, Streams};
+use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
@@ -178,7 +178,8 @@ impl Node {
         let exits = self
             .open_exits(id)
             .map_err(Error::at(at("open the exits file")))?;
-        let mut descriptors = Descriptors::open(&compiled, None, &join, &mut Streams::None)?;
+        let mut descriptors =
+            Descriptors::open(&compiled, Made::default(), &join, &mut Streams::None)?;
         let setup = Setup {
             clone_flags: compiled.clone_flags,
             cgroup: descriptors.cgroup,

@@ -123,12 +123,25 @@ pub struct ContainerConfig {
 pub struct Mount {
     /// Absolute and normal.
     pub container_path: String,
-    /// Absolute and normal. A missing one is created as a directory, as the peers do.
-    pub host_path: PathBuf,
+    pub source: MountSource,
     pub readonly: bool,
     /// Only together with `readonly` and `Propagation::Private`.
     pub recursive_readonly: bool,
     pub propagation: Propagation,
+    /// More flags of the mount, in the words of mount(8).
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// Absolute and normal. A missing one is created as a directory, as the peers do.
+    Host(PathBuf),
+    /// An image, named as a container's is. Always read-only.
+    Image {
+        image: String,
+        /// A folder in it, relative and normal. `None`: its root.
+        sub_path: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount as OciMount;
 use rustix::fs::{PROC_SUPER_MAGIC, statfs};
 
-use super::config::{Mount, Propagation, Scope};
+use super::config::{Mount, MountSource, Propagation, Scope};
 use super::host::CgroupLayout;
-use super::oci::{ContainerInput, Error};
+use super::oci::{ContainerInput, Error, ImageVolume};
 
 /// The source of the pod's /dev/shm, which is mounted in the supervisor's namespace only. It is relative,
 /// so that no path of the host is ever taken for it.
@@ -56,7 +56,11 @@ pub(super) fn normal(path: &str) -> Option<String> {
 pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> {
     let requested = &input.config.mounts;
     for mount in requested {
-        check(&mount.container_path, &mount.host_path)?;
+        let source = match &mount.source {
+            MountSource::Host(path) => path,
+            MountSource::Image { .. } => Path::new(IMAGE_VOLUME),
+        };
+        check(&mount.container_path, source)?;
     }
     let volumes = super::oci::image_volumes(input.image, input.config);
     for path in &volumes {
@@ -84,13 +88,17 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
     ] {
         if !covered(path) {
             let readonly = input.config.security.readonly_rootfs;
-            from_host.push(bind(path, source, readonly, false, Propagation::Private));
+            let access = if readonly { "ro" } else { "rw" };
+            from_host.push(mount(path, "bind", source, &["rbind", "rprivate", access]));
         }
     }
     for path in &volumes {
         from_host.push(mount(path, "bind", IMAGE_VOLUME, &["bind", "rprivate"]));
     }
-    from_host.extend(requested.iter().map(from_request));
+    let mut images = input.image_volumes.iter();
+    for mount in requested {
+        from_host.push(from_request(mount, &mut images)?);
+    }
     // Stable: of two at one path the later one lies on top.
     from_host.sort_by_key(|mount| mount.destination().components().count());
     mounts.append(&mut from_host);
@@ -191,32 +199,33 @@ fn shm(input: &ContainerInput<'_>) -> OciMount {
     mount("/dev/shm", "bind", source, &["rbind", "rprivate"])
 }
 
-fn from_request(mount: &Mount) -> OciMount {
-    bind(
-        &mount.container_path,
-        &mount.host_path,
-        mount.readonly,
-        mount.recursive_readonly,
-        mount.propagation,
-    )
-}
-
-fn bind(
-    path: &str,
-    source: &Path,
-    readonly: bool,
-    recursive_readonly: bool,
-    propagation: Propagation,
-) -> OciMount {
-    let access = match (readonly, recursive_readonly) {
+fn from_request<'a>(
+    request: &Mount,
+    images: &mut impl Iterator<Item = &'a ImageVolume>,
+) -> Result<OciMount, Error> {
+    let source = match &request.source {
+        MountSource::Host(path) => path.clone(),
+        MountSource::Image { .. } => match images.next() {
+            Some(image) => image.source(),
+            None => {
+                return Err(Error::Mount {
+                    path: request.container_path.clone(),
+                    reason: "its image was not looked up",
+                });
+            }
+        },
+    };
+    let access = match (request.readonly, request.recursive_readonly) {
         (true, true) => "rro",
         (true, false) => "ro",
         (false, _) => "rw",
     };
-    let propagation = match propagation {
+    let propagation = match request.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
         Propagation::Bidirectional => "rshared",
     };
-    mount(path, "bind", source, &["rbind", propagation, access])
+    let mut options = vec!["rbind", propagation, access];
+    options.extend(request.options.iter().map(String::as_str));
+    Ok(mount(&request.container_path, "bind", source, &options))
 }

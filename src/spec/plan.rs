@@ -74,6 +74,11 @@ pub enum FdSource {
     CgroupTasks(usize),
     /// A clone of something of the host's, detached.
     Mount(BindMount),
+    /// One of the container's image volumes, with these MOUNT_ATTR_* bits.
+    Image {
+        volume: usize,
+        attrs: u64,
+    },
     /// A namespace, opened at this path.
     Namespace(PathBuf),
     /// The devpts that the process's terminal is in, a detached mount.

@@ -23,6 +23,7 @@ mod crash;
 mod devices;
 mod events;
 mod exec;
+mod image_volumes;
 mod images;
 mod lifecycle;
 mod logs;

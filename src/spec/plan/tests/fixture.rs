@@ -21,6 +21,7 @@ pub(super) struct Fixture {
     pub(super) config: ContainerConfig,
     pub(super) image: ImageConfiguration,
     pub(super) user: User,
+    pub(super) image_volumes: Vec<oci::ImageVolume>,
     pub(super) host: HostFacts,
 }
 
@@ -76,6 +77,7 @@ impl Fixture {
                 home: Some("/home/a".into()),
                 name: None,
             },
+            image_volumes: Vec::new(),
             host: host(true),
         }
     }
@@ -93,6 +95,7 @@ impl Fixture {
                 hostname: "/run/s/hostname".into(),
                 resolv_conf: "/run/s/resolv.conf".into(),
             },
+            image_volumes: &self.image_volumes,
             host: &self.host,
         })
     }
@@ -183,9 +186,10 @@ pub(super) fn image(
 pub(super) fn mount(path: &str, source: &str) -> Mount {
     Mount {
         container_path: path.into(),
-        host_path: source.into(),
+        source: MountSource::Host(source.into()),
         readonly: false,
         recursive_readonly: false,
         propagation: Propagation::Private,
+        options: Vec::new(),
     }
 }
