@@ -15,6 +15,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 
 use super::socket;
+use crate::cdi::Cdi;
 use crate::cgroup::{self, Cgroups};
 use crate::config::{
     AbsolutePath, CgroupParent, Config, ConfigError, Endpoint, Layer, LogFormat, LogLevel,
@@ -232,6 +233,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         registries,
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
+        cdi: Cdi::new(config.cdi.dirs.clone(), config.cdi.annotations),
     };
     let decode = Decode {
         sandbox: cri::decode_sandbox,

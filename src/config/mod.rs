@@ -36,6 +36,7 @@ pub struct Config {
     /// Threads that answer requests.
     pub workers: usize,
     pub cgroup: Cgroup,
+    pub cdi: Cdi,
     pub network: Network,
     pub registry: Registry,
     pub streaming: Streaming,
@@ -51,6 +52,15 @@ pub struct Cgroup {
     /// Most processes and threads of a container when the request names no number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u64>,
+}
+
+/// Devices that are described by files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cdi {
+    /// Folders of specifications; a later one goes before.
+    pub dirs: Vec<PathBuf>,
+    /// Whether a container's annotations may name devices, as those of device plugins do.
+    pub annotations: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -141,6 +151,10 @@ impl Default for Config {
                 parent: CgroupParent::default(),
                 pids_limit: None,
             },
+            cdi: Cdi {
+                dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+                annotations: true,
+            },
             network: Network {
                 conf_dir: "/etc/cni/net.d".into(),
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
@@ -213,6 +227,10 @@ impl Config {
             &mut self.cgroup.pids_limit,
             layer.cgroup.pids_limit.map(|n| u64::from(n.get())),
         );
+        if let Some(dirs) = layer.cdi.dirs {
+            self.cdi.dirs = dirs.into_iter().map(PathBuf::from).collect();
+        }
+        set(&mut self.cdi.annotations, layer.cdi.annotations);
         let network = layer.network;
         set(&mut self.network.conf_dir, network.conf_dir);
         if let Some(dirs) = network.bin_dirs {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::volumes::Images;
 use super::{Container, Record, State};
+use crate::cdi;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
@@ -82,8 +83,10 @@ impl Node {
         if !config.mounts.is_empty() {
             tokio::task::block_in_place(|| check_mounts(&config))?;
         }
+        let devices = tokio::task::block_in_place(|| self.find_cdi_devices(&config))?;
         let id = ContainerId::random();
-        let made = self.prepare(id, &sandbox, config, request, &images).await;
+        let found = Found { images, devices };
+        let made = self.prepare(id, &sandbox, config, request, &found).await;
         if made.is_err() {
             self.delete_container_files(&id)?;
         }
@@ -96,8 +99,9 @@ impl Node {
         sandbox: &Sandbox,
         config: ContainerConfig,
         request: Vec<u8>,
-        images: &Images,
+        found: &Found,
     ) -> Result<ContainerId, Error> {
+        let Found { images, devices } = found;
         let image = &*images.own;
         let start = Instant::now();
         let at = |doing: &str| format!("{doing} of container {id}");
@@ -111,7 +115,10 @@ impl Node {
         let user = user::resolve(&rootfs, image_user(image), security)
             .map_err(|error| invalid(&config, &error))?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
-        let source = self.source(&id, sandbox, &config, images, &user, &cgroup)?;
+        let mut source = self.source(&id, sandbox, &config, images, &user, &cgroup)?;
+        devices
+            .apply(&mut source.spec)
+            .map_err(|error| Error::InvalidArgument(cdi_failed(&config, "CDI_devices", &error)))?;
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
         let record = Record {
@@ -219,6 +226,30 @@ impl Node {
         Ok(RootFd::from(rootfs))
     }
 
+    /// What the CDI devices want that a request names, itself or by annotations.
+    fn find_cdi_devices(&self, config: &ContainerConfig) -> Result<cdi::Edits, Error> {
+        let invalid = |what: &str, why: &dyn std::fmt::Display| {
+            Error::InvalidArgument(cdi_failed(config, what, why))
+        };
+        let mut names = config.cdi_devices.clone();
+        if self.cdi.annotations {
+            let more = cdi::from_annotations(&config.annotations)
+                .map_err(|(key, why)| invalid(&format!("annotations[{key:?}]"), &why))?;
+            for name in more {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        self.cdi.find(&names).map_err(|(device, error)| {
+            let text = cdi_failed(config, "CDI_devices", &format_args!("{device}: {error}"));
+            match error {
+                cdi::Error::Unsupported { .. } => Error::Unimplemented(text),
+                _ => Error::InvalidArgument(text),
+            }
+        })
+    }
+
     fn check_target(&self, sandbox: &Sandbox, config: &ContainerConfig) -> Result<(), Error> {
         let PidScope::Target(target) = config.security.pid else {
             return Ok(());
@@ -232,6 +263,16 @@ impl Node {
             ))),
         }
     }
+}
+
+/// What a request needs that is there already.
+struct Found {
+    images: Images,
+    devices: cdi::Edits,
+}
+
+fn cdi_failed(config: &ContainerConfig, field: &str, why: &dyn std::fmt::Display) -> String {
+    format!("container {:?}: config.{field}: {why}", config.name.name)
 }
 
 /// What of the host a container mounts is looked at before anything is made, and made where it is missing.

@@ -33,6 +33,7 @@ use recover::report;
 use tables::Table;
 use work::Work;
 
+use crate::cdi::Cdi;
 use crate::cgroup::Cgroups;
 use crate::container::Container;
 use crate::error::Error;
@@ -73,6 +74,7 @@ pub struct Parts {
     pub registries: Registries,
     pub network: Network,
     pub syncer: Syncer,
+    pub cdi: Cdi,
 }
 
 /// A node that serves.
@@ -93,6 +95,7 @@ pub struct Node {
     pub(crate) walker: Walker,
     pulls: Joint<Wanted, PullProgress, Arc<Image>>,
     syncer: Syncer,
+    pub(crate) cdi: Cdi,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
 }
@@ -134,6 +137,7 @@ impl Node {
             walker,
             pulls: Joint::default(),
             syncer: parts.syncer,
+            cdi: parts.cdi,
             sandboxes: Table::default(),
             containers: Table::default(),
         }

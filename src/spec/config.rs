@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cdi::QualifiedName;
 use crate::ids::ContainerId;
 
 /// The name of a sandbox: unique on the node. A repeated RunPodSandbox of the same name is the same sandbox.
@@ -106,6 +107,7 @@ pub struct ContainerConfig {
     pub env: Vec<(String, Vec<u8>)>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
+    pub cdi_devices: Vec<QualifiedName>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     /// Relative to the sandbox's log directory, without "..". `None`: output is thrown away.

@@ -14,6 +14,7 @@ pub mod capability;
 pub mod config;
 pub mod devices;
 pub mod env;
+pub mod hooks;
 pub mod host;
 pub mod mounts;
 pub mod oci;

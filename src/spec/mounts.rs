@@ -39,7 +39,7 @@ const MOUNTABLE_IN_PROC: [&str; 10] = [
 
 /// A path without ".", ".." and doubled slashes. `None` if it is not absolute, or leads above the root or
 /// to it.
-pub(super) fn normal(path: &str) -> Option<String> {
+pub(crate) fn normal(path: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in path.strip_prefix('/')?.split('/') {
         match part {
@@ -105,7 +105,8 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
     Ok(mounts)
 }
 
-fn check(path: &str, source: &Path) -> Result<(), Error> {
+/// What may be mounted where.
+pub(crate) fn check(path: &str, source: &Path) -> Result<(), Error> {
     let refuse = |reason| {
         Err(Error::Mount {
             path: path.to_owned(),

@@ -7,6 +7,7 @@
 #![allow(clippy::cloned_ref_to_slice_refs)]
 
 mod adoption;
+mod cdi;
 mod cgroups;
 mod cli_doctor;
 mod cli_inspect;

@@ -3,6 +3,7 @@
 use carpel_api::cri;
 
 use super::{Field, Platform, Rejected, Shown, text};
+use crate::cdi::QualifiedName;
 use crate::cri::validate::calls;
 use crate::spec::config::{Device, Mount, MountSource, Propagation};
 
@@ -229,6 +230,25 @@ fn device(field: &Field<'_>, raw: &cri::Device) -> Result<Device, Rejected> {
     })
 }
 
+pub fn cdi_devices(
+    field: &Field<'_>,
+    raw: &[cri::CdiDevice],
+) -> Result<Vec<QualifiedName>, Rejected> {
+    text::no_more_than(field, raw.len(), MAX_DEVICES)?;
+    let mut names: Vec<QualifiedName> = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
+        let entry = field.index(index);
+        let entry = entry.member("name");
+        let name = QualifiedName::parse(&raw.name)
+            .map_err(|why| entry.invalid(format_args!("{} {why}", Shown(&raw.name))))?;
+        // Whoever asks twice gets it once, as with the peers.
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
 /// Some of "rwm", each once, in this order. None is all of them, as the peers have it.
 fn permissions(field: &Field<'_>, raw: &str) -> Result<String, Rejected> {
     const ALL: &str = "rwm";
@@ -453,6 +473,39 @@ mod tests {
             Err(Rejected::Unsupported(_))
         ));
         assert!(mounts(&FIELD, vec![good(); MAX_MOUNTS + 1], CAN).is_err());
+    }
+
+    #[test]
+    fn cdi_devices_have_qualified_names() {
+        let names = |names: &[&str]| {
+            let device = |name: &&str| cri::CdiDevice {
+                name: (*name).into(),
+            };
+            let raw: Vec<_> = names.iter().map(device).collect();
+            cdi_devices(&FIELD, &raw)
+                .map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>())
+                .map_err(|error| error.to_string())
+        };
+        let (a, b) = ("vendor.com/class=a", "v/c.d=0:1-2");
+        assert_eq!(names(&[a, b, a]), Ok(vec![a.to_owned(), b.to_owned()]));
+        for (bad, why) in [
+            (
+                "",
+                "m[1].name: \"\" is not of the form \"vendor.com/class=name\"",
+            ),
+            (
+                "vendor.com/class",
+                "m[1].name: \"vendor.com/class\" is not of the form",
+            ),
+            ("vendor=a", "m[1].name: \"vendor=a\" has no class"),
+            ("1v/c=a", "m[1].name: \"1v/c=a\" has no vendor"),
+            ("v/c/d=a", "m[1].name: \"v/c/d=a\" has no class"),
+            ("v/c=", "m[1].name: \"v/c=\" has no name"),
+            ("v/c=a/b", "m[1].name: \"v/c=a/b\" has no name"),
+        ] {
+            let error = names(&[a, bad]).expect_err(bad);
+            assert!(error.starts_with(why), "{error}");
+        }
     }
 
     #[test]

@@ -55,6 +55,7 @@ impl Fixture {
             env: Vec::new(),
             mounts: Vec::new(),
             devices: Vec::new(),
+            cdi_devices: Vec::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::from([("org.systemd.property.X".into(), "1".into())]),
             log_path: None,
