@@ -44,6 +44,9 @@ pub const ADOPTION: &[&str] = &[
 /// Those that a container with image volumes passes besides.
 pub const VOLUMES: &[&str] = &["create:volumes", "start:volumes"];
 
+/// Those that the start of a container with hooks passes besides.
+pub const HOOKS: &[&str] = &["start:bundle", "start:hooks"];
+
 /// Every failpoint of a pull, in the order in which one passes them.
 pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 
@@ -54,7 +57,7 @@ pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    let listed = [NAMES, ADOPTION, VOLUMES, PULL]
+    let listed = [NAMES, ADOPTION, VOLUMES, HOOKS, PULL]
         .iter()
         .any(|names| names.contains(&name));
     debug_assert!(listed, "failpoint {name} is not listed");

@@ -233,6 +233,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         registries,
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
+        base: config.runtime.base_spec().context("runtime.base_spec")?,
         cdi: Cdi::new(config.cdi.dirs.clone(), config.cdi.annotations),
     };
     let decode = Decode {

@@ -17,6 +17,7 @@ pub use layer::{ConfigError, Layer};
 pub use value::{AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio};
 
 use crate::image::registry::RegistryHost;
+use crate::spec::base::{self, BaseSpec};
 
 /// Where the configuration is read from unless a flag says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/carpel/config.toml";
@@ -36,6 +37,7 @@ pub struct Config {
     /// Threads that answer requests.
     pub workers: usize,
     pub cgroup: Cgroup,
+    pub runtime: Runtime,
     pub cdi: Cdi,
     pub network: Network,
     pub registry: Registry,
@@ -52,6 +54,27 @@ pub struct Cgroup {
     /// Most processes and threads of a container when the request names no number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u64>,
+}
+
+/// What every container gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Runtime {
+    /// A file of the OCI runtime specification that is laid below every container's spec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_spec: Option<PathBuf>,
+}
+
+impl Runtime {
+    /// Reads the base spec, if there is one.
+    ///
+    /// # Errors
+    /// What in it carpel cannot fulfil.
+    pub fn base_spec(&self) -> Result<BaseSpec, base::Error> {
+        match &self.base_spec {
+            Some(path) => BaseSpec::read(path),
+            None => Ok(BaseSpec::default()),
+        }
+    }
 }
 
 /// Devices that are described by files.
@@ -151,6 +174,7 @@ impl Default for Config {
                 parent: CgroupParent::default(),
                 pids_limit: None,
             },
+            runtime: Runtime::default(),
             cdi: Cdi {
                 dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
                 annotations: true,
@@ -227,6 +251,7 @@ impl Config {
             &mut self.cgroup.pids_limit,
             layer.cgroup.pids_limit.map(|n| u64::from(n.get())),
         );
+        set_option(&mut self.runtime.base_spec, layer.runtime.base_spec);
         if let Some(dirs) = layer.cdi.dirs {
             self.cdi.dirs = dirs.into_iter().map(PathBuf::from).collect();
         }

@@ -14,6 +14,7 @@ use crate::image::Image;
 use crate::node::{EventKind, Node};
 use crate::sandbox::{self, Sandbox, files};
 use crate::spec::config::{ContainerConfig, MountSource, PidScope};
+use crate::spec::hooks;
 use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
 use crate::spec::plan;
 use crate::spec::signal;
@@ -116,9 +117,13 @@ impl Node {
             .map_err(|error| invalid(&config, &error))?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
         let mut source = self.source(&id, sandbox, &config, images, &user, &cgroup)?;
+        self.base.apply(&mut source.spec);
         devices
             .apply(&mut source.spec)
             .map_err(|error| Error::InvalidArgument(cdi_failed(&config, "CDI_devices", &error)))?;
+        if hooks::any(&source.spec) {
+            source.bundle = Some(self.paths.bundle(&id));
+        }
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
         let record = Record {

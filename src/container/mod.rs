@@ -17,6 +17,7 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+pub(crate) mod hooks;
 mod kept;
 mod log;
 pub(crate) mod processes;

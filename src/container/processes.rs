@@ -8,6 +8,7 @@ use carpel_wire::{FdIndex, Held, Output, Start};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::Running;
+use super::hooks::HookFds;
 use super::kept::Kept;
 use crate::cgroup::Join;
 use crate::error::Error;
@@ -154,9 +155,22 @@ pub(crate) struct Made {
     pub(crate) rootfs: Option<OwnedFd>,
     /// Its image volumes.
     pub(crate) images: Vec<Option<OwnedFd>>,
+    pub(crate) hooks: HookFds,
 }
 
 impl Made {
+    fn take_hook(&mut self, source: &FdSource) -> Option<OwnedFd> {
+        let hooks = &mut self.hooks;
+        match source {
+            FdSource::HookChannel => hooks.channel.take(),
+            FdSource::HookState { created: false } => hooks.creating.take(),
+            FdSource::HookState { created: true } => hooks.created.take(),
+            // One for each point that has hooks.
+            FdSource::HookOutput => hooks.output.as_ref()?.try_clone().ok(),
+            _ => None,
+        }
+    }
+
     fn take_image(&mut self, volume: usize, attrs: u64) -> Result<Option<OwnedFd>, Error> {
         let Some(mount) = self.images.get_mut(volume).and_then(Option::take) else {
             return Ok(None);
@@ -212,7 +226,7 @@ impl Descriptors {
                     let opened = File::open(path).map_err(Error::at("open a namespace"))?;
                     Some(opened.into())
                 }
-                stream => streams.take(stream),
+                other => made.take_hook(other).or_else(|| streams.take(other)),
             };
             let missing = || {
                 Error::Internal(format!(

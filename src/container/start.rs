@@ -7,6 +7,7 @@ use std::time::Instant;
 use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
 
 use super::devices;
+use super::hooks::{self, UnderWay};
 use super::kept::Kept;
 use super::processes::{self, Descriptors, Made, Streams};
 use super::{Container, Exited, Running, State, update};
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::node::{EventKind, Node, Op};
+use crate::spec::hooks::Point;
 use crate::spec::plan;
 use crate::supervisor::{self, Started, Supervisor};
 
@@ -64,6 +66,7 @@ impl Node {
                 // Before anyone can learn of its exit.
                 self.announce_container(EventKind::Started, container);
                 self.watch_container(container, running, started.exit);
+                self.run_late_hooks(container, Point::Poststart).await;
                 Ok(())
             }
             Err(error) => {
@@ -78,6 +81,7 @@ impl Node {
                     self.kill_cgroup(container).await;
                 }
                 self.release_cgroup(container).await;
+                self.run_late_hooks(container, Point::Poststop).await;
                 let exited = Exited {
                     started_at: 0,
                     finished_at: crate::node::now(),
@@ -117,9 +121,11 @@ impl Node {
         if !images.is_empty() {
             failpoint::hit("start:volumes")?;
         }
+        let (hook_fds, meeting) = self.prepare_hooks(container)?.unzip();
         let made = Made {
             rootfs: Some(rootfs),
             images: images.into_iter().map(Some).collect(),
+            hooks: hook_fds.unwrap_or_default(),
         };
         // In place: what is opened is sent from the same thread, without waking another.
         let (message, descriptors) =
@@ -130,12 +136,67 @@ impl Node {
             .note_span("cgroup and mounts", start, opened - start);
 
         let held = processes::held(&message);
-        let started = supervisor.start(message, &descriptors.borrow()).await;
+        let under_way = meeting.map(|meeting| self.run_hooks(container, meeting));
+        let started = match under_way {
+            None => supervisor.start(message, &descriptors.borrow()).await,
+            Some(_) => {
+                // The ends of the process's own, or its end could not be told from its silence.
+                let patience = hooks::patience(container);
+                supervisor
+                    .start_with_patience(message, &descriptors.borrow(), patience)
+                    .await
+            }
+        };
         container.timeline.note("clone to exec", opened);
-        let started =
-            started.map_err(|error| refused(container, &container.compiled.steps, error))?;
+        let kept = descriptors.keep(&held);
+        let started = match (started, under_way) {
+            (started, None) => {
+                started.map_err(|error| refused(container, &container.compiled.steps, error))
+            }
+            (started, Some(under_way)) => self.after_hooks(container, started, under_way).await,
+        }?;
         failpoint::hit("start:started")?;
-        Ok((started, descriptors.keep(&held)))
+        Ok((started, kept))
+    }
+
+    /// What became of a start with hooks: of those that failed, the message is about them.
+    async fn after_hooks(
+        &self,
+        container: &Container,
+        started: Result<Started, supervisor::Error>,
+        under_way: UnderWay,
+    ) -> Result<Started, Error> {
+        let (met, output) = under_way.outcome().await;
+        let name = &container.config.name.name;
+        match (started, met) {
+            (Ok(started), _) => Ok(started),
+            (Err(_), Err(failed)) => Err(Error::Internal(format!(
+                "container {name:?} ({}): {failed}",
+                container.id
+            ))),
+            (Err(error), Ok(())) => {
+                let steps = &container.compiled.steps;
+                let of_hook = match &error {
+                    supervisor::Error::Refused(Reply::StepFailed { step, .. }) => {
+                        usize::try_from(*step)
+                            .ok()
+                            .and_then(|step| steps.get(step))
+                            .is_some_and(|step| step.contains(" hook "))
+                    }
+                    _ => false,
+                };
+                let failed = refused(container, steps, error);
+                if !of_hook {
+                    return Err(failed);
+                }
+                let said = if output.is_empty() {
+                    output
+                } else {
+                    format!(": {output}")
+                };
+                Err(Error::Internal(format!("{failed}{said}")))
+            }
+        }
     }
 
     /// Everything that blocks: the cgroup, the mounts, the log, the streams.

@@ -43,6 +43,7 @@ use crate::image::registry::Registries;
 use crate::image::{Image, ImageStore};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
+use crate::spec::base::BaseSpec;
 use crate::spec::config::{ContainerName, PodName};
 use crate::spec::host::HostFacts;
 use crate::stats::Walker;
@@ -75,6 +76,7 @@ pub struct Parts {
     pub network: Network,
     pub syncer: Syncer,
     pub cdi: Cdi,
+    pub base: BaseSpec,
 }
 
 /// A node that serves.
@@ -96,6 +98,7 @@ pub struct Node {
     pulls: Joint<Wanted, PullProgress, Arc<Image>>,
     syncer: Syncer,
     pub(crate) cdi: Cdi,
+    pub(crate) base: BaseSpec,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
 }
@@ -138,6 +141,7 @@ impl Node {
             pulls: Joint::default(),
             syncer: parts.syncer,
             cdi: parts.cdi,
+            base: parts.base,
             sandboxes: Table::default(),
             containers: Table::default(),
         }

@@ -69,3 +69,39 @@ fn lists(hooks: &Hooks, point: Point) -> [Option<&Vec<Hook>>; 2] {
     };
     [first.as_ref(), list.as_ref()]
 }
+
+/// How long a hook may run that does not say it.
+const SECONDS: u32 = 60;
+
+/// How long any hook may run.
+const MOST_SECONDS: u32 = 600;
+
+/// How long a hook may run.
+#[must_use]
+pub fn seconds(hook: &Hook) -> u32 {
+    hook.timeout()
+        .and_then(|seconds| u32::try_from(seconds).ok())
+        .filter(|&seconds| seconds > 0)
+        .map_or(SECONDS, |seconds| seconds.min(MOST_SECONDS))
+}
+
+/// What errors call a hook.
+#[must_use]
+pub fn describe(point: Point, hook: &Hook) -> String {
+    format!("{} hook {:?}", point.name(), hook.path())
+}
+
+/// Whether a spec has any hooks at all.
+#[must_use]
+pub fn any(spec: &Spec) -> bool {
+    POINTS.iter().any(|&point| !of(spec, point).is_empty())
+}
+
+/// In the order in which a container passes them.
+pub const POINTS: [Point; 5] = [
+    Point::CreateRuntime,
+    Point::CreateContainer,
+    Point::StartContainer,
+    Point::Poststart,
+    Point::Poststop,
+];

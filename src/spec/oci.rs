@@ -107,6 +107,9 @@ pub struct Source {
     pub pid: PidScope,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub image_volumes: Vec<ImageVolume>,
+    /// The folder that hooks find the container's spec in. `None`: it has no hooks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<PathBuf>,
     /// Beside the spec, where it would be many times as long as all the rest.
     pub seccomp: Filter,
 }
@@ -147,6 +150,7 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
         binary_env,
         pid: security.pid,
         image_volumes: input.image_volumes.to_vec(),
+        bundle: None,
         seccomp: filter(security, capabilities)?,
     })
 }

@@ -24,6 +24,7 @@ mod crash;
 mod devices;
 mod events;
 mod exec;
+mod hooks;
 mod image_volumes;
 mod images;
 mod lifecycle;

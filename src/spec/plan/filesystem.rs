@@ -7,7 +7,7 @@ use carpel_wire::{FdIndex, NulList, Step, encode_nul_list};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
 use super::compose::{Composer, terminated};
-use super::{CgroupLayout, Error, FdSource, HostFacts, Source, process};
+use super::{CgroupLayout, Error, FdSource, HostFacts, Source, hooks, process};
 use crate::spec::config::Propagation;
 use crate::spec::host::CgroupHierarchy;
 use crate::spec::mounts::{IMAGE_VOLUME, POD_SHM};
@@ -51,7 +51,7 @@ pub(super) fn compose(
         composer.step("open the pod's /dev/shm", &step);
     }
     let root = composer.fd(FdSource::Rootfs);
-    composer.step("enter the root file system", &Step::PivotRoot { root });
+    hooks::enter(composer, source, root)?;
     let mut images = HashSet::new();
     for mount in mounts {
         if pod_shm(mount) {
@@ -96,6 +96,7 @@ pub(super) fn compose(
             mode: 0o755,
         },
     );
+    hooks::leave(composer, source)?;
     hide(composer, linux)?;
     protect_root(composer, spec);
     Ok(())
