@@ -47,6 +47,9 @@ pub const VOLUMES: &[&str] = &["create:volumes", "start:volumes"];
 /// Those that the start of a container with hooks passes besides.
 pub const HOOKS: &[&str] = &["start:bundle", "start:hooks"];
 
+/// Those that only a pod with a user namespace passes.
+pub const USER_NAMESPACE: &[&str] = &["run:user-namespace", "start:user-namespace"];
+
 /// Every failpoint of a pull, in the order in which one passes them.
 pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 
@@ -57,7 +60,7 @@ pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    let listed = [NAMES, ADOPTION, VOLUMES, HOOKS, PULL]
+    let listed = [NAMES, ADOPTION, VOLUMES, HOOKS, USER_NAMESPACE, PULL]
         .iter()
         .any(|names| names.contains(&name));
     debug_assert!(listed, "failpoint {name} is not listed");

@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod apparmor;
 pub mod cdi;
 pub mod cgroup;
 pub mod cli;
@@ -25,3 +26,4 @@ pub mod supervisor;
 pub mod sys;
 pub mod telemetry;
 pub mod timeline;
+pub mod tls;

@@ -99,6 +99,21 @@ pub fn mount_setattr(
     check(result).map(drop)
 }
 
+/// _IO(0xb7, 1) of `ioctl_nsfs(2)`.
+const NS_GET_USERNS: libc::c_ulong = 0xb701;
+
+/// The user namespace that owns a namespace.
+///
+/// # Errors
+/// As `ioctl_nsfs(2)`: ENOTTY if the file is no namespace, EPERM if its owner is not below our own.
+pub fn owner_of_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: the command takes no argument, and the descriptor is borrowed, so it is open.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS as _) };
+    check(fd.into())?;
+    // SAFETY: the kernel has just given this descriptor (close-on-exec), and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// One instruction of eBPF, in the kernel's layout.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -22,6 +22,7 @@
 //!
 //! The binaries are those in `CARPEL_BIN_DIR`, else in `target/carpel`: `make test` builds them.
 
+pub mod certificates;
 pub mod cli;
 pub mod cri;
 pub mod host;
@@ -32,7 +33,6 @@ pub mod node;
 pub mod registry;
 pub mod request;
 pub mod streams;
-pub mod websocket;
 
 pub use carpel_api as api;
 pub use carpel_api::cri as v1;

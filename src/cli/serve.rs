@@ -1,7 +1,7 @@
 //! `carpel serve`: everything around the node — configuration, log, locks, socket, signals.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 
+use super::doctor::userns;
 use super::socket;
 use crate::cdi::Cdi;
 use crate::cgroup::{self, Cgroups};
@@ -29,7 +30,7 @@ use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
 use crate::supervisor::Binary;
 use crate::telemetry::{self, trace};
-use crate::{cri, metrics, streaming, sys};
+use crate::{apparmor, cri, metrics, streaming, sys};
 
 /// The network of `--default-network`.
 const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
@@ -243,9 +244,16 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     };
     let streaming = streaming_server(&config).await?;
     let urls = streaming.urls();
-    let node = Node::open(parts, decode).await.context("recover")?;
+    let builder = parts.builder.clone();
+    let (node, user_namespaces) = tokio::join!(
+        Node::open(parts, decode),
+        probe_user_namespaces(&builder, &config.root)
+    );
+    let node = node.context("recover")?;
+    node.set_user_namespaces(user_namespaces);
     tokio::spawn(streaming.serve(Arc::clone(&node)));
     tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
+    tokio::spawn(load_apparmor_profile(Arc::clone(&node)));
     tokio::spawn(Arc::clone(&node).release_networks());
     tokio::spawn(give_memory_back());
     if let Some(address) = config.telemetry.metrics {
@@ -256,12 +264,23 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         tracing::info!(%address, "metrics served");
         tokio::spawn(metrics::serve(server, Arc::downgrade(&node)));
     }
-    let configuration = serde_json::to_value(&config).context("configuration")?;
+    let mut configuration = serde_json::to_value(&config).context("configuration")?;
+    // The name by which critest looks for the file system that containers' root file systems lie on.
+    configuration["stateDir"] = serde_json::to_value(&config.root).context("configuration")?;
     Ok(cri::routes(Arc::new(cri::Served {
         node,
         configuration,
         urls,
     })))
+}
+
+/// Beside the recovery, so that nobody waits for it.
+async fn probe_user_namespaces(builder: &Builder, root: &Path) -> Result<(), String> {
+    let found = userns::probe(builder, root).await;
+    if let Err(why) = &found {
+        tracing::warn!("pods cannot have user namespaces: {why}");
+    }
+    found
 }
 
 async fn streaming_server(config: &Config) -> anyhow::Result<streaming::Server> {
@@ -273,6 +292,15 @@ async fn streaming_server(config: &Config) -> anyhow::Result<streaming::Server> 
     let server = server.context("streaming")?;
     tracing::info!(url = server.base(), "streams served");
     Ok(server)
+}
+
+/// Loads the containers' default profile, so that the first of them need not wait for it.
+async fn load_apparmor_profile(node: Arc<Node>) {
+    if apparmor::is_enabled()
+        && let Err(error) = node.apparmor.load_default().await
+    {
+        tracing::warn!(%error, "no AppArmor profile: containers are unconfined");
+    }
 }
 
 /// Gives back, now and then, what pods that have gone left free between what others still use.

@@ -13,7 +13,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
 use crate::node::{EventKind, Node};
 use crate::sandbox::{self, Sandbox, files};
-use crate::spec::config::{ContainerConfig, MountSource, PidScope};
+use crate::spec::config::{ContainerConfig, IdMap, MountSource, PidScope, UserNamespace};
 use crate::spec::hooks;
 use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
 use crate::spec::plan;
@@ -48,7 +48,7 @@ impl Node {
     async fn make_container(
         self: Arc<Self>,
         sandbox: &SandboxId,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
         request: Vec<u8>,
     ) -> Result<ContainerId, Error> {
         let sandbox = self.sandbox(sandbox).ok_or_else(|| Error::NotFound {
@@ -80,11 +80,14 @@ impl Node {
             )));
         }
         self.check_target(&sandbox, &config)?;
+        let apparmor = self.apparmor.available(config.security.apparmor).await;
+        config.security.apparmor = apparmor?;
         let images = self.find_images(&config)?;
-        if !config.mounts.is_empty() {
-            tokio::task::block_in_place(|| check_mounts(&config))?;
-        }
-        let devices = tokio::task::block_in_place(|| self.find_cdi_devices(&config))?;
+        let devices = tokio::task::block_in_place(|| {
+            let devices = self.find_cdi_devices(&config)?;
+            check_mounts(&config)?;
+            Ok::<_, Error>(devices)
+        })?;
         let id = ContainerId::random();
         let found = Found { images, devices };
         let made = self.prepare(id, &sandbox, config, request, &found).await;
@@ -108,13 +111,15 @@ impl Node {
         let at = |doing: &str| format!("{doing} of container {id}");
         let dir = self.paths.container(&id);
         crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
-        let rootfs = self.make_rootfs(&id, &image.layers).await?;
-        self.try_image_volumes(&config, &images.volumes).await?;
+        let rootfs = self.make_rootfs(&id, &image.layers, sandbox).await?;
+        self.try_image_volumes(&config, &images.volumes, sandbox)
+            .await?;
         failpoint::hit("create:prepared")?;
         let made = Instant::now();
         let security = &config.security;
         let user = user::resolve(&rootfs, image_user(image), security)
             .map_err(|error| invalid(&config, &error))?;
+        check_mapped(&config, &user, sandbox.config.user_namespace)?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
         let mut source = self.source(&id, sandbox, &config, images, &user, &cgroup)?;
         self.base.apply(&mut source.spec);
@@ -122,6 +127,7 @@ impl Node {
             .apply(&mut source.spec)
             .map_err(|error| Error::InvalidArgument(cdi_failed(&config, "CDI_devices", &error)))?;
         if hooks::any(&source.spec) {
+            check_hooks(&config, &source)?;
             source.bundle = Some(self.paths.bundle(&id));
         }
         let compiled = plan::compile_container(&source, &self.host)
@@ -209,19 +215,29 @@ impl Node {
         &self,
         id: &ContainerId,
         layers: &[LayerId],
+        sandbox: &Sandbox,
     ) -> Result<RootFd, Error> {
         let dir = self.paths.container(id);
         let at = |doing: &str| format!("{doing} of container {id}");
         let (upper, work) = (dir.join("upper"), dir.join("work"));
         let layers = self.images.layer_dirs(layers);
-        crate::node::make_root_dir(&upper, layers.last().map(PathBuf::as_path))
-            .map_err(Error::at(at("make the writable layer")))?;
-        crate::node::make_dir(&work).map_err(Error::at(at("make the writable layer")))?;
+        let user = sandbox.config.user_namespace;
+        let made = crate::node::make_root_dir(&upper, layers.last().map(PathBuf::as_path), user)
+            .and_then(|()| crate::node::make_dir(&work))
+            .and_then(|()| match user {
+                Some(user) => {
+                    let (uid, gid) = (user.uids.host, user.gids.host);
+                    std::os::unix::fs::chown(&work, Some(uid), Some(gid))
+                }
+                None => Ok(()),
+            });
+        made.map_err(Error::at(at("make the writable layer")))?;
         let overlay = Overlay {
             layers,
             upper,
             work,
             volatile: true,
+            user_namespace: sandbox.user_namespace()?,
         };
         let rootfs = self
             .builder
@@ -280,6 +296,24 @@ fn cdi_failed(config: &ContainerConfig, field: &str, why: &dyn std::fmt::Display
     format!("container {:?}: config.{field}: {why}", config.name.name)
 }
 
+/// Of a pod with a user namespace nothing can be made in the sight of the host's mounts, which are not its own.
+fn check_hooks(config: &ContainerConfig, source: &Source) -> Result<(), Error> {
+    let in_sight = [hooks::Point::CreateRuntime, hooks::Point::CreateContainer];
+    for point in in_sight {
+        if let (true, Some(hook)) = (
+            source.in_user_namespace(),
+            hooks::of(&source.spec, point).first(),
+        ) {
+            return Err(Error::Unimplemented(format!(
+                "container {:?}: {} is not supported in a pod with a user namespace",
+                config.name.name,
+                hooks::describe(point, hook)
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// What of the host a container mounts is looked at before anything is made, and made where it is missing.
 fn check_mounts(config: &ContainerConfig) -> Result<(), Error> {
     for (index, mount) in config.mounts.iter().enumerate() {
@@ -309,6 +343,28 @@ fn invalid(config: &ContainerConfig, error: &(dyn std::error::Error + 'static)) 
         config.name.name,
         crate::error::chain(error)
     ))
+}
+
+/// Who is not in the pod's user namespace cannot run in it.
+fn check_mapped(
+    config: &ContainerConfig,
+    user: &User,
+    namespace: Option<UserNamespace>,
+) -> Result<(), Error> {
+    let Some(namespace) = namespace else {
+        return Ok(());
+    };
+    let check = |what: &str, id: u32, ids: IdMap| match ids.to_host(id) {
+        Some(_) => Ok(()),
+        None => Err(Error::InvalidArgument(format!(
+            "container {:?}: {what} {id} is not in the pod's user namespace, which has {}",
+            config.name.name, ids.count
+        ))),
+    };
+    check("user", user.uid, namespace.uids)?;
+    check("group", user.gid, namespace.gids)?;
+    let mut groups = user.groups.iter();
+    groups.try_for_each(|group| check("supplementary group", *group, namespace.gids))
 }
 
 fn image_user(image: &Image) -> &str {

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::copy::{self, Collected, Outputs};
 use super::exit::exit_code;
-use super::processes::{Descriptors, Made, Streams};
+use super::processes::{Descriptors, Made, Owner, Streams};
 use super::start::refused;
 use super::streams::{ClientStreams, TerminalSize};
 use super::{Container, Running};
@@ -84,12 +84,15 @@ impl Node {
             )));
         };
         let supervisor = self.supervisor_of(&container).await?;
+        let namespace = self.sandbox_of(&container)?.config.user_namespace;
+        let owner = Owner::of(&container.user, namespace);
         Ok(Exec {
             id: ExecId::random(),
             container,
             running,
             supervisor,
             command,
+            owner,
         })
     }
 }
@@ -100,6 +103,7 @@ struct Exec {
     running: Running,
     supervisor: Supervisor,
     command: Vec<String>,
+    owner: Owner,
 }
 
 /// Our ends of a command's streams.
@@ -124,7 +128,8 @@ impl Ours {
 
 impl Exec {
     async fn collect(self, node: &Node, timeout: Option<Duration>) -> Result<ExecOutput, Error> {
-        let streams = Streams::pipes(false).map_err(Error::at(self.at("make the pipes")))?;
+        let streams =
+            Streams::pipes(false, self.owner).map_err(Error::at(self.at("make the pipes")))?;
         let (mut started, ours) = self.start(node, streams, false).await?;
         let to = [OUTPUT_LIMIT; 2].map(Collected::new);
         let mut outputs = self.outputs(ours, to)?;
@@ -159,7 +164,8 @@ impl Exec {
             let size = resize.as_mut().and_then(|sizes| sizes.try_recv().ok());
             self.terminal(size)?
         } else {
-            Streams::pipes(stdin.is_some()).map_err(Error::at(self.at("make the pipes")))?
+            Streams::pipes(stdin.is_some(), self.owner)
+                .map_err(Error::at(self.at("make the pipes")))?
         };
         let (mut started, mut ours) = self.start(node, streams, tty).await?;
         let (stdin_to, terminal) = ours
@@ -202,7 +208,7 @@ impl Exec {
 
     /// A terminal that has its size before a program can ask for it.
     fn terminal(&self, size: Option<TerminalSize>) -> Result<Streams, Error> {
-        let streams = Streams::terminal_of(&self.running, self.container.user.uid)?;
+        let streams = Streams::terminal_of(&self.running, self.owner)?;
         if let (Streams::Terminal { master, .. }, Some(size)) = (&streams, size) {
             copy::set_size(master, size);
         }
@@ -224,7 +230,8 @@ impl Exec {
             .open(&self.container.cgroup)
             .join()
             .map_err(Error::at(self.at("open the cgroup")))?;
-        let descriptors = Descriptors::open(&compiled, Made::default(), &join, &mut streams)?;
+        let made = Made::default();
+        let descriptors = Descriptors::open(&compiled, made, &join, &mut streams, None)?;
         let message = Start {
             id: self.id.object(),
             clone_flags: compiled.clone_flags,
@@ -238,7 +245,7 @@ impl Exec {
         };
         let started = self
             .supervisor
-            .start(message, &descriptors.borrow())
+            .start(message, None, &descriptors.borrow())
             .await
             .map_err(|error| refused(&self.container, &compiled.steps, error))?;
         match streams {

@@ -13,7 +13,10 @@ use super::kept::Kept;
 use crate::cgroup::Join;
 use crate::error::Error;
 use crate::node::orphans;
+use crate::spec::config::UserNamespace;
+use crate::spec::mounts::TTY;
 use crate::spec::plan::{Compiled, FdSource};
+use crate::spec::user::User;
 use crate::store::bind::{self, Terminal};
 use crate::store::memfd;
 
@@ -37,16 +40,52 @@ pub(crate) enum Streams {
     },
 }
 
+/// Who standard streams belong to, in the host's ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) user: u32,
+    /// The group of terminals.
+    pub(crate) tty: u32,
+}
+
+impl Owner {
+    /// The user of a container's processes. Where no group of terminals is mapped, root's takes its place.
+    pub(crate) fn of(user: &User, namespace: Option<UserNamespace>) -> Self {
+        let Some(ids) = namespace else {
+            return Self {
+                user: user.uid,
+                tty: TTY,
+            };
+        };
+        Self {
+            user: ids.uids.to_host(user.uid).unwrap_or(ids.uids.host),
+            tty: ids.gids.to_host(TTY).unwrap_or(ids.gids.host),
+        }
+    }
+
+    fn give(self, pipe: &OwnedFd) -> io::Result<()> {
+        if self.user == 0 {
+            return Ok(());
+        }
+        let user = rustix::fs::Uid::from_raw(self.user);
+        Ok(rustix::fs::fchown(pipe, Some(user), None)?)
+    }
+}
+
 impl Streams {
-    /// Pipes for stdout and stderr, and for stdin if it is `wanted`; else /dev/null.
+    /// Pipes for stdout and stderr, and for stdin if it is `wanted`; else /dev/null. Their owner may open them
+    /// anew, as /dev/stdout.
     ///
     /// # Errors
     /// As `pipe2(2)`.
-    pub(crate) fn pipes(stdin_wanted: bool) -> io::Result<Self> {
+    pub(crate) fn pipes(stdin_wanted: bool, owner: Owner) -> io::Result<Self> {
         let (stdout, stdout_child) = pipe()?;
         let (stderr, stderr_child) = pipe()?;
+        owner.give(&stdout_child)?;
+        owner.give(&stderr_child)?;
         let (stdin_child, stdin) = if stdin_wanted {
             let (child, ours) = pipe()?;
+            owner.give(&child)?;
             (child, Some(ours))
         } else {
             (File::open("/dev/null")?.into(), None)
@@ -64,13 +103,13 @@ impl Streams {
     ///
     /// # Errors
     /// As `fsopen(2)`, `open(2)`, `chown(2)`.
-    pub(crate) fn terminal(owner: u32) -> Result<Self, Error> {
+    pub(crate) fn terminal(owner: Owner) -> Result<Self, Error> {
         let Terminal {
             devpts,
             master,
             slave,
             ..
-        } = bind::terminal().map_err(Error::at("make the terminal"))?;
+        } = bind::terminal(owner.tty).map_err(Error::at("make the terminal"))?;
         Self::new_terminal(Some(devpts), slave, master, owner)
     }
 
@@ -79,7 +118,7 @@ impl Streams {
     ///
     /// # Errors
     /// As [`Streams::terminal`].
-    pub(crate) fn terminal_of(running: &Running, owner: u32) -> Result<Self, Error> {
+    pub(crate) fn terminal_of(running: &Running, owner: Owner) -> Result<Self, Error> {
         match terminal_below_root(running) {
             Ok((master, slave)) => Self::new_terminal(None, slave, master, owner),
             Err(error) => {
@@ -98,9 +137,11 @@ impl Streams {
         devpts: Option<OwnedFd>,
         slave: OwnedFd,
         master: OwnedFd,
-        owner: u32,
+        owner: Owner,
     ) -> Result<Self, Error> {
-        rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(owner)), None)
+        let user = rustix::fs::Uid::from_raw(owner.user);
+        let group = rustix::fs::Gid::from_raw(owner.tty);
+        rustix::fs::fchown(&slave, Some(user), Some(group))
             .map_err(Error::at("make the terminal"))?;
         Ok(Self::Terminal {
             devpts,
@@ -193,6 +234,7 @@ impl Descriptors {
         mut made: Made,
         join: &Join,
         streams: &mut Streams,
+        user_namespace: Option<&OwnedFd>,
     ) -> Result<Self, Error> {
         let mut descriptors = Self {
             fds: Vec::new(),
@@ -214,14 +256,21 @@ impl Descriptors {
                     join_fd(join, source)?
                 }
                 FdSource::CgroupTasks(_) => join_fd(join, source)?,
-                FdSource::Mount(mount) => Some(bind::clone_mount(mount).map_err(|error| {
-                    let text = format!(
-                        "mount {}: {}",
-                        mount.source.display(),
-                        crate::error::chain(&error)
-                    );
-                    Error::InvalidArgument(text)
-                })?),
+                FdSource::Mount(mount) => {
+                    let clone = bind::clone_mount_for(mount, user_namespace.map(AsFd::as_fd));
+                    Some(clone.map_err(|error| {
+                        let text = format!(
+                            "mount {}: {}",
+                            mount.source.display(),
+                            crate::error::chain(&error)
+                        );
+                        Error::InvalidArgument(text)
+                    })?)
+                }
+                FdSource::UserNamespace => {
+                    let namespace = user_namespace.map(OwnedFd::try_clone).transpose();
+                    namespace.map_err(Error::at("duplicate a descriptor"))?
+                }
                 FdSource::Namespace(path) => {
                     let opened = File::open(path).map_err(Error::at("open a namespace"))?;
                     Some(opened.into())

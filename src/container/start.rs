@@ -4,18 +4,19 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start};
+use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start, UserStart};
 
 use super::devices;
 use super::hooks::{self, UnderWay};
 use super::kept::Kept;
-use super::processes::{self, Descriptors, Made, Streams};
+use super::processes::{self, Descriptors, Made, Owner, Streams};
 use super::{Container, Exited, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::node::{EventKind, Node, Op};
+use crate::sandbox::Sandbox;
 use crate::spec::hooks::Point;
 use crate::spec::plan;
 use crate::supervisor::{self, Started, Supervisor};
@@ -107,17 +108,20 @@ impl Node {
         rootfs: Option<OwnedFd>,
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
+        let sandbox = self.sandbox_of(container)?;
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
             // After the daemon's death: the supervisor has confirmed that it was never started.
             None => self
-                .make_rootfs(&container.id, &container.layers)
+                .make_rootfs(&container.id, &container.layers, &sandbox)
                 .await?
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
         let volumes = &container.source.image_volumes;
-        let images = self.make_image_volumes(&container.config, volumes).await?;
+        let images = self
+            .make_image_volumes(&container.config, volumes, &sandbox)
+            .await?;
         if !images.is_empty() {
             failpoint::hit("start:volumes")?;
         }
@@ -129,21 +133,25 @@ impl Node {
         };
         // In place: what is opened is sent from the same thread, without waking another.
         let (message, descriptors) =
-            tokio::task::block_in_place(|| self.open_all(container, made))?;
+            tokio::task::block_in_place(|| self.open_all(container, &sandbox, made))?;
+        if message.1.is_some() {
+            failpoint::hit("start:user-namespace")?;
+        }
         let opened = Instant::now();
         container
             .timeline
             .note_span("cgroup and mounts", start, opened - start);
 
+        let (message, user) = message;
         let held = processes::held(&message);
         let under_way = meeting.map(|meeting| self.run_hooks(container, meeting));
         let started = match under_way {
-            None => supervisor.start(message, &descriptors.borrow()).await,
+            None => supervisor.start(message, user, &descriptors.borrow()).await,
             Some(_) => {
                 // The ends of the process's own, or its end could not be told from its silence.
                 let patience = hooks::patience(container);
                 supervisor
-                    .start_with_patience(message, &descriptors.borrow(), patience)
+                    .start_with_patience(message, user, &descriptors.borrow(), patience)
                     .await
             }
         };
@@ -200,19 +208,26 @@ impl Node {
     }
 
     /// Everything that blocks: the cgroup, the mounts, the log, the streams.
-    fn open_all(&self, container: &Container, made: Made) -> Result<(Start, Descriptors), Error> {
+    fn open_all(
+        &self,
+        container: &Container,
+        sandbox: &Sandbox,
+        made: Made,
+    ) -> Result<((Start, Option<UserStart>), Descriptors), Error> {
         let config = &container.config;
         let at = |doing: &str| format!("{doing} of container {}", container.id);
         let cgroup = self.make_cgroup(container)?;
         let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
+        let owner = Owner::of(&container.user, sandbox.config.user_namespace);
         let mut streams = if config.tty {
-            Streams::terminal(container.user.uid)?
+            Streams::terminal(owner)?
         } else {
-            Streams::pipes(config.stdin).map_err(Error::at(at("make the pipes")))?
+            Streams::pipes(config.stdin, owner).map_err(Error::at(at("make the pipes")))?
         };
         let compiled = &container.compiled;
-        let mut descriptors = Descriptors::open(compiled, made, &join, &mut streams)
-            .map_err(|error| named(container, error))?;
+        let user = sandbox.user_namespace()?;
+        let opened = Descriptors::open(compiled, made, &join, &mut streams, user.as_deref());
+        let mut descriptors = opened.map_err(|error| named(container, error))?;
         let log = self.open_log(container)?.map(|log| descriptors.add(log));
         let (output, stdin) = match streams {
             Streams::Pipes {
@@ -252,7 +267,7 @@ impl Node {
             stdin,
             init: true,
         };
-        Ok((message, descriptors))
+        Ok(((message, compiled.user), descriptors))
     }
 
     fn make_cgroup(&self, container: &Container) -> Result<Cgroup, Error> {
@@ -263,6 +278,15 @@ impl Node {
             .map_err(|error| {
                 let doing = format!("make the cgroup of container {}", container.id);
                 update::of_cgroup(doing, error)
+            })
+    }
+
+    /// The sandbox of a container, which is there as long as it has one.
+    pub(crate) fn sandbox_of(&self, container: &Container) -> Result<Arc<Sandbox>, Error> {
+        self.sandbox(&container.sandbox)
+            .ok_or_else(|| Error::NotFound {
+                kind: "sandbox",
+                id: container.sandbox.to_string(),
             })
     }
 

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::image::Image;
 use crate::node::Node;
+use crate::sandbox::Sandbox;
 use crate::spec::config::{ContainerConfig, Mount, MountSource};
 use crate::spec::oci::ImageVolume;
 use crate::store::rootfs::{self, Volume};
@@ -66,11 +67,12 @@ impl Node {
         &self,
         config: &ContainerConfig,
         volumes: &[ImageVolume],
+        sandbox: &Sandbox,
     ) -> Result<(), Error> {
         if volumes.is_empty() {
             return Ok(());
         }
-        self.make_image_volumes(config, volumes).await?;
+        self.make_image_volumes(config, volumes, sandbox).await?;
         failpoint::hit("create:volumes")
     }
 
@@ -82,7 +84,9 @@ impl Node {
         &self,
         config: &ContainerConfig,
         volumes: &[ImageVolume],
+        sandbox: &Sandbox,
     ) -> Result<Vec<OwnedFd>, Error> {
+        let user_namespace = sandbox.user_namespace()?;
         let mut made = Vec::with_capacity(volumes.len());
         let is_image =
             |(_, mount): &(usize, &Mount)| matches!(mount.source, MountSource::Image { .. });
@@ -91,6 +95,7 @@ impl Node {
             let content = Volume {
                 layers: self.images.layer_dirs(&volume.layers),
                 sub_path: volume.sub_path.clone(),
+                user_namespace: user_namespace.clone(),
             };
             let mount = self.builder.volume(content).await;
             made.push(mount.map_err(|error| failed(config, index, volume, error))?);

@@ -131,6 +131,8 @@ pub trait Domain: Send + Sync + 'static {
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error>;
     /// The configuration in force, for people and test suites.
     fn configuration(&self) -> serde_json::Value;
+    /// Whether pods can have user namespaces.
+    fn user_namespaces(&self) -> bool;
 }
 
 /// Why an id from outside names nothing.

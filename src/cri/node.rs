@@ -305,6 +305,10 @@ impl Domain for Served {
     fn configuration(&self) -> serde_json::Value {
         self.configuration.clone()
     }
+
+    fn user_namespaces(&self) -> bool {
+        self.node.user_namespaces().is_ok()
+    }
 }
 
 fn lookup(why: node::Lookup) -> Lookup {

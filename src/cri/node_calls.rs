@@ -52,12 +52,12 @@ pub async fn status<D: Domain>(
             name: String::new(),
             features: Some(cri::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: platform.recursive_read_only,
-                user_namespaces: false,
+                user_namespaces: domain.user_namespaces(),
             }),
         }],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: domain.user_namespaces(),
             // Each option is a bit that mount_setattr(2) sets, without which no mount is made at all.
             mount_options: platform.recursive_read_only,
         }),

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::validate::Platform;
+use crate::apparmor;
 use crate::cgroup::{Cgroups, Version};
 
 /// Asks the kernel, once, at the daemon's start.
 #[must_use]
 pub fn probe() -> Platform {
-    let apparmor = std::fs::read("/sys/module/apparmor/parameters/enabled");
     Platform {
-        apparmor: apparmor.is_ok_and(|enabled| enabled.first() == Some(&b'Y')),
+        apparmor: apparmor::is_enabled(),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         recursive_read_only: crate::store::bind::can_protect_recursively(),
         unified: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use crate::spec::config::UserNamespace;
+
 /// Makes a folder that only root may enter, with its parents. One that is there is fine.
 ///
 /// # Errors
@@ -14,18 +16,27 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the folder that a container sees as "/": owner and mode are those of the image's own, whatever
-/// our umask, as an overlay shows its upper folder's.
+/// our umask, as an overlay shows its upper folder's; in a pod with a user namespace the owner is who has that
+/// number there.
 ///
 /// # Errors
 /// As `mkdir(2)`, `chown(2)`, `chmod(2)`.
-pub(crate) fn make_root_dir(path: &Path, top_layer: Option<&Path>) -> io::Result<()> {
+pub(crate) fn make_root_dir(
+    path: &Path,
+    top_layer: Option<&Path>,
+    user: Option<UserNamespace>,
+) -> io::Result<()> {
     DirBuilder::new().recursive(true).create(path)?;
-    let mut mode = 0o755;
+    let (mut mode, mut uid, mut gid) = (0o755, 0, 0);
     if let Some(layer) = top_layer {
         let root = std::fs::metadata(layer)?;
-        std::os::unix::fs::chown(path, Some(root.uid()), Some(root.gid()))?;
-        mode = root.mode() & 0o7777;
+        (mode, uid, gid) = (root.mode() & 0o7777, root.uid(), root.gid());
     }
+    if let Some(user) = user {
+        uid = user.uids.to_host(uid).unwrap_or(user.uids.host);
+        gid = user.gids.to_host(gid).unwrap_or(user.gids.host);
+    }
+    std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
     std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 

@@ -16,7 +16,7 @@ mod work;
 
 use std::cmp::Reverse;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carpel_wire::{FdIndex, ObjectId};
@@ -33,6 +33,7 @@ use recover::report;
 use tables::Table;
 use work::Work;
 
+use crate::apparmor::AppArmor;
 use crate::cdi::Cdi;
 use crate::cgroup::Cgroups;
 use crate::container::Container;
@@ -88,6 +89,7 @@ pub struct Node {
     pub registries: Registries,
     pub network: Network,
     pub cgroups: Cgroups,
+    pub apparmor: AppArmor,
     pub(crate) binary: Binary,
     pub(crate) builder: Builder,
     pub(crate) runs: Work<PodName, SandboxId>,
@@ -101,6 +103,7 @@ pub struct Node {
     pub(crate) base: BaseSpec,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
+    user_namespaces: OnceLock<Result<(), String>>,
 }
 
 /// Kinds of work on an object that a repeated request joins.
@@ -131,6 +134,7 @@ impl Node {
             registries: parts.registries,
             network: parts.network,
             cgroups: parts.cgroups,
+            apparmor: AppArmor::default(),
             binary: parts.binary,
             builder: parts.builder,
             runs: Work::default(),
@@ -144,6 +148,23 @@ impl Node {
             base: parts.base,
             sandboxes: Table::default(),
             containers: Table::default(),
+            user_namespaces: OnceLock::new(),
+        }
+    }
+
+    /// Says, once, whether pods can have user namespaces here, or why not.
+    pub fn set_user_namespaces(&self, found: Result<(), String>) {
+        let _ = self.user_namespaces.set(found);
+    }
+
+    /// Whether pods can have user namespaces here.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn user_namespaces(&self) -> Result<(), &str> {
+        match self.user_namespaces.get() {
+            Some(found) => found.as_ref().copied().map_err(String::as_str),
+            None => Err("it is not known yet"),
         }
     }
 

@@ -152,9 +152,15 @@ impl Node {
             }
             Phase::Ready => match self.reconnect(&sandbox).await {
                 Some((supervisor, entries)) => {
+                    let user_namespace = sandbox::user::of(&sandbox.config, &supervisor);
+                    let user_namespace = user_namespace.unwrap_or_else(|error| {
+                        tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), %error, "user namespace is not found: nothing can be started in the pod");
+                        None
+                    });
                     let live = Live {
                         supervisor: supervisor.clone(),
                         attachment,
+                        user_namespace,
                     };
                     sandbox.set_state(sandbox::State::Ready(live));
                     self.watch_supervisor(&sandbox, supervisor.clone());

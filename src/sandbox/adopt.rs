@@ -16,9 +16,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use carpel_wire::{Reply, RequestBody, Setup, Succession};
+use carpel_wire::{Reply, Setup, Succession};
 
-use super::{Live, Sandbox, State};
+use super::{Live, Sandbox, State, user};
 use crate::container::Adopted;
 use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
@@ -80,14 +80,15 @@ impl Node {
                 orphans::end(&pidfd).await;
             }
             let _turn = sandbox.turn.lock().await;
-            let attachment = match &*sandbox.lock() {
-                State::Ready(live) if live.supervisor.is(&supervisor) => live.attachment.clone(),
+            let live = match &*sandbox.lock() {
+                State::Ready(live) if live.supervisor.is(&supervisor) => live.clone(),
                 _ => return,
             };
+            let user_namespace = live.user_namespace.as_deref();
             let (id, pod) = (&sandbox.id, sandbox.pod());
             let next = match &namespaces {
                 Ok(namespaces) => {
-                    self.replace_supervisor(sandbox, &supervisor, namespaces)
+                    self.replace_supervisor(sandbox, &supervisor, namespaces, user_namespace)
                         .await
                 }
                 Err(error) => Err(Error::Internal(format!("its namespaces are gone: {error}"))),
@@ -110,7 +111,7 @@ impl Node {
             }
             sandbox.set_state(State::Ready(Live {
                 supervisor: next.clone(),
-                attachment,
+                ..live
             }));
             supervisor = next;
         }
@@ -122,6 +123,7 @@ impl Node {
         sandbox: &Sandbox,
         dead: &Supervisor,
         namespaces: &Namespaces,
+        user_namespace: Option<&OwnedFd>,
     ) -> Result<(Supervisor, Vec<Adopted>), Error> {
         let reaper = dead
             .reaper()
@@ -131,7 +133,7 @@ impl Node {
         let mut attempts = 1..ATTEMPTS;
         loop {
             match self
-                .spawn_successor(sandbox, reaper.as_ref(), namespaces)
+                .spawn_successor(sandbox, reaper.as_ref(), namespaces, user_namespace)
                 .await
             {
                 Err(error) if attempts.next().is_some() => {
@@ -147,6 +149,7 @@ impl Node {
         sandbox: &Sandbox,
         reaper: Option<&Reaper>,
         namespaces: &Namespaces,
+        user_namespace: Option<&OwnedFd>,
     ) -> Result<(Supervisor, Vec<Adopted>), Error> {
         let id = &sandbox.id;
         failpoint::hit("adopt:dead")?;
@@ -158,7 +161,8 @@ impl Node {
             failpoint::hit("adopt:spawned")?;
             let adopted = self.adopt_containers(id, &supervisor).await?;
             failpoint::hit("adopt:handed-over")?;
-            self.set_up_successor(sandbox, &supervisor, reaper, namespaces)
+            let pod = (namespaces, user_namespace);
+            self.set_up_successor(sandbox, &supervisor, reaper, pod)
                 .await?;
             failpoint::hit("adopt:ready")?;
             Ok(adopted)
@@ -181,7 +185,7 @@ impl Node {
         sandbox: &Sandbox,
         supervisor: &Supervisor,
         reaper: Option<&Reaper>,
-        namespaces: &Namespaces,
+        (namespaces, user_namespace): (&Namespaces, Option<&OwnedFd>),
     ) -> Result<(), Error> {
         let id = &sandbox.id;
         let at = |doing: &str| format!("{doing} of sandbox {id}");
@@ -193,8 +197,8 @@ impl Node {
         let exits = exits.map_err(Error::at(at("open the exits file")))?;
         let reaper_pidfd = reaper.map(|reaper| reaper.pidfd.try_clone()).transpose();
         let reaper_pidfd = reaper_pidfd.map_err(Error::at(at("duplicate a descriptor")))?;
-        let mut descriptors =
-            Descriptors::open(&compiled, Made::default(), &join, &mut Streams::None)?;
+        let made = Made::default();
+        let mut descriptors = Descriptors::open(&compiled, made, &join, &mut Streams::None, None)?;
         let reaper_index = reaper_pidfd.map(|pidfd| descriptors.add(pidfd));
         let setup = Setup {
             clone_flags: compiled.clone_flags,
@@ -206,8 +210,10 @@ impl Node {
                 reaper: reaper.map(|reaper| reaper.pid).zip(reaper_index),
             }),
         };
+        let request = user::set_up(setup, user_namespace, &mut descriptors);
+        let request = request.map_err(Error::at(at("duplicate a descriptor")))?;
         let (reply, _) = supervisor
-            .request(RequestBody::Setup(setup), &descriptors.borrow())
+            .request(request, &descriptors.borrow())
             .await
             .map_err(Error::at(at("set up another supervisor")))?;
         match reply {

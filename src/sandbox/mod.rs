@@ -16,14 +16,17 @@ mod dismantle;
 pub(crate) mod files;
 mod run;
 mod stop;
+pub(crate) mod user;
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::error::Error;
 use crate::ids::SandboxId;
 use crate::network::Attachment;
 use crate::spec::config::{SandboxConfig, Scope};
@@ -84,6 +87,8 @@ pub struct Live {
     pub supervisor: Supervisor,
     /// `None` with the host's network.
     pub attachment: Option<Attachment>,
+    /// `None` with the host's.
+    pub user_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// What is written down of a sandbox.
@@ -177,6 +182,28 @@ impl Sandbox {
         match &*decided.await.ok()? {
             State::Ready(live) => Some(live.supervisor.clone()),
             _ => None,
+        }
+    }
+
+    /// The pod's user namespace; `None` if it has the host's.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] if it is to have one and there is none.
+    pub(crate) fn user_namespace(&self) -> Result<Option<Arc<OwnedFd>>, Error> {
+        if self.config.user_namespace.is_none() {
+            return Ok(None);
+        }
+        let found = match &*self.lock() {
+            State::Ready(live) => live.user_namespace.clone(),
+            _ => None,
+        };
+        match found {
+            Some(namespace) => Ok(Some(namespace)),
+            None => Err(Error::FailedPrecondition(format!(
+                "sandbox {} of pod {} is not ready: it has no user namespace",
+                self.id,
+                self.pod()
+            ))),
         }
     }
 

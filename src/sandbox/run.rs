@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use carpel_wire::{Reply, RequestBody, Setup};
+use carpel_wire::{Reply, Setup};
 
-use super::{Live, Phase, Record, Sandbox, State, files};
+use super::{Live, Phase, Record, Sandbox, State, files, user};
 use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
 use crate::failpoint;
@@ -16,6 +16,10 @@ use crate::node::{EventKind, Node};
 use crate::spec::config::{PidScope, SandboxConfig};
 use crate::spec::plan::{self, Compiled};
 use crate::supervisor::Supervisor;
+
+/// What a pod has beside its supervisor: a network and a user namespace of its own, if it does not share the
+/// host's.
+type Pod = (Option<Attachment>, Option<Arc<OwnedFd>>);
 
 impl Node {
     /// Makes a sandbox, or returns the one of that name that is there already.
@@ -56,6 +60,7 @@ impl Node {
                 )));
             }
         }
+        self.check_user_namespace(&config)?;
         let id = SandboxId::random();
         let record = Record {
             id,
@@ -108,7 +113,7 @@ impl Node {
             let _ = child.kill();
         }
         tokio::task::spawn_blocking(move || child.wait());
-        let attachment = pod?;
+        let (attachment, user_namespace) = pod?;
 
         let ips = attachment
             .as_ref()
@@ -119,6 +124,7 @@ impl Node {
         let live = Live {
             supervisor: first,
             attachment,
+            user_namespace,
         };
         let record = Record {
             attachment: live.attachment.clone(),
@@ -132,36 +138,36 @@ impl Node {
 
     /// The pod's namespaces, and then at the same time what is in them: the network, which the chain of
     /// plugins makes, and the rest, which the supervisor does.
-    async fn make_pod(
-        &self,
-        sandbox: &Sandbox,
-        supervisor: &Supervisor,
-    ) -> Result<Option<Attachment>, Error> {
+    async fn make_pod(&self, sandbox: &Sandbox, supervisor: &Supervisor) -> Result<Pod, Error> {
         failpoint::hit("run:supervisor-spawned")?;
         let at = |doing: &str| format!("{doing} of sandbox {}", sandbox.id);
         let start = Instant::now();
-        let flags = plan::sandbox_namespaces(&sandbox.config);
-        let unshare = supervisor.expect(RequestBody::Unshare { flags }, &[], |reply| {
+        let unshare = supervisor.expect(user::unshare(&sandbox.config), &[], |reply| {
             *reply == Reply::Done
         });
         let (unshared, prepared) = tokio::join!(unshare, async { self.prepare_setup(sandbox) });
         let prepared = prepared?;
-        unshared.map_err(Error::at(at("make the namespaces")))?;
+        unshared.map_err(|error| user::not_made(error, sandbox))?;
+        let user_namespace = user::of(&sandbox.config, supervisor)
+            .map_err(Error::at(at("open the user namespace")))?;
+        if user_namespace.is_some() {
+            failpoint::hit("run:user-namespace")?;
+        }
         sandbox.timeline.note("cgroup and namespaces", start);
 
         let pid = supervisor.pid();
-        let set_up = self.set_up(sandbox, supervisor, prepared);
+        let set_up = self.set_up(sandbox, supervisor, prepared, user_namespace.as_deref());
         // A sysctl may be one of the pod's interface, which must be there: with the peers, it is.
         let of_network = |key: &String| key.starts_with("net.");
         if sandbox.config.sysctls.keys().any(of_network) {
             let attachment = self.connect_network(sandbox, pid).await?;
             set_up.await?;
-            return Ok(attachment);
+            return Ok((attachment, user_namespace));
         }
         // Each to its end, whatever becomes of the other: what is undone must stand still.
         let (attachment, set_up) = tokio::join!(self.connect_network(sandbox, pid), set_up);
         set_up?;
-        attachment
+        Ok((attachment?, user_namespace))
     }
 
     /// All that can be done for a supervisor's setup without it.
@@ -178,8 +184,8 @@ impl Node {
         let exits = self
             .open_exits(id)
             .map_err(Error::at(at("open the exits file")))?;
-        let mut descriptors =
-            Descriptors::open(&compiled, Made::default(), &join, &mut Streams::None)?;
+        let made = Made::default();
+        let mut descriptors = Descriptors::open(&compiled, made, &join, &mut Streams::None, None)?;
         let setup = Setup {
             clone_flags: compiled.clone_flags,
             cgroup: descriptors.cgroup,
@@ -196,14 +202,17 @@ impl Node {
         &self,
         sandbox: &Sandbox,
         supervisor: &Supervisor,
-        (compiled, setup, descriptors): (Compiled, Setup, Descriptors),
+        (compiled, setup, mut descriptors): (Compiled, Setup, Descriptors),
+        user_namespace: Option<&OwnedFd>,
     ) -> Result<(), Error> {
         let id = &sandbox.id;
         let start = Instant::now();
+        let at = || format!("set up the supervisor of sandbox {id}");
+        let request = user::set_up(setup, user_namespace, &mut descriptors);
         let (reply, _) = supervisor
-            .request(RequestBody::Setup(setup), &descriptors.borrow())
+            .request(request.map_err(Error::at(at()))?, &descriptors.borrow())
             .await
-            .map_err(Error::at(format!("set up the supervisor of sandbox {id}")))?;
+            .map_err(Error::at(at()))?;
         match reply {
             Reply::Ready { .. } => {
                 failpoint::hit("run:supervisor-ready")?;

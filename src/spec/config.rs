@@ -47,6 +47,8 @@ pub struct SandboxConfig {
     pub network: Scope,
     pub ipc: Scope,
     pub pid: PidScope,
+    /// `None`: the host's. With one, `ipc` is the pod's and `pid` is not the node's.
+    pub user_namespace: Option<UserNamespace>,
     /// Whether containers of the pod may be privileged.
     pub privileged: bool,
     pub runtime_handler: String,
@@ -80,6 +82,28 @@ pub enum Protocol {
 pub enum Scope {
     Pod,
     Node,
+}
+
+/// The ids of a pod's user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserNamespace {
+    pub uids: IdMap,
+    pub gids: IdMap,
+}
+
+/// Id 0 of a user namespace is `host`, 1 the next, and so on: `count` of them, at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMap {
+    pub host: u32,
+    pub count: u32,
+}
+
+impl IdMap {
+    /// What an id of the namespace is on the host. `None` if it is not mapped.
+    #[must_use]
+    pub fn to_host(self, id: u32) -> Option<u32> {
+        (id < self.count).then(|| self.host + id)
+    }
 }
 
 /// Whose PID namespace a container uses.
@@ -218,6 +242,8 @@ pub struct Security {
     /// Capability names without "CAP_", upper case; "ALL" is allowed.
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
+    /// Added, and kept by a process that is not root. Names as above.
+    pub add_ambient_capabilities: Vec<String>,
     pub pid: PidScope,
     pub user: Option<UserSpec>,
     pub run_as_group: Option<u32>,
@@ -228,6 +254,7 @@ pub struct Security {
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub seccomp: SeccompProfile,
+    pub apparmor: AppArmorProfile,
 }
 
 /// Who runs the container, as the request says it.
@@ -252,4 +279,16 @@ pub enum SeccompProfile {
     Unconfined,
     /// Absolute path of a profile on the host.
     Localhost(PathBuf),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AppArmorProfile {
+    Unconfined,
+    /// The runtime's own, by name or because nothing was said. Who asks for it in so many words does not
+    /// run without it.
+    Default {
+        asked_for: bool,
+    },
+    /// One that the kernel is to have already.
+    Localhost(String),
 }

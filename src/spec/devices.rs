@@ -1,6 +1,7 @@
 //! The device nodes of a container: those that every container has, those that the request names, and for
 //! a privileged one those of the host.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -45,24 +46,38 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub(super) struct Devices {
     pub nodes: Vec<LinuxDevice>,
+    /// By a node's path, the path on the host of the one that it is like.
+    pub sources: HashMap<PathBuf, PathBuf>,
     pub rules: Vec<LinuxDeviceCgroup>,
 }
 
 /// A later node takes the place of an earlier one at the same path.
-pub(super) fn build(wanted: &[Device], privileged: bool) -> Result<Devices, Error> {
+///
+/// In a user namespace nobody is the host's root, or in its groups. So there a privileged container gets of
+/// the host's devices those that everybody may use.
+pub(super) fn build(
+    wanted: &[Device],
+    privileged: bool,
+    in_user_namespace: bool,
+) -> Result<Devices, Error> {
     let mut devices = Devices::default();
     for (path, major, minor) in DEFAULT {
-        devices.add(node(
+        let default = node(
             path.into(),
             LinuxDeviceType::C,
             (major, minor),
             0o666,
             (0, 0),
-        ));
+        );
+        devices.add(default, Path::new(path));
     }
     if privileged {
         let dev = Path::new("/dev");
         devices.walk(dev, dev, dev, None, 0)?;
+        if in_user_namespace {
+            let open_to_all = |node: &LinuxDevice| node.file_mode().unwrap_or(0) & 0o006 != 0;
+            devices.nodes.retain(open_to_all);
+        }
         devices.rules.push(rule(true, None, None, "rwm"));
     } else {
         devices.rules.push(rule(false, None, None, "rwm"));
@@ -88,19 +103,20 @@ pub(super) fn build(wanted: &[Device], privileged: bool) -> Result<Devices, Erro
         } else {
             let node = from_metadata(container, &metadata)
                 .ok_or_else(|| Error::NoDevice(device.host_path.clone()))?;
-            devices.add_with_rule(node, permissions);
+            devices.add_with_rule(node, &host, permissions);
         }
     }
     Ok(devices)
 }
 
 impl Devices {
-    fn add(&mut self, node: LinuxDevice) {
+    fn add(&mut self, node: LinuxDevice, host: &Path) {
+        self.sources.insert(node.path().clone(), host.to_owned());
         self.nodes.retain(|known| known.path() != node.path());
         self.nodes.push(node);
     }
 
-    fn add_with_rule(&mut self, node: LinuxDevice, permissions: Option<&str>) {
+    fn add_with_rule(&mut self, node: LinuxDevice, host: &Path, permissions: Option<&str>) {
         if let Some(permissions) = permissions
             && node.typ() != LinuxDeviceType::P
         {
@@ -108,7 +124,7 @@ impl Devices {
             self.rules
                 .push(rule(true, Some(node.typ()), number, permissions));
         }
-        self.add(node);
+        self.add(node, host);
     }
 
     /// Adds every device below a folder. What is no device is passed over, links too.
@@ -140,7 +156,7 @@ impl Devices {
             } else if name != "console"
                 && let Some(node) = from_metadata(&inside, &metadata)
             {
-                self.add_with_rule(node, permissions);
+                self.add_with_rule(node, &entry.path(), permissions);
                 if self.nodes.len() > MOST {
                     return Err(Error::TooMany(object.to_owned()));
                 }
@@ -237,7 +253,7 @@ mod tests {
             device(&folder.path().join("link"), "/dev/mine"),
             device(Path::new("/dev/full"), "/dev/null"),
         ];
-        let devices = build(&wanted, false).unwrap();
+        let devices = build(&wanted, false, false).unwrap();
         let mine = find(&devices, "/dev/mine").unwrap();
         assert_eq!(
             (mine.typ(), mine.major(), mine.minor()),
@@ -266,7 +282,7 @@ mod tests {
         fifo("a/b/one");
         fifo("pts/two");
         fifo("console");
-        let devices = build(&[device(folder.path(), "/dev/set")], false).unwrap();
+        let devices = build(&[device(folder.path(), "/dev/set")], false, false).unwrap();
         assert_eq!(devices.nodes.len(), 7);
         assert_eq!(
             find(&devices, "/dev/set/a/b/one").unwrap().typ(),
@@ -277,14 +293,19 @@ mod tests {
     #[test]
     fn what_is_no_device_is_an_error_that_names_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = build(&[device(file.path(), "/dev/x")], false)
+        let error = build(&[device(file.path(), "/dev/x")], false, false)
             .unwrap_err()
             .to_string();
         assert_eq!(
             error,
             format!("device {}: not a device node", file.path().display())
         );
-        let error = build(&[device(Path::new("/dev/none-such"), "/dev/x")], false).unwrap_err();
+        let error = build(
+            &[device(Path::new("/dev/none-such"), "/dev/x")],
+            false,
+            false,
+        )
+        .unwrap_err();
         assert!(
             error
                 .to_string()
@@ -295,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_privileged_container_has_the_hosts_devices() {
-        let devices = build(&[], true).unwrap();
+        let devices = build(&[], true, false).unwrap();
         assert!(find(&devices, "/dev/null").is_some());
         assert!(find(&devices, "/dev/console").is_none());
         assert!(
@@ -305,5 +326,17 @@ mod tests {
                 .any(|node| node.path().starts_with("/dev/pts"))
         );
         assert!(devices.rules[0].allow());
+    }
+
+    #[test]
+    fn in_a_user_namespace_it_has_those_that_everybody_may_use() {
+        let devices = build(&[], true, true).unwrap();
+        assert_eq!(
+            devices.sources[Path::new("/dev/null")],
+            Path::new("/dev/null")
+        );
+        let modes = devices.nodes.iter().map(|node| node.file_mode().unwrap());
+        assert!(modes.clone().count() >= DEFAULT.len());
+        assert!(modes.into_iter().all(|mode| mode & 0o006 != 0));
     }
 }

@@ -11,6 +11,7 @@ use oci_spec::runtime::Mount as OciMount;
 use rustix::fs::{PROC_SUPER_MAGIC, statfs};
 
 use super::config::{Mount, MountSource, Propagation, Scope};
+use super::devices::Devices;
 use super::host::CgroupLayout;
 use super::oci::{ContainerInput, Error, ImageVolume};
 
@@ -21,6 +22,13 @@ pub const POD_SHM: &str = "pod:/dev/shm";
 /// The source of an image's volume: the image's own directory at that path, which stays writable under a
 /// read-only root. It is relative, as [`POD_SHM`].
 pub const IMAGE_VOLUME: &str = "image:volume";
+
+/// The source of the pod's /sys, where it is the host's network that it shows: a user namespace cannot mount it
+/// anew. It is in the supervisor's namespace, and relative, as [`POD_SHM`].
+pub const POD_SYS: &str = "pod:/sys";
+
+/// The group that terminals belong to.
+pub const TTY: u32 = 5;
 
 /// Files of a procfs that may have something mounted over them, as lxcfs does. Anything else would let a
 /// container fake what is below /proc.
@@ -89,7 +97,8 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
         if !covered(path) {
             let readonly = input.config.security.readonly_rootfs;
             let access = if readonly { "ro" } else { "rw" };
-            from_host.push(mount(path, "bind", source, &["rbind", "rprivate", access]));
+            let file = mount(path, "bind", source, &["rbind", "rprivate", access]);
+            from_host.push(mapped(input, file));
         }
     }
     for path in &volumes {
@@ -97,7 +106,12 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
     }
     let mut images = input.image_volumes.iter();
     for mount in requested {
-        from_host.push(from_request(mount, &mut images)?);
+        let made = from_request(mount, &mut images)?;
+        // An image's layers are mapped one by one.
+        from_host.push(match mount.source {
+            MountSource::Host(_) => mapped(input, made),
+            MountSource::Image { .. } => made,
+        });
     }
     // Stable: of two at one path the later one lies on top.
     from_host.sort_by_key(|mount| mount.destination().components().count());
@@ -141,6 +155,17 @@ fn mount(path: &str, typ: &str, source: impl Into<PathBuf>, options: &[&str]) ->
 fn defaults(input: &ContainerInput<'_>) -> Vec<OciMount> {
     let privileged = input.config.security.privileged;
     let access = if privileged { "rw" } else { "ro" };
+    // The group of terminals, if there is one.
+    let user = input.sandbox.user_namespace;
+    let tty = user.is_none_or(|user| user.gids.to_host(TTY).is_some());
+    let mut pts_options = vec![
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+    ];
+    pts_options.extend(tty.then_some("gid=5"));
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount(
@@ -149,36 +174,20 @@ fn defaults(input: &ContainerInput<'_>) -> Vec<OciMount> {
             "tmpfs",
             &["nosuid", "strictatime", "mode=755", "size=65536k"],
         ),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
-        ),
+        mount("/dev/pts", "devpts", "devpts", &pts_options),
         mount(
             "/dev/mqueue",
             "mqueue",
             "mqueue",
             &["nosuid", "noexec", "nodev"],
         ),
-        mount(
-            "/sys",
-            "sysfs",
-            "sysfs",
-            &["nosuid", "noexec", "nodev", access],
-        ),
+        sysfs(input, access),
     ];
     let cgroup_options = ["nosuid", "noexec", "nodev", "relatime", access];
     // Without a namespace of its own it sees all cgroups. The host's mount is bound, because a new mount
     // from the first cgroup namespace would reset the options of the whole hierarchy.
-    if privileged && input.host.cgroups == CgroupLayout::V2 {
+    // In a user namespace it could not write to any other's.
+    if privileged && user.is_none() && input.host.cgroups == CgroupLayout::V2 {
         mounts.push(mount(
             "/sys/fs/cgroup",
             "bind",
@@ -189,6 +198,46 @@ fn defaults(input: &ContainerInput<'_>) -> Vec<OciMount> {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup_options));
     }
     mounts
+}
+
+fn sysfs(input: &ContainerInput<'_>, access: &str) -> OciMount {
+    let options = ["nosuid", "noexec", "nodev", access];
+    if input.sandbox.user_namespace.is_some() && input.sandbox.network == Scope::Node {
+        return mount("/sys", "bind", POD_SYS, &options);
+    }
+    mount("/sys", "sysfs", "sysfs", &options)
+}
+
+/// In a pod with a user namespace, what comes from the host is seen in its ids.
+fn mapped(input: &ContainerInput<'_>, mut mount: OciMount) -> OciMount {
+    if input.sandbox.user_namespace.is_some() {
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.push("ridmap".to_owned());
+        mount.set_options(Some(options));
+    }
+    mount
+}
+
+/// The nodes of devices, where a container may make none: those of the host, unless something else is
+/// mounted there.
+pub(super) fn bind_devices(mounts: &mut Vec<OciMount>, devices: &Devices) {
+    let on = |path: &Path| mounts.iter().any(|mount| mount.destination() == path);
+    let dev_is_bound = mounts.iter().any(|mount| {
+        mount.destination() == Path::new("/dev") && mount.typ().as_deref() == Some("bind")
+    });
+    if dev_is_bound {
+        return;
+    }
+    let nodes = devices.nodes.iter().map(|node| node.path());
+    let bound: Vec<OciMount> = nodes
+        .filter(|path| !on(path))
+        .filter_map(|path| Some((path, devices.sources.get(path)?)))
+        .map(|(path, source)| {
+            let path = path.to_string_lossy();
+            mount(&path, "bind", source, &["rbind", "rprivate"])
+        })
+        .collect();
+    mounts.extend(bound);
 }
 
 fn shm(input: &ContainerInput<'_>) -> OciMount {

@@ -9,21 +9,23 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNamespace,
-    LinuxNamespaceType, LinuxPids, LinuxResources, LinuxSeccomp, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, Process, Root, Spec, User as OciUser,
+    Linux, LinuxCapabilities, LinuxCpu, LinuxHugepageLimit, LinuxIdMapping, LinuxIdMappingBuilder,
+    LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, LinuxSeccomp,
+    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec, User as OciUser,
 };
 use serde::{Deserialize, Serialize};
 
 use super::capability;
 use super::config::{
-    Ceiling, ContainerConfig, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
+    AppArmorProfile, Ceiling, ContainerConfig, IdMap, PidScope, Resources, SandboxConfig,
+    SeccompProfile, Security,
 };
-use super::devices;
+use super::devices::{self, Devices};
 use super::env::{BinaryEnv, DEFAULT_PATH, Environment};
 use super::host::{CgroupLayout, HostFacts};
 use super::mounts;
 use super::user::User;
+use crate::apparmor;
 use crate::ids::ContainerId;
 use crate::seccomp;
 use crate::store::layers::LayerId;
@@ -114,6 +116,19 @@ pub struct Source {
     pub seccomp: Filter,
 }
 
+impl Source {
+    /// Whether the pod has a user namespace. The spec says which ids are mapped.
+    #[must_use]
+    pub fn in_user_namespace(&self) -> bool {
+        let linux = self.spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+        namespaces
+            .into_iter()
+            .flatten()
+            .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
+    }
+}
+
 /// What system calls are filtered by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Filter {
@@ -131,8 +146,24 @@ pub enum Filter {
 /// [`Error`] for whatever the user has to change.
 pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
     let security = &input.config.security;
-    let capabilities = capabilities(security)? & input.host.bounding_set;
-    let (process, binary_env) = process(input, capabilities)?;
+    let in_user_namespace = input.sandbox.user_namespace.is_some();
+    // In a user namespace every right can be had: it is one over what belongs to the namespace.
+    let possible = match in_user_namespace {
+        true => capability::ALL,
+        false => input.host.bounding_set,
+    };
+    let ambient = ambient(security)? & possible;
+    let capabilities = capabilities(security)? & possible | ambient;
+    let devices = devices::build(
+        &input.config.devices,
+        security.privileged,
+        in_user_namespace,
+    )?;
+    let mut mounts = mounts::build(input)?;
+    if in_user_namespace {
+        mounts::bind_devices(&mut mounts, &devices);
+    }
+    let (process, binary_env) = process(input, capabilities, ambient)?;
     let mut root = Root::default();
     root.set_path("rootfs".into())
         .set_readonly(Some(security.readonly_rootfs));
@@ -141,9 +172,9 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
         .set_root(Some(root))
         .set_process(Some(process))
         .set_hostname(None)
-        .set_mounts(Some(mounts::build(input)?))
+        .set_mounts(Some(mounts))
         .set_annotations(Some(annotations(input)))
-        .set_linux(Some(linux(input)?));
+        .set_linux(Some(linux(input, devices)?));
     Ok(Source {
         id: *input.id,
         spec,
@@ -185,7 +216,20 @@ fn capabilities(security: &Security) -> Result<u64, Error> {
         .map_err(Error::Capability)
 }
 
-fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, BinaryEnv), Error> {
+/// What a process that is not root keeps, too. What is dropped is dropped.
+fn ambient(security: &Security) -> Result<u64, Error> {
+    capability::added(
+        &security.add_ambient_capabilities,
+        &security.drop_capabilities,
+    )
+    .map_err(Error::Capability)
+}
+
+fn process(
+    input: &ContainerInput<'_>,
+    capabilities: u64,
+    ambient: u64,
+) -> Result<(Process, BinaryEnv), Error> {
     let ContainerInput { config, user, .. } = input;
     let (env, binary_env) = environment(input)?.split();
     let mut oci_user = OciUser::default();
@@ -195,12 +239,13 @@ fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, Bi
         .set_additional_gids(Some(user.groups.clone()))
         .set_username(user.name.clone());
     let held = || Some(capability::to_oci(capabilities));
-    let none = || Some(capability::to_oci(0));
+    // The kernel raises nothing that is not inheritable; nothing else is.
+    let kept = || Some(capability::to_oci(ambient));
     let mut sets = LinuxCapabilities::default();
     sets.set_bounding(held())
         .set_permitted(held())
         .set_effective(held());
-    sets.set_inheritable(none()).set_ambient(none());
+    sets.set_inheritable(kept()).set_ambient(kept());
     let mut process = Process::default();
     process
         .set_terminal(Some(config.tty))
@@ -211,7 +256,12 @@ fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, Bi
         .set_capabilities(Some(sets))
         .set_rlimits(Some(vec![open_files(input.host)]))
         .set_no_new_privileges(Some(config.security.no_new_privs))
-        .set_oom_score_adj(Some(config.resources.oom_score_adj));
+        .set_oom_score_adj(Some(config.resources.oom_score_adj))
+        .set_apparmor_profile(match &config.security.apparmor {
+            AppArmorProfile::Unconfined => None,
+            AppArmorProfile::Default { .. } => Some(apparmor::DEFAULT.to_owned()),
+            AppArmorProfile::Localhost(name) => Some(name.clone()),
+        });
     Ok((process, binary_env))
 }
 
@@ -331,9 +381,8 @@ fn working_dir(input: &ContainerInput<'_>) -> Result<String, Error> {
     Ok(dir)
 }
 
-fn linux(input: &ContainerInput<'_>) -> Result<Linux, Error> {
+fn linux(input: &ContainerInput<'_>, devices: Devices) -> Result<Linux, Error> {
     let security = &input.config.security;
-    let devices = devices::build(&input.config.devices, security.privileged)?;
     let mut resources = resources(&input.config.resources);
     resources.set_devices(Some(devices.rules));
     let hidden = |paths: &[String]| {
@@ -357,7 +406,21 @@ fn linux(input: &ContainerInput<'_>) -> Result<Linux, Error> {
         .set_devices(Some(devices.nodes))
         .set_masked_paths(hidden(&security.masked_paths)?)
         .set_readonly_paths(hidden(&security.readonly_paths)?);
+    if let Some(user) = &input.sandbox.user_namespace {
+        linux
+            .set_uid_mappings(Some(vec![id_mapping(user.uids)]))
+            .set_gid_mappings(Some(vec![id_mapping(user.gids)]));
+    }
     Ok(linux)
+}
+
+fn id_mapping(ids: IdMap) -> LinuxIdMapping {
+    LinuxIdMappingBuilder::default()
+        .container_id(0_u32)
+        .host_id(ids.host)
+        .size(ids.count)
+        .build()
+        .expect("every field is given")
 }
 
 /// The namespaces that are the container's own. All others are those of the process that clones it: the
@@ -365,10 +428,14 @@ fn linux(input: &ContainerInput<'_>) -> Result<Linux, Error> {
 fn namespaces(input: &ContainerInput<'_>) -> Vec<LinuxNamespace> {
     let security = &input.config.security;
     let mut types = vec![LinuxNamespaceType::Mount];
+    if input.sandbox.user_namespace.is_some() {
+        types.push(LinuxNamespaceType::User);
+    }
     if security.pid == PidScope::Container {
         types.push(LinuxNamespaceType::Pid);
     }
-    if input.host.cgroups == CgroupLayout::V2 && !security.privileged {
+    let confined = !security.privileged || input.sandbox.user_namespace.is_some();
+    if input.host.cgroups == CgroupLayout::V2 && confined {
         types.push(LinuxNamespaceType::Cgroup);
     }
     let own = |typ| {

@@ -6,9 +6,9 @@
 //! there; the session; and its privileges, one after the other as the kernel lets go of them:
 //!
 //! ```text
-//! cgroup ▸ oom score ▸ pod's /dev/shm ▸ root ▸ mounts ▸ devices ▸ working directory ▸ read-only, masks
-//!   ▸ session, streams, limits ▸ bounding set ▸ user ▸ capabilities + SYS_ADMIN ▸ chdir ▸ seccomp
-//!   ▸ capabilities ▸ no_new_privs (▸ seccomp, if it may load only now) ▸ exec
+//! cgroup ▸ oom score (▸ root of the user namespace) ▸ pod's /dev/shm ▸ root ▸ mounts ▸ devices ▸ working directory
+//!   ▸ read-only, masks ▸ session, streams, limits ▸ bounding set ▸ user ▸ capabilities + SYS_ADMIN ▸ chdir ▸ AppArmor
+//!   ▸ seccomp ▸ capabilities ▸ ambient ones ▸ no_new_privs (▸ seccomp, if it may load only now) ▸ exec
 //! ```
 
 mod compose;
@@ -22,7 +22,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use carpel_wire::{FdIndex, PidNamespace, Step};
+use carpel_wire::{FdIndex, PidNamespace, Step, UserStart};
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
 use self::compose::Composer;
@@ -40,6 +40,7 @@ const CLONE_NEWNS: u64 = 0x0002_0000;
 const CLONE_NEWCGROUP: u64 = 0x0200_0000;
 const CLONE_NEWUTS: u64 = 0x0400_0000;
 const CLONE_NEWIPC: u64 = 0x0800_0000;
+const CLONE_NEWUSER: u64 = 0x1000_0000;
 const CLONE_NEWNET: u64 = 0x4000_0000;
 
 /// Why a spec makes no Plan.
@@ -80,6 +81,8 @@ pub enum FdSource {
         volume: usize,
         attrs: u64,
     },
+    /// The pod's user namespace.
+    UserNamespace,
     /// A namespace, opened at this path.
     Namespace(PathBuf),
     /// The devpts that the process's terminal is in, a detached mount.
@@ -106,6 +109,8 @@ pub struct Compiled {
     /// CLONE_NEW* flags, without CLONE_NEWPID.
     pub clone_flags: u64,
     pub pid_namespace: PidNamespace,
+    /// Of a process that is cloned in the pod's user namespace.
+    pub user: Option<UserStart>,
     pub plan: Vec<u8>,
     /// What each step does, for [`describe_failure`].
     pub steps: Vec<String>,
@@ -121,7 +126,11 @@ pub fn compile_container(source: &Source, host: &HostFacts) -> Result<Compiled, 
     let process = process(source)?;
     let mut composer = Composer::new();
     composer.join_cgroup(host);
-    composer.oom_score(process);
+    if source.in_user_namespace() {
+        composer.enter_user_namespace(process);
+    } else {
+        composer.oom_score(process);
+    }
     filesystem::compose(&mut composer, source, host)?;
     let tty = process.terminal().unwrap_or(false);
     composer.streams(process, tty);
@@ -170,7 +179,10 @@ pub fn compile_exec(
     composer.join_cgroup(host);
     composer.oom_score(process);
     // Whatever its first process is in by now.
-    let flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP;
+    let mut flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP;
+    if source.in_user_namespace() {
+        flags |= CLONE_NEWUSER;
+    }
     let pidfd = FdIndex::TARGET;
     composer.step(
         "enter the container's namespaces",

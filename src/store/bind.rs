@@ -34,6 +34,8 @@ pub struct BindMount {
     /// Those of what is mounted below it, too.
     pub recursive_attrs: u64,
     pub propagation: Propagation,
+    /// Whether it is seen in the ids of the pod's user namespace, with all that is mounted below it.
+    pub mapped: bool,
 }
 
 /// MOUNT_ATTR__ATIME: the bits that say one of several ways.
@@ -56,6 +58,17 @@ pub enum Error {
     Mount {
         path: PathBuf,
         call: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "host path {}: its file system ({file_system}), or one mounted below it, cannot be idmapped, which the \
+         pod's user namespace needs: {source}", .path.display()
+    )]
+    Map {
+        path: PathBuf,
+        /// The magic number of the type.
+        file_system: String,
         #[source]
         source: io::Error,
     },
@@ -95,6 +108,17 @@ pub fn prepare(path: &Path, propagation: Propagation) -> Result<(), Error> {
 /// [`Error::Mount`] if it is missing; [`Error::NotShared`] and [`Error::NotSharedOrSlave`] if mounts could
 /// not travel the way that the propagation asks for.
 pub fn clone_mount(mount: &BindMount) -> Result<OwnedFd, Error> {
+    clone_mount_for(mount, None)
+}
+
+/// As [`clone_mount`], for a pod with this user namespace.
+///
+/// # Errors
+/// As there, and [`Error::Map`] if its ids are to be mapped and cannot be: it is never shown without.
+pub fn clone_mount_for(
+    mount: &BindMount,
+    user_namespace: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Error> {
     let path = &mount.source;
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, mount.recursive);
@@ -117,6 +141,9 @@ pub fn clone_mount(mount: &BindMount) -> Result<OwnedFd, Error> {
     };
     // Always for the whole tree, so not in one call with the flags, which may not be.
     mount_setattr(clone.as_fd(), true, &propagation).map_err(failed("set propagation"))?;
+    if mount.mapped {
+        map(&clone, path, user_namespace)?;
+    }
     for (set, recursive) in [(mount.attrs, false), (mount.recursive_attrs, true)] {
         set_attrs(clone.as_fd(), set, recursive).map_err(failed("set options"))?;
     }
@@ -151,6 +178,25 @@ pub fn can_protect_recursively() -> bool {
         set_attrs(mount.as_fd(), libc::MOUNT_ATTR_RDONLY, true)
     };
     try_it().is_ok()
+}
+
+fn map(clone: &OwnedFd, path: &Path, user_namespace: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+    let ids = MountAttr {
+        idmap: user_namespace,
+        ..MountAttr::default()
+    };
+    let mapped = match user_namespace {
+        Some(_) => mount_setattr(clone.as_fd(), true, &ids),
+        None => Err(io::ErrorKind::NotFound.into()),
+    };
+    mapped.map_err(|source| {
+        let file_system = rustix::fs::fstatfs(clone);
+        Error::Map {
+            path: path.to_owned(),
+            file_system: file_system.map_or_else(|e| e.to_string(), |f| format!("{:#x}", f.f_type)),
+            source,
+        }
+    })
 }
 
 /// The kernel takes any propagation for any clone; of a private mount it would just do nothing.
@@ -218,18 +264,18 @@ pub struct Terminal {
     pub number: u32,
 }
 
-/// Makes a devpts of its own with one terminal in it.
+/// Makes a devpts of its own with one terminal in it. Terminals in it have the group `group`.
 ///
 /// # Errors
 /// [`Error::Terminal`] with the call that the kernel refused.
-pub fn terminal() -> Result<Terminal, Error> {
+pub fn terminal(group: u32) -> Result<Terminal, Error> {
     let failed = |call| {
         move |error: rustix::io::Errno| Error::Terminal {
             call,
             source: error.into(),
         }
     };
-    let devpts = devpts().map_err(failed("mount devpts"))?;
+    let devpts = devpts(group).map_err(failed("mount devpts"))?;
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = openat(&devpts, "ptmx", flags, Mode::empty()).map_err(failed("open ptmx"))?;
     let slave = open_slave(&master).map_err(failed("open slave"))?;
@@ -286,14 +332,14 @@ fn open_slave(master: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     ioctl_tiocgptpeer(master, flags)
 }
 
-fn devpts() -> rustix::io::Result<OwnedFd> {
+fn devpts(group: u32) -> rustix::io::Result<OwnedFd> {
     let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_flag(context.as_fd(), "newinstance")?;
     for (key, value) in [
         ("source", "devpts"),
         ("ptmxmode", "0666"),
         ("mode", "0620"),
-        ("gid", "5"),
+        ("gid", &group.to_string()),
     ] {
         fsconfig_set_string(context.as_fd(), key, value)?;
     }

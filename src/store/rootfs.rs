@@ -24,6 +24,7 @@
 //!   first one is gone.
 
 mod anchor;
+mod mapped;
 
 use std::fmt::Write as _;
 use std::io;
@@ -40,6 +41,7 @@ use rustix::mount::{
 use tokio::sync::oneshot;
 
 use anchor::{Anchors, Clones, Place};
+use mapped::Mapped;
 
 use crate::store::RootFd;
 
@@ -58,15 +60,20 @@ pub struct Overlay {
     /// Never sync `upper`: after a crash of the machine its content is lost. Without it the end of the
     /// overlay waits until the whole file system that `upper` is on has been written back.
     pub volatile: bool,
+    /// The user namespace in whose ids the layers are seen. `upper` and `work` have them already: the kernel
+    /// maps the layers' and no others. Linux 5.19.
+    pub user_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// An image's content to be mounted beside a root file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Volume {
     /// Folders with the layers, the bottom one first.
     pub layers: Vec<PathBuf>,
     /// A folder of the content, which links in it lead to no other place than within. `None`: all of it.
     pub sub_path: Option<PathBuf>,
+    /// The user namespace in whose ids it is seen.
+    pub user_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// Why there is no root file system.
@@ -96,6 +103,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "layer {}: its file system cannot be idmapped, which a user namespace needs: {source}", .path.display()
+    )]
+    Map {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the builder of root file systems has ended")]
     Ended,
 }
@@ -119,6 +134,7 @@ struct Request {
     /// The bottom one first.
     layers: Vec<Place>,
     wanted: Wanted,
+    user_namespace: Option<Arc<OwnedFd>>,
     reply: oneshot::Sender<Result<OwnedFd, Failure>>,
 }
 
@@ -143,6 +159,8 @@ enum Failure {
     Folder(PathBuf, io::Error),
     SubPath(PathBuf, io::Error),
     Mount(&'static str, String, io::Error),
+    /// A layer cannot be seen in other ids.
+    Map(PathBuf, io::Error),
 }
 
 /// How this kernel wants its overlays.
@@ -201,6 +219,7 @@ impl Builder {
             upper,
             work,
             volatile,
+            user_namespace,
         } = &overlay;
         let folder = upper.clone();
         let wanted = |place: &mut Placing<'_>| {
@@ -210,7 +229,8 @@ impl Builder {
                 volatile: *volatile,
             })
         };
-        self.make(layers, folder, wanted).await
+        self.make(layers, folder, wanted, user_namespace.as_ref())
+            .await
     }
 
     /// Mounts an image's content, or a folder of it: a detached mount of a file system that nobody can write to.
@@ -218,14 +238,19 @@ impl Builder {
     /// # Errors
     /// [`Error::SubPath`] if there is no such folder, and as [`Builder::overlay`].
     pub async fn volume(&self, volume: Volume) -> Result<OwnedFd, Error> {
-        let Volume { layers, sub_path } = &volume;
+        let Volume {
+            layers,
+            sub_path,
+            user_namespace,
+        } = &volume;
         let folder = layers.last().cloned().unwrap_or_default();
         let wanted = |_: &mut Placing<'_>| {
             Ok(Wanted::Volume {
                 sub_path: sub_path.clone(),
             })
         };
-        self.make(layers, folder, wanted).await
+        self.make(layers, folder, wanted, user_namespace.as_ref())
+            .await
     }
 
     async fn make(
@@ -233,12 +258,13 @@ impl Builder {
         layers: &[PathBuf],
         folder: PathBuf,
         wanted: impl Fn(&mut Placing<'_>) -> Result<Wanted, Error>,
+        user_namespace: Option<&Arc<OwnedFd>>,
     ) -> Result<OwnedFd, Error> {
         if layers.len() > MAX_LAYERS {
             return Err(Error::TooManyLayers(layers.len()));
         }
-        let made = match self.request(layers, &wanted, false).await? {
-            Err(Failure::Stale(_)) => self.request(layers, &wanted, true).await?,
+        let made = match self.request(layers, &wanted, user_namespace, false).await? {
+            Err(Failure::Stale(_)) => self.request(layers, &wanted, user_namespace, true).await?,
             made => made,
         };
         made.map_err(|failure| match failure {
@@ -248,6 +274,7 @@ impl Builder {
             },
             Failure::Folder(path, source) => Error::Folder { path, source },
             Failure::SubPath(path, source) => Error::SubPath { path, source },
+            Failure::Map(path, source) => Error::Map { path, source },
             Failure::Mount(call, detail, source) => Error::Mount {
                 folder,
                 call,
@@ -261,6 +288,7 @@ impl Builder {
         &self,
         layers: &[PathBuf],
         wanted: impl Fn(&mut Placing<'_>) -> Result<Wanted, Error>,
+        user_namespace: Option<&Arc<OwnedFd>>,
         afresh: bool,
     ) -> Result<Result<OwnedFd, Failure>, Error> {
         let mut anchors = Vec::new();
@@ -283,6 +311,7 @@ impl Builder {
             anchors,
             layers,
             wanted,
+            user_namespace: user_namespace.cloned(),
             reply,
         };
         self.0.requests.send(request).map_err(|_| Error::Ended)?;
@@ -343,6 +372,10 @@ impl Room {
         let made = self.anchors.attach(request.anchors).and_then(|()| {
             let layers = request.layers.iter().map(|layer| self.anchors.open(layer));
             let layers = layers.collect::<Result<Vec<_>, _>>()?;
+            let mapped = match &request.user_namespace {
+                Some(namespace) => Some(Mapped::of(&layers, &request.layers, namespace)?),
+                None => None,
+            };
             let (top, sub_path) = match request.wanted {
                 Wanted::Volume { sub_path } => (None, sub_path),
                 Wanted::Rootfs {
@@ -361,6 +394,10 @@ impl Room {
                 }
             };
             let parts = Parts { layers, top };
+            let parts = match &mapped {
+                Some(mapped) => parts.with_layers(mapped)?,
+                None => parts,
+            };
             let made = match self.method {
                 Method::LayerByLayer => parts.mount_layer_by_layer(),
                 Method::OneString => parts.mount_one_string(),
@@ -452,6 +489,13 @@ struct Top {
 }
 
 impl Parts {
+    fn with_layers(self, mapped: &Mapped) -> Result<Self, Failure> {
+        Ok(Self {
+            layers: mapped.layers()?,
+            ..self
+        })
+    }
+
     /// The names of the layers, the top one first, as the kernel wants them.
     fn lower(&self) -> Vec<String> {
         let mut names: Vec<String> = self.layers.iter().rev().map(name).collect();

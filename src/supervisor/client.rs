@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use carpel_wire::{
     Adopt, Entry, Event, ExitRecord, MAX_MESSAGE, ObjectId, Reply, Request, RequestBody,
-    SignalScope, Start,
+    SignalScope, Start, UserStart,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::oneshot;
@@ -302,12 +302,18 @@ impl Supervisor {
         Ok(Pending { seq, reply })
     }
 
-    /// Starts a process; its exit will come through the answer.
+    /// Starts a process, in a user namespace if `user` says so; its exit will come through the answer.
     ///
     /// # Errors
     /// [`Error::Refused`] with the supervisor's reply if it did not start.
-    pub async fn start(&self, start: Start, fds: &[BorrowedFd<'_>]) -> Result<Started, Error> {
-        self.start_with_patience(start, fds, Duration::ZERO).await
+    pub async fn start(
+        &self,
+        start: Start,
+        user: Option<UserStart>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Started, Error> {
+        self.start_with_patience(start, user, fds, Duration::ZERO)
+            .await
     }
 
     /// As [`Supervisor::start`], of a process whose Plan may take this long by itself.
@@ -317,12 +323,16 @@ impl Supervisor {
     pub async fn start_with_patience(
         &self,
         start: Start,
+        user: Option<UserStart>,
         fds: &[BorrowedFd<'_>],
         patience: Duration,
     ) -> Result<Started, Error> {
         let id = start.id;
         let exit = self.expect_exit(id);
-        let body = RequestBody::Start(start);
+        let body = match user {
+            None => RequestBody::Start(start),
+            Some(user) => RequestBody::StartUser { start, user },
+        };
         let span = self.span(&body);
         let request = async {
             let pending = self.send(body, fds).await?;

@@ -27,6 +27,7 @@ mod slot;
 mod start;
 pub mod sys;
 mod table;
+mod user;
 
 use serve::{Memory, Supervisor};
 use sys::Once;

@@ -14,20 +14,29 @@ impl Supervisor {
             return self.refuse(length);
         };
         let reply = match body {
-            RequestBody::Setup(setup) => self.set_up(seq, &setup, fds).err(),
+            RequestBody::Setup(setup) => self.set_up(seq, &setup, None, fds).err(),
             RequestBody::Adopt(adopt) => Some(self.adopt(&adopt, fds)),
-            RequestBody::Start(start) => self.start(seq, &start, fds).err(),
+            RequestBody::Start(start) => self.start(seq, &start, None, fds).err(),
             RequestBody::Signal { id, signal, scope } => Some(self.signal(&id, signal, scope)),
             RequestBody::ReopenLog { id, log } => Some(self.reopen_log(&id, log, &mut fds)),
             RequestBody::Forget { id } => Some(self.forget(&id)),
             RequestBody::List => return self.tell(Item::List { seq, next: 0 }),
             RequestBody::Shutdown => self.shut_down(seq).err(),
-            RequestBody::Unshare { flags } => Some(self.unshare(flags)),
+            RequestBody::Unshare { flags } => Some(self.unshare(flags, None)),
             RequestBody::Attach { id, stdout, stderr } => {
                 Some(self.attach(&id, [stdout, stderr], &mut fds))
             }
             RequestBody::CloseStdin { id } => Some(self.close_stdin(&id)),
             RequestBody::Socket { family } => return self.tell(Item::Socket { seq, family }),
+            RequestBody::UnshareUser { flags, uids, gids } => {
+                Some(self.unshare(flags, Some((uids, gids))))
+            }
+            RequestBody::SetupUser { setup, namespace } => {
+                self.set_up(seq, &setup, Some(namespace), fds).err()
+            }
+            RequestBody::StartUser { start, user } => {
+                self.start(seq, &start, Some(&user), fds).err()
+            }
         };
         if let Some(reply) = reply {
             self.reply(seq, reply);

@@ -5,7 +5,7 @@
 //! a supervisor that died does the same, only that its Plan enters namespaces that are there; what it has
 //! adopted before is watched from then on.
 
-use carpel_wire::{Call, MAX_PLAN, Reply, Setup, Succession};
+use carpel_wire::{Call, FdIndex, IdRange, MAX_PLAN, Reply, Setup, Succession};
 
 use crate::outbox::Item;
 use crate::plan::{self, Failure, Purpose, Resources};
@@ -13,6 +13,7 @@ use crate::serve::Supervisor;
 use crate::sys::{
     self, BorrowedFd, Child, Cloned, Errno, Fd, FdList, FsContext, Mapping, Result, errno,
 };
+use crate::user;
 
 /// What a supervisor has once it is set up.
 pub struct Pod {
@@ -66,14 +67,18 @@ fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
 
 impl Supervisor {
     /// Makes namespaces for the pod that this process will be set up as.
-    pub(crate) fn unshare(&self, flags: u64) -> Reply {
+    pub(crate) fn unshare(&self, flags: u64, user: Option<(IdRange, IdRange)>) -> Reply {
         let possible = sys::CLONE_NEWNET | sys::CLONE_NEWIPC | sys::CLONE_NEWUTS;
         if self.pod.is_some() || flags & !possible != 0 {
             return Reply::Malformed;
         }
-        match sys::unshare(flags) {
+        let (made, call) = match user {
+            None => (sys::unshare(flags), Call::Clone),
+            Some((uids, gids)) => (user::unshare(flags, uids, gids), Call::UserNamespace),
+        };
+        match made {
             Ok(()) => Reply::Done,
-            Err(error) => call_failed(Call::Clone)(error),
+            Err(error) => call_failed(call)(error),
         }
     }
 
@@ -82,6 +87,7 @@ impl Supervisor {
         &mut self,
         seq: u32,
         setup: &Setup,
+        user: Option<FdIndex>,
         mut fds: FdList,
     ) -> core::result::Result<(), Reply> {
         if self.pod.is_some() {
@@ -97,7 +103,12 @@ impl Supervisor {
             Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
             None => None,
         };
-        if !known || !namespaces || fds.get(setup.plan).is_none() || fds.get(setup.exits).is_none()
+        let missing = |index| fds.get(index).is_none();
+        if !known
+            || !namespaces
+            || missing(setup.plan)
+            || missing(setup.exits)
+            || user.is_some_and(missing)
         {
             return Err(Reply::Malformed);
         }
@@ -107,7 +118,7 @@ impl Supervisor {
             Cloned::Parent { .. } => sys::exit(0),
             Cloned::Child => {}
         }
-        match self.become_pod(setup, &mut fds, unshare_cgroup) {
+        match self.become_pod(setup, user, &mut fds, unshare_cgroup) {
             Ok(()) => self.tell(Item::Ready { seq }),
             Err(reply) => {
                 self.reply(seq, reply);
@@ -120,6 +131,7 @@ impl Supervisor {
     fn become_pod(
         &mut self,
         setup: &Setup,
+        user: Option<FdIndex>,
         fds: &mut FdList,
         unshare_cgroup: bool,
     ) -> core::result::Result<(), Reply> {
@@ -144,7 +156,8 @@ impl Supervisor {
                 pidfd: fds.take(*pidfd).ok_or(Reply::Malformed)?,
             }),
             _ if setup.shared_pid_namespace => {
-                Some(Reaper::spawn().map_err(call_failed(Call::Clone))?)
+                let user = user.and_then(|index| fds.get(index));
+                Some(Reaper::spawn(user)?)
             }
             _ => None,
         };
@@ -189,18 +202,23 @@ pub(crate) fn cgroup_namespace(flags: u64, into_cgroup: bool) -> (u64, bool) {
 }
 
 impl Reaper {
-    /// Clones process 1 of a new PID namespace and waits until it has shut itself in.
-    fn spawn() -> Result<Self> {
-        let (shut_in, report) = sys::pipe()?;
+    /// Clones process 1 of a new PID namespace, in the user namespace `user` if there is one, and waits
+    /// until it has shut itself in.
+    fn spawn(user: Option<BorrowedFd<'_>>) -> core::result::Result<Self, Reply> {
+        let (shut_in, report) = sys::pipe().map_err(call_failed(Call::Pipe))?;
         let flags = sys::CLONE_NEWPID | sys::CLONE_NEWNS;
-        let Cloned::Parent { pid, pidfd } = sys::clone(flags, None)? else {
-            let failed = live_as_reaper(&report);
+        let cloned = match user {
+            None => sys::clone(flags, None).map_err(call_failed(Call::Clone))?,
+            Some(namespace) => user::clone(flags, &user::Place::new(namespace))?,
+        };
+        let Cloned::Parent { pid, pidfd } = cloned else {
+            let failed = live_as_reaper(&report, user.is_some());
             sys::exit(failed.map_or(1, |()| 0));
         };
         drop(report);
         match sys::read(shut_in.borrow(), &mut [0]) {
             Ok(1) => Ok(Self { pid, pidfd }),
-            _ => Err(Errno(errno::ECHILD)),
+            _ => Err(call_failed(Call::Clone)(Errno(errno::ECHILD))),
         }
     }
 }
@@ -208,8 +226,11 @@ impl Reaper {
 /// Process 1 of the shared PID namespace: it has no files, no capabilities and an empty root, so that
 /// a container that may look into it sees nothing. The kernel reaps for it. It outlives a supervisor that is
 /// killed, as the containers do.
-fn live_as_reaper(report: &Fd) -> Result<()> {
+fn live_as_reaper(report: &Fd, in_user_namespace: bool) -> Result<()> {
     sys::ignore_children();
+    if in_user_namespace {
+        sys::set_ids(0, 0)?;
+    }
     let empty = FsContext::open(c"tmpfs")?;
     empty.set(c"nr_inodes", c"1")?;
     let empty =

@@ -1,6 +1,6 @@
 //! Starting a process: the clone, and what its two sides do next.
 
-use carpel_wire::{Call, MAX_FDS, MAX_PLAN, Output, PidNamespace, Reply, Start};
+use carpel_wire::{Call, MAX_FDS, MAX_PLAN, Output, PidNamespace, Reply, Start, UserStart};
 
 use crate::frame::StreamName;
 use crate::log::Log;
@@ -9,6 +9,7 @@ use crate::serve::{Supervisor, Token};
 use crate::setup::{cgroup_namespace, step_failed};
 use crate::sys::{self, BorrowedFd, Cloned, Errno, Fd, FdList, Mapping, READABLE, errno};
 use crate::table::{Phase, Process, Stream};
+use crate::user;
 
 /// Exit status of a process that could not be started: as containerd gives it.
 const NOT_STARTED: i32 = 128;
@@ -47,7 +48,7 @@ impl Kept {
     }
 }
 
-fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
+pub(crate) fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
     move |error| Reply::CallFailed {
         call,
         errno: error.number(),
@@ -56,7 +57,13 @@ fn call_failed(call: Call) -> impl Fn(Errno) -> Reply {
 
 impl Supervisor {
     /// Clones a process. What becomes of it is answered later, unless the clone itself fails.
-    pub(crate) fn start(&mut self, seq: u32, start: &Start, mut fds: FdList) -> Answer<()> {
+    pub(crate) fn start(
+        &mut self,
+        seq: u32,
+        start: &Start,
+        user: Option<&UserStart>,
+        mut fds: FdList,
+    ) -> Answer<()> {
         if self.pod.is_none() || start.clone_flags & !sys::CLONE_NAMESPACES != 0 {
             return Err(Reply::Malformed);
         }
@@ -87,7 +94,7 @@ impl Supervisor {
                 .add(report.borrow(), READABLE, Token::Report(key).to_bits())
         });
         let cloned = match watched {
-            Ok(()) => self.clone_into(start, &mut fds, reporter),
+            Ok(()) => self.clone_into(start, user, &mut fds, reporter),
             Err(error) => Err(call_failed(Call::Epoll)(error)),
         };
         let (pid, pidfd) = cloned.inspect_err(|_| {
@@ -127,7 +134,13 @@ impl Supervisor {
     }
 
     /// Clones into the namespaces and the cgroup of `start`. The child does not return.
-    fn clone_into(&mut self, start: &Start, fds: &mut FdList, report: Fd) -> Answer<(u32, Fd)> {
+    fn clone_into(
+        &mut self,
+        start: &Start,
+        user: Option<&UserStart>,
+        fds: &mut FdList,
+        report: Fd,
+    ) -> Answer<(u32, Fd)> {
         let pod = self.pod.as_ref().ok_or(Reply::Malformed)?;
         let target = start
             .target
@@ -148,38 +161,53 @@ impl Supervisor {
             PidNamespace::Pod => Some(pod.reaper.as_ref().ok_or(Reply::NotFound)?.pidfd.borrow()),
             PidNamespace::Of(id) => Some(self.pidfd_of(id)?),
         };
-        if let Some(pidfd) = entered {
-            sys::enter_namespace(pidfd, sys::CLONE_NEWPID).map_err(|error| match error {
-                Errno(errno::ESRCH) => Reply::NotFound,
-                error => call_failed(Call::Setns)(error),
-            })?;
+        let cloned = match user {
+            None => clone_here(flags, cgroup, entered, pod.pidfd.borrow())?,
+            Some(user) => {
+                let place = user::Place {
+                    namespace: fds.get(user.namespace).ok_or(Reply::Malformed)?,
+                    cgroup,
+                    pid_namespace: entered,
+                    procfs: pod.procfs.as_ref().map(Fd::borrow),
+                    oom_score_adj: Some(user.oom_score_adj),
+                    locked: user::Locked::new(&user.locked, fds),
+                };
+                user::clone(flags, &place)?
+            }
+        };
+        if let Cloned::Parent { pid, pidfd } = cloned {
+            return Ok((pid, pidfd));
         }
-        let cloned = sys::clone(flags, cgroup);
-        if let Ok(Cloned::Child) = cloned {
-            let target = target.map(|pidfd| sys::duplicate(pidfd));
-            let procfs = self.pod.as_mut().and_then(|pod| pod.procfs.take());
-            run(
-                start,
-                fds,
-                target.and_then(Result::ok),
-                procfs,
-                &report,
-                unshare_cgroup,
-            );
-        }
-        if entered.is_some() {
-            // Its own namespace is always there to go back to.
-            sys::enter_namespace(pod.pidfd.borrow(), sys::CLONE_NEWPID)
-                .map_err(call_failed(Call::Setns))?;
-        }
-        match cloned {
-            Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
-            Ok(Cloned::Child) => sys::exit(NOT_STARTED),
-            // The namespace's init is dead.
-            Err(Errno(errno::ENOMEM)) if entered.is_some() => Err(Reply::NotFound),
-            Err(error) => Err(call_failed(Call::Clone)(error)),
-        }
+        let target = target.map(|pidfd| sys::duplicate(pidfd));
+        let procfs = self.pod.as_mut().and_then(|pod| pod.procfs.take());
+        let locked = user.map_or(Ok(()), |user| user::take_locked(&user.locked, fds));
+        run(
+            start,
+            fds,
+            target.and_then(Result::ok),
+            procfs,
+            &report,
+            locked.map(|()| unshare_cgroup),
+        );
     }
+}
+
+/// Clones, in the PID namespace of the process `entered` if there is one; `own` is the way back.
+fn clone_here(
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    entered: Option<BorrowedFd<'_>>,
+    own: BorrowedFd<'_>,
+) -> Answer<Cloned> {
+    if let Some(pidfd) = entered {
+        sys::enter_namespace(pidfd, sys::CLONE_NEWPID).map_err(user::not_entered)?;
+    }
+    let cloned = sys::clone(flags, cgroup);
+    if entered.is_some() && !matches!(cloned, Ok(Cloned::Child)) {
+        // Its own namespace is always there to go back to.
+        sys::enter_namespace(own, sys::CLONE_NEWPID).map_err(call_failed(Call::Setns))?;
+    }
+    cloned.map_err(|error| user::not_cloned(error, entered.is_some()))
 }
 
 /// The child's side: carries out the Plan, or says what failed and ends.
@@ -189,7 +217,7 @@ fn run(
     target: Option<Fd>,
     procfs: Option<Fd>,
     report: &Fd,
-    unshare_cgroup: bool,
+    unshare_cgroup: Answer<bool>,
 ) -> ! {
     let mut keep = [BorrowedFd::STDERR; MAX_FDS + 3];
     let others = [Some(report), target.as_ref(), procfs.as_ref()];
@@ -200,8 +228,10 @@ fn run(
     sys::close_all_but(&mut keep);
     sys::reset_signals(false);
     let memfd = fds.take(start.plan).ok_or(Errno(errno::EBADF));
-    let reply = match memfd.and_then(|memfd| Mapping::new(memfd.borrow(), MAX_PLAN)) {
-        Ok(steps) => {
+    let steps = memfd.and_then(|memfd| Mapping::new(memfd.borrow(), MAX_PLAN));
+    let steps = steps.map_err(call_failed(Call::MapPlan));
+    let reply = match steps.and_then(|steps| Ok((steps, unshare_cgroup?))) {
+        Ok((steps, unshare_cgroup)) => {
             let target = target.as_ref().map(Fd::borrow);
             let resources = Resources {
                 fds,
@@ -213,7 +243,7 @@ fn run(
                 .err()
                 .map(step_failed)
         }
-        Err(error) => Some(call_failed(Call::MapPlan)(error)),
+        Err(reply) => Some(reply),
     };
     let mut buffer = [0; 64];
     if let Ok(bytes) = carpel_wire::encode(&reply.unwrap_or(Reply::Malformed), &mut buffer) {

@@ -53,6 +53,35 @@ pub enum RequestBody {
     /// Make a TCP socket in the pod's network namespace, where it stays wherever it is used. Answered by
     /// [`Reply::Done`] with the socket beside it, which does not block.
     Socket { family: Family },
+    /// As [`RequestBody::Unshare`], but the namespaces belong to a new user namespace, which lives as long
+    /// as they do. The supervisor enters them and stays outside of it.
+    UnshareUser {
+        flags: u64,
+        uids: IdRange,
+        gids: IdRange,
+    },
+    /// As [`RequestBody::Setup`], for a pod with a user namespace: its reaper belongs there.
+    SetupUser { setup: Setup, namespace: FdIndex },
+    /// As [`RequestBody::Start`], in a user namespace.
+    StartUser { start: Start, user: UserStart },
+}
+
+/// The ids of a user namespace: 0 is `first` outside of it, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    pub first: u32,
+    pub count: u32,
+}
+
+/// What else a process needs that is cloned in a user namespace, where it has no right to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserStart {
+    /// The user namespace.
+    pub namespace: FdIndex,
+    /// As [`crate::Step::OomScoreAdj`].
+    pub oom_score_adj: i32,
+    /// The descriptors (bit = index) that are mounts whose flags nobody in the user namespace is to clear.
+    pub locked: [u64; 4],
 }
 
 /// Which internet protocol a socket speaks.
@@ -79,6 +108,9 @@ impl RequestBody {
             Self::Attach { .. } => "Attach",
             Self::CloseStdin { .. } => "CloseStdin",
             Self::Socket { .. } => "Socket",
+            Self::UnshareUser { .. } => "UnshareUser",
+            Self::SetupUser { .. } => "SetupUser",
+            Self::StartUser { .. } => "StartUser",
         }
     }
 }
@@ -294,6 +326,10 @@ pub enum Call {
     MapPlan,
     Exits,
     Socket,
+    /// Making a user namespace, or entering it.
+    UserNamespace,
+    /// Locking the flags of mounts.
+    LockMounts,
 }
 
 /// Writes a message into `buffer`.

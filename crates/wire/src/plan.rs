@@ -219,7 +219,16 @@ pub enum Step<'a> {
         environment: NulList<'a>,
     },
 
-    // ── hooks: behind the last, so that older supervisors read the others as before ──
+    // ── added later: a variant keeps its number ──
+    /// [`Step::Sysctl`] of a namespace that belongs to a user namespace, whose root is user `uid`: some
+    /// may only be written by that one.
+    SysctlAs {
+        uid: u32,
+        path: &'a [u8],
+        value: &'a [u8],
+    },
+
+    // ── hooks ──
     /// unshare(2): CLONE_NEW* flags.
     Unshare {
         flags: u64,

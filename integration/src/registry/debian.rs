@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::push;
+use crate::certificates;
 use crate::host::{HostNet, patience};
 use crate::image::Image;
 
@@ -71,7 +72,7 @@ impl Debian {
     /// Starts it anew with https at an address, and returns the path of the certificate to trust.
     pub fn with_tls(&mut self, net: &HostNet, address: &str) -> std::path::PathBuf {
         let path = |name: &str| self.dir.path().join(name);
-        certificate(self.dir.path(), address);
+        certificates::make(self.dir.path(), address);
         let tls = format!(
             "  tls:\n    certificate: {}\n    key: {}\n",
             path("cert.pem").display(),
@@ -128,24 +129,4 @@ fn serve(net: &HostNet, dir: &Path, host: &str, auth: &str, tls: &str) -> Child 
         std::thread::sleep(Duration::from_millis(10));
     }
     child
-}
-
-/// Makes `ca.pem`, and `key.pem` and `cert.pem` for the address.
-fn certificate(dir: &Path, address: &str) {
-    let openssl = |line: &str| {
-        let output = Command::new("openssl")
-            .args(line.split(' '))
-            .current_dir(dir)
-            .output()
-            .expect("openssl is installed");
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "openssl {line}: {text}");
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
-    openssl(&format!(
-        "req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=test"
-    ));
-    openssl(&format!(
-        "req -x509 {key} -keyout key.pem -out cert.pem -subj /CN=registry -CA ca.pem -CAkey ca.key -addext subjectAltName=IP:{address} -addext basicConstraints=CA:FALSE"
-    ));
 }

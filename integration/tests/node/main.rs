@@ -7,6 +7,7 @@
 #![allow(clippy::cloned_ref_to_slice_refs)]
 
 mod adoption;
+mod apparmor;
 mod cdi;
 mod cgroups;
 mod cli_doctor;
@@ -33,10 +34,12 @@ mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
+mod privileges;
 mod process;
 mod recovery;
 mod registry;
 mod resources;
+mod resources_update;
 mod serve;
 mod stats;
 mod streaming_attach;
@@ -46,6 +49,7 @@ mod streaming_server;
 mod streaming_websocket;
 mod streams;
 mod traces;
+mod userns;
 mod wrong_use;
 
 use carpel_integration::request::sleeper;

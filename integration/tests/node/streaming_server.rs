@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use carpel_integration::TestNode;
+use carpel_integration::certificates;
+use carpel_integration::cli::{Said, carpel};
 use carpel_integration::request::{container, sleeper};
 use carpel_integration::streams::spdy::{COMMAND, Command, PORTS, Spdy, Wanted};
 use carpel_integration::streams::urls::exec;
@@ -256,43 +258,22 @@ async fn noise_ends_a_connection_and_no_more() {
 async fn the_server_speaks_tls_if_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    let (certificate, key) = (path("crt"), path("key"));
-    let made = std::process::Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-        ])
-        .args([
-            "-days",
-            "1",
-            "-subj",
-            "/CN=node",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ])
-        .args(["-keyout", &key, "-out", &certificate])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
+    certificates::make(dir.path(), "127.0.0.1");
+    let (certificate, key, authority) = (path("cert.pem"), path("key.pem"), path("ca.pem"));
     let config = format!("[streaming]\ntls = {{ certificate = {certificate:?}, key = {key:?} }}\n");
     let node = TestNode::builder().config(&config).start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     let id = node.start_container(&pod, &sleeper("a")).await;
     let request = exec(&id, "echo over tls");
     let url = node.exec_url(request).await;
-    let (host, path) = url
+    let (host, secret) = url
         .strip_prefix("https://")
         .unwrap()
         .split_once('/')
         .unwrap();
     // A client of the handshake alone: what comes after it is the same bytes as without TLS.
     let request = format!(
-        "GET /{path} HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        "GET /{secret} HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
          Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n"
     );
@@ -302,7 +283,7 @@ async fn the_server_speaks_tls_if_it_is_told_to() {
         use std::io::Write;
         let mut client = std::process::Command::new("openssl")
             .args(["s_client", "-quiet", "-verify_return_error"])
-            .args(["-CAfile", &certificate, "-connect", host])
+            .args(["-CAfile", &authority, "-connect", host])
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::null())
@@ -319,5 +300,16 @@ async fn the_server_speaks_tls_if_it_is_told_to() {
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     assert!(answer.contains("\u{1}over tls\n"), "{answer}");
     assert!(answer.contains("\u{3}{\"status\":\"Success\"}"), "{answer}");
+    // A person's client trusts what the machine trusts.
+    let run = |trusted: &str| {
+        let mut command = carpel(&node.endpoint(), &["exec", &id, "echo", "over tls"]);
+        command.env("SSL_CERT_FILE", trusted);
+        node.net.run(|| Said::by(command))
+    };
+    assert_eq!(run(&authority).ok(), "over tls\n");
+    let other = tempfile::tempdir().unwrap();
+    certificates::make(other.path(), "127.0.0.1");
+    let other = other.path().join("ca.pem").display().to_string();
+    run(&other).failed(125, "SSL_CERT_FILE");
     node.finish().await;
 }

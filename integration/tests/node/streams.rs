@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use carpel_integration::streams::Outcome;
+use carpel_integration::streams::session::{RESIZE, STDIN, Seen, Session};
 use carpel_integration::v1::{AttachRequest, ExecRequest, NamespaceMode, PortForwardRequest};
-use carpel_integration::websocket::{RESIZE, STDIN, Seen, WebSocket};
 use carpel_integration::{PodConfigExt, TestNode, host, sh};
 
 use crate::node_with_container;
 
 const V5: &str = "v5.channel.k8s.io";
 
-async fn exec(node: &TestNode, id: &str, script: &str, tty: bool) -> WebSocket {
+async fn exec(node: &TestNode, id: &str, script: &str, tty: bool) -> Session {
     let request = ExecRequest {
         container_id: id.to_owned(),
         cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -20,10 +21,10 @@ async fn exec(node: &TestNode, id: &str, script: &str, tty: bool) -> WebSocket {
         stderr: !tty,
     };
     let url = node.cri.runtime().exec(request).await.unwrap();
-    WebSocket::connect(node, &url.into_inner().url, V5)
+    Session::connect(node, &url.into_inner().url, V5).await
 }
 
-async fn attach(node: &TestNode, id: &str, stdin: bool, tty: bool) -> WebSocket {
+async fn attach(node: &TestNode, id: &str, stdin: bool, tty: bool) -> Session {
     let request = AttachRequest {
         container_id: id.to_owned(),
         tty,
@@ -32,7 +33,7 @@ async fn attach(node: &TestNode, id: &str, stdin: bool, tty: bool) -> WebSocket 
         stderr: !tty,
     };
     let url = node.cri.runtime().attach(request).await.unwrap();
-    WebSocket::connect(node, &url.into_inner().url, V5)
+    Session::connect(node, &url.into_inner().url, V5).await
 }
 
 /// Waits until a condition holds.
@@ -49,15 +50,14 @@ async fn a_command_has_its_streams_and_its_exit_code() {
     let (node, _, id) = node_with_container().await;
     let script = "cat; echo e >&2; exit 42";
     let mut client = exec(&node, &id, script, false).await;
-    assert_eq!(client.protocol, V5);
-    client.send(STDIN, b"one\ntwo\n").unwrap();
-    client.close(STDIN);
-    let seen = client.finish();
+    client.send(STDIN, b"one\ntwo\n").await;
+    client.close(STDIN).await;
+    let seen = client.finish().await;
     assert_eq!(seen.out(), "one\ntwo\n");
     assert_eq!(seen.stderr, b"e\n");
-    assert_eq!(seen.exit_code(), Some(42));
-    let seen = exec(&node, &id, "true", false).await.finish();
-    assert_eq!(seen.exit_code(), Some(0));
+    assert_eq!(seen.outcome(), Outcome::ExitCode(42));
+    let seen = exec(&node, &id, "true", false).await.finish().await;
+    assert_eq!(seen.outcome(), Outcome::Success);
     node.finish().await;
 }
 
@@ -69,10 +69,10 @@ async fn a_slow_client_gets_all_and_holds_the_command_up() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let left = node.exec(&id, "ps | grep -c '[h]ead -c 20000000'").await;
     assert_ne!(left.trim(), "0", "it waits for its client");
-    let seen = client.finish();
+    let seen = client.finish().await;
     assert_eq!(seen.stdout.len(), 20_000_000);
     assert_eq!(seen.stderr, b"end\n");
-    assert_eq!(seen.exit_code(), Some(3));
+    assert_eq!(seen.outcome(), Outcome::ExitCode(3));
     node.finish().await;
 }
 
@@ -86,20 +86,18 @@ async fn a_terminal_is_one_of_the_containers() {
     let (node, _, id) = node_with_container().await;
     let script = "tty; test -c $(tty) && read line; stty size; echo got $line";
     let mut client = exec(&node, &id, script, true).await;
-    assert!(client.read_until(lines(1)));
-    client
-        .send(RESIZE, br#"{"Width":100,"Height":30}"#)
-        .unwrap();
+    assert!(client.read_until(lines(1)).await);
+    client.send(RESIZE, br#"{"Width":100,"Height":30}"#).await;
     until("the size is set", async || {
         let size = node.exec(&id, "stty size < /dev/pts/0 || true").await;
         size == "30 100\n"
     })
     .await;
-    client.send(STDIN, b"hello\n").unwrap();
-    let seen = client.finish();
+    client.send(STDIN, b"hello\n").await;
+    let seen = client.finish().await;
     let expected = "/dev/pts/0\r\nhello\r\n30 100\r\ngot hello\r\n";
     assert_eq!(seen.out(), expected);
-    assert_eq!(seen.exit_code(), Some(0));
+    assert_eq!(seen.outcome(), Outcome::Success);
     node.finish().await;
 }
 
@@ -108,7 +106,7 @@ async fn a_client_that_goes_hangs_its_terminal_up() {
     let (node, _, id) = node_with_container().await;
     let script = "trap 'echo hung up > /tmp/end; exit' HUP; echo here; while :; do sleep 0.1; done";
     let mut client = exec(&node, &id, script, true).await;
-    assert!(client.read_until(lines(1)));
+    assert!(client.read_until(lines(1)).await);
     drop(client);
     until("it is told", async || {
         node.exec(&id, "cat /tmp/end 2>/dev/null || true").await == "hung up\n"
@@ -123,8 +121,8 @@ async fn a_client_that_goes_ends_the_input_and_not_the_command() {
     let (node, _, id) = node_with_container().await;
     let script = "echo here; cat > /tmp/input; echo ended > /tmp/end; exec sleep 987";
     let mut client = exec(&node, &id, script, false).await;
-    assert!(client.read_until(lines(1)));
-    client.send(STDIN, b"text").unwrap();
+    assert!(client.read_until(lines(1)).await);
+    client.send(STDIN, b"text").await;
     until("its input comes", async || {
         node.exec(&id, "cat /tmp/input").await == "text"
     })
@@ -141,7 +139,7 @@ async fn a_client_that_goes_ends_the_input_and_not_the_command() {
     // One that writes is told so.
     let script = "echo here; while echo more; do :; done; echo stopped > /tmp/end";
     let mut client = exec(&node, &id, &format!("trap '' PIPE; {script}"), false).await;
-    assert!(client.read_until(lines(1)));
+    assert!(client.read_until(lines(1)).await);
     drop(client);
     until("its output ends", async || {
         node.exec(&id, "cat /tmp/end 2>/dev/null || true").await == "stopped\n"
@@ -156,9 +154,9 @@ async fn what_a_command_leaves_behind_does_not_hold_its_client_up() {
     for tty in [false, true] {
         let begin = Instant::now();
         let script = "trap '' HUP; sleep 30 & echo started; exit 5";
-        let seen = exec(&node, &id, script, tty).await.finish();
+        let seen = exec(&node, &id, script, tty).await.finish().await;
         assert_eq!(seen.out().trim(), "started");
-        assert_eq!(seen.exit_code(), Some(5));
+        assert_eq!(seen.outcome(), Outcome::ExitCode(5));
         assert!(begin.elapsed() < host::patience(Duration::from_secs(3)));
     }
     node.finish().await;
@@ -177,10 +175,13 @@ async fn a_command_that_cannot_run_is_told() {
             stderr: false,
         };
         let url = node.cri.runtime().exec(request).await.unwrap();
-        let seen = WebSocket::connect(&node, &url.into_inner().url, V5).finish();
-        let status = seen.status();
-        assert_eq!(status["status"], "Failure");
-        let message = status["message"].as_str().unwrap();
+        let seen = Session::connect(&node, &url.into_inner().url, V5)
+            .await
+            .finish()
+            .await;
+        let Outcome::Failed(message) = seen.outcome() else {
+            panic!("{:?}", seen.outcome());
+        };
         assert!(message.contains("/bin/nonexistent"), "{message}");
         assert_eq!(seen.out(), "");
     }
@@ -199,13 +200,13 @@ async fn an_attached_client_shares_output_with_the_log_and_with_others() {
     let id = node.start_container(&pod, &config).await;
     let mut first = attach(&node, &id, true, false).await;
     let mut second = attach(&node, &id, true, false).await;
-    first.send(STDIN, b"one\n").unwrap();
+    first.send(STDIN, b"one\n").await;
     for client in [&mut first, &mut second] {
-        assert!(client.read_until(lines(1)));
+        assert!(client.read_until(lines(1)).await);
     }
-    second.send(STDIN, b"two\n").unwrap();
+    second.send(STDIN, b"two\n").await;
     for client in [&mut first, &mut second] {
-        assert!(client.read_until(lines(2)));
+        assert!(client.read_until(lines(2)).await);
         assert_eq!(client.seen.out(), "got one\ngot two\n");
     }
     node.wait_log(&pod, "a", |log| log.stdout() == "got one\ngot two\n")
@@ -213,16 +214,20 @@ async fn an_attached_client_shares_output_with_the_log_and_with_others() {
     // One that goes takes nothing from the others. The end of its input ends its session, and no more.
     drop(first);
     let mut third = attach(&node, &id, true, false).await;
-    third.send(STDIN, b"three\n").unwrap();
-    assert!(third.read_until(lines(1)));
-    third.close(STDIN);
-    assert_eq!(third.finish().exit_code(), Some(0));
-    second.send(STDIN, b"four\n").unwrap();
-    assert!(second.read_until(lines(4)));
+    third.send(STDIN, b"three\n").await;
+    assert!(third.read_until(lines(1)).await);
+    third.close(STDIN).await;
+    assert_eq!(third.finish().await.outcome(), Outcome::Success);
+    second.send(STDIN, b"four\n").await;
+    assert!(second.read_until(lines(4)).await);
     node.try_stop(&id, 0).await.unwrap();
-    let seen = second.finish();
+    let seen = second.finish().await;
     assert_eq!(seen.out(), "got one\ngot two\ngot three\ngot four\n");
-    assert_eq!(seen.exit_code(), Some(0), "an attachment has no exit code");
+    assert_eq!(
+        seen.outcome(),
+        Outcome::Success,
+        "an attachment has no exit code"
+    );
     node.finish().await;
 }
 
@@ -240,10 +245,10 @@ async fn the_input_of_a_container_that_takes_it_once_ends_with_its_client() {
             node.crash().await;
         }
         let mut client = attach(&node, &id, true, false).await;
-        client.send(STDIN, b"text\n").unwrap();
-        assert!(client.read_until(lines(1)));
-        client.close(STDIN);
-        assert_eq!(client.finish().out(), "text\n");
+        client.send(STDIN, b"text\n").await;
+        assert!(client.read_until(lines(1)).await);
+        client.close(STDIN).await;
+        assert_eq!(client.finish().await.out(), "text\n");
         assert_eq!(node.wait_exit(&id).await.exit_code, 4);
     }
     // As it does with one that just goes.
@@ -268,26 +273,30 @@ async fn a_terminal_is_attached_before_and_after_the_daemon_and_the_supervisor_d
     for round in 1..=2_u16 {
         let mut client = attach(&node, &id, true, true).await;
         let size = format!(r#"{{"Width":{},"Height":30}}"#, 100 + round);
-        client.send(RESIZE, size.as_bytes()).unwrap();
+        client.send(RESIZE, size.as_bytes()).await;
         until("the size is set", async || {
             let size = node.exec(&id, "stty size < /dev/pts/0 || true").await;
             size == format!("30 {}\n", 100 + round)
         })
         .await;
-        let says = |client: &mut WebSocket, word: &str| {
+        let says = async |client: &mut Session, word: &str| {
             let expected = format!("{word} 30 {}\r\n", 100 + round);
             let line = format!("{word}\n");
-            client.send(STDIN, line.as_bytes()).unwrap();
+            client.send(STDIN, line.as_bytes()).await;
             // While a supervisor is being replaced an answer may be missed.
-            while !client.answers_within(Duration::from_millis(500)) {
-                client.send(STDIN, line.as_bytes()).unwrap();
+            while !client.answers_within(Duration::from_millis(500)).await {
+                client.send(STDIN, line.as_bytes()).await;
             }
-            assert!(client.read_until(|seen| seen.out().ends_with(&expected)));
+            assert!(
+                client
+                    .read_until(|seen| seen.out().ends_with(&expected))
+                    .await
+            );
         };
-        says(&mut client, "before");
+        says(&mut client, "before").await;
         // The session goes on with the next supervisor.
         host::kill_9(node.supervisor_pid(&pod).await);
-        says(&mut client, "after");
+        says(&mut client, "after").await;
         node.crash().await;
     }
     node.finish().await;
@@ -305,14 +314,14 @@ async fn a_vanished_or_slow_client_holds_no_container_up() {
     }
     let slow = attach(&node, &id, false, false).await;
     let mut client = attach(&node, &id, true, false).await;
-    client.send(STDIN, b"go\n").unwrap();
-    assert!(client.read_until(lines(1)));
+    client.send(STDIN, b"go\n").await;
+    assert!(client.read_until(lines(1)).await);
     drop(client);
     assert_eq!(node.wait_exit(&id).await.exit_code, 0);
     let log = node.log(&pod, "a");
     assert_eq!(log.stdout().lines().count(), 1_000_000);
     // What was there for it is still there.
-    let seen = slow.finish();
+    let seen = slow.finish().await;
     assert!(seen.out().starts_with("1\n2\n3\n"));
     assert_eq!(seen.stderr, b"end\n");
     node.finish().await;
@@ -343,13 +352,19 @@ async fn ports_of_a_pod_are_reached_over_ipv4_and_ipv6() {
             };
             let url = node.cri.runtime().port_forward(request).await.unwrap();
             let url = url.into_inner().url;
-            let mut client = WebSocket::connect(&node, &url, "v4.channel.k8s.io");
-            assert_eq!(client.message().unwrap(), (0, port.to_le_bytes().to_vec()));
-            assert_eq!(client.message().unwrap(), (1, port.to_le_bytes().to_vec()));
-            client.send(0, b"GET /x HTTP/1.0\r\n\r\n").unwrap();
+            let mut client = Session::connect(&node, &url, "v4.channel.k8s.io").await;
+            assert_eq!(
+                client.message().await.unwrap(),
+                (0, port.to_le_bytes().to_vec())
+            );
+            assert_eq!(
+                client.message().await.unwrap(),
+                (1, port.to_le_bytes().to_vec())
+            );
+            client.send(0, b"GET /x HTTP/1.0\r\n\r\n").await;
             let mut answer = Vec::new();
             while !answer.ends_with(b"\r\n\r\nhello\n") {
-                let (channel, bytes) = client.message().unwrap();
+                let (channel, bytes) = client.message().await.unwrap();
                 assert_eq!(channel, 0);
                 answer.extend(bytes);
             }
@@ -397,11 +412,11 @@ async fn five_thousand_commands_and_attachments_leave_nothing() {
             stderr: false,
         };
         let url = node.cri.runtime().exec(request).await.unwrap();
-        let client = WebSocket::connect(&node, &url.into_inner().url, V5);
+        let client = Session::connect(&node, &url.into_inner().url, V5).await;
         match n % 4 {
             0 => drop(client),
             1 => drop(attach(&node, &id, false, false).await),
-            _ => assert_ne!(client.finish().exit_code(), Some(0)),
+            _ => assert_ne!(client.finish().await.outcome(), Outcome::Success),
         }
     };
     for n in 0..500 {

@@ -9,7 +9,7 @@ mod kernel;
 mod network;
 mod registry;
 mod rights;
-mod userns;
+pub(super) mod userns;
 
 use std::path::PathBuf;
 

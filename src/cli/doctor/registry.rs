@@ -5,12 +5,13 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::{Check, Verdict, fail, ok, warn};
 use crate::config::Registry;
 use crate::image::registry::{self, Origin, Registries, RegistryHost};
+use crate::tls;
 
 /// How long each of the steps may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -186,17 +187,7 @@ fn secured(
     mut stream: TcpStream,
 ) -> Result<rustls::StreamOwned<ClientConnection, TcpStream>, Failure> {
     let wrong = |error: rustls::Error| Failure::Tls(io::Error::other(error));
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        return Err(Failure::NoCertificates);
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(wrong)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = tls::client().map_err(|_| Failure::NoCertificates)?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|error| Failure::Tls(io::Error::other(error)))?;
     let mut connection = ClientConnection::new(Arc::new(config), name).map_err(wrong)?;

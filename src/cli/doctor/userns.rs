@@ -1,13 +1,17 @@
 //! A user namespace to try things with. A process with threads cannot make one, and the doctor has threads:
 //! it runs itself once more for this.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use nix::sched::{CloneFlags, unshare};
 
 use super::super::{Outcome, SUCCESS};
+use crate::store::rootfs::{Builder, Overlay};
 
 /// A user namespace that is there while this is.
 #[derive(Debug)]
@@ -63,6 +67,50 @@ impl UserNamespace {
 impl Drop for UserNamespace {
     fn drop(&mut self) {
         end(&mut self.holder);
+    }
+}
+
+/// Finds out whether pods can have user namespaces: makes one, and a root file system in it of a layer that lies
+/// where the images' will.
+///
+/// # Errors
+/// What is missing, in words.
+pub async fn probe(builder: &Builder, root: &Path) -> Result<(), String> {
+    let namespace = tokio::task::spawn_blocking(UserNamespace::make).await;
+    let namespace = namespace.map_err(io::Error::from).flatten();
+    let namespace = namespace.map_err(|error| format!("one cannot be made: {error}"))?;
+    let place = Place::make(root).map_err(|error| format!("{}: {error}", root.display()))?;
+    let file = namespace.file.try_clone().map_err(|e| e.to_string())?;
+    let overlay = Overlay {
+        layers: vec![place.0.join("layer")],
+        upper: place.0.join("upper"),
+        work: place.0.join("work"),
+        volatile: true,
+        user_namespace: Some(Arc::new(OwnedFd::from(file))),
+    };
+    let made = builder.overlay(overlay).await;
+    made.map(drop).map_err(|error| {
+        let why = crate::error::chain(&error);
+        format!("{why} (layers in other ids need Linux 5.19 and ext4, xfs, btrfs or the like)")
+    })
+}
+
+/// A folder for the probe, which goes with this.
+struct Place(PathBuf);
+
+impl Place {
+    fn make(root: &Path) -> io::Result<Self> {
+        let place = Self(root.join("tmp").join("user-namespace"));
+        for name in ["layer", "upper", "work"] {
+            fs::create_dir_all(place.0.join(name))?;
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -1,5 +1,6 @@
 //! A WebSocket (RFC 6455) from the client's side, to the URL that a runtime gave.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -17,8 +18,13 @@ use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::tls;
 
 /// How long it may take to be connected.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -100,16 +106,22 @@ async fn upgrade(
     protocols: &[&'static str],
 ) -> anyhow::Result<(&'static str, Upgraded)> {
     let uri: Uri = url.parse().context("not a URL")?;
-    if uri.scheme_str() != Some("http") {
-        bail!("only http is spoken, and not TLS");
-    }
+    let secure = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        _ => bail!("neither http nor https"),
+    };
     let authority = uri.authority().context("a URL without a host")?;
-    let port = authority.port_u16().unwrap_or(80);
+    let port = authority
+        .port_u16()
+        .unwrap_or(if secure { 443 } else { 80 });
     let host = authority.host().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection.with_upgrades());
+    let mut sender = match secure {
+        true => client(secured(host, stream).await?).await?,
+        false => client(stream).await?,
+    };
     let key = STANDARD.encode(rand::random::<[u8; 16]>());
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)
@@ -135,6 +147,24 @@ async fn upgrade(
         .find(|protocol| protocol.as_bytes() == agreed)
         .context("it speaks none of our protocols")?;
     Ok((protocol, hyper::upgrade::on(response).await?))
+}
+
+type Client = http1::SendRequest<Empty<Bytes>>;
+
+async fn client(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> anyhow::Result<Client> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}
+
+async fn secured(host: &str, stream: TcpStream) -> anyhow::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host.to_owned())?;
+    let connector = TlsConnector::from(Arc::new(tls::client()?));
+    connector.connect(name, stream).await.context(
+        "its certificate is not trusted here; name a file of it, or of its authority, in SSL_CERT_FILE",
+    )
 }
 
 async fn refusal(response: Response<Body>) -> String {

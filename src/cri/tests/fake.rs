@@ -432,6 +432,10 @@ impl Domain for Fake {
     fn configuration(&self) -> serde_json::Value {
         serde_json::json!({ "stateDir": "/run/carpel" })
     }
+
+    fn user_namespaces(&self) -> bool {
+        true
+    }
 }
 
 fn figures() -> Figures {

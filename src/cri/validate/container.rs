@@ -5,9 +5,11 @@ use std::fmt;
 use carpel_api::cri;
 
 use super::mounts::unknown;
-use super::{Field, Platform, Rejected, Shown, calls, limits, mounts, security, text};
+use super::{Field, Platform, Rejected, Shown, calls, limits, mounts, sandbox, security, text};
 use crate::cri::signal;
-use crate::spec::config::{ContainerConfig, ContainerName, PidScope, SandboxConfig, Scope};
+use crate::spec::config::{
+    ContainerConfig, ContainerName, PidScope, SandboxConfig, Scope, UserNamespace,
+};
 
 /// The kernel's bounds: one string of execve(2), and all of them together (three quarters of the stack
 /// that it starts from).
@@ -29,9 +31,10 @@ impl fmt::Display for Subject {
 pub struct CreateContainer {
     pub sandbox: calls::IdText,
     pub config: ContainerConfig,
-    /// What the request's namespace options say of the two namespaces that a container does not choose.
+    /// What the request's namespace options say of the namespaces that a container does not choose.
     network: Scope,
     ipc: Scope,
+    user: Option<UserNamespace>,
 }
 
 /// Checks a CreateContainer request. The sandbox's own configuration in it is not looked at: the one
@@ -53,6 +56,7 @@ pub fn create_container(
         config,
         network: namespaces.network,
         ipc: namespaces.ipc,
+        user: namespaces.user,
     })
 }
 
@@ -94,6 +98,16 @@ pub fn fits_sandbox(container: &CreateContainer, sandbox: &SandboxConfig) -> Res
                 .member("privileged")
                 .invalid("needs a privileged sandbox"));
         }
+        if container.user != sandbox.user_namespace {
+            let field = options.member("userns_options");
+            return Err(match &sandbox.user_namespace {
+                Some(pod) => field.invalid(format_args!(
+                    "must be as the pod's: mode POD, {} uids from {} on, {} gids from {} on",
+                    pod.uids.count, pod.uids.host, pod.gids.count, pod.gids.host
+                )),
+                None => field.invalid("the pod has no user namespace"),
+            });
+        }
         let node = |scope: Scope| scope == Scope::Node;
         wants_node("network", node(container.network), node(sandbox.network))?;
         wants_node("ipc", node(container.ipc), node(sandbox.ipc))?;
@@ -127,6 +141,10 @@ fn check(
         image.user_specified_image.len(),
         text::MAX_TEXT,
     )?;
+    sandbox::handler(
+        &image_field.member("runtime_handler"),
+        image.runtime_handler,
+    )?;
     let linux = raw.linux.unwrap_or_default();
     let linux_field = field.member("linux");
     let security = security::container(
@@ -134,6 +152,8 @@ fn check(
         linux.security_context,
         platform,
     )?;
+    let user = security.namespaces.user;
+    security::mount_mappings(&field.member("mounts"), &raw.mounts, user)?;
     let config = ContainerConfig {
         name: metadata(&field.member("metadata"), raw.metadata)?,
         image: calls::image_reference(&image_field.member("image"), image.image)?,

@@ -157,21 +157,11 @@ fn unsupported_parts(
     raw: &cri::Mount,
     platform: Platform,
 ) -> Result<(), Rejected> {
-    if !raw.uid_mappings.is_empty() {
-        return Err(field
-            .member("uidMappings")
-            .unsupported("id-mapped mounts are not supported yet"));
-    }
-    if !raw.gid_mappings.is_empty() {
-        return Err(field
-            .member("gidMappings")
-            .unsupported("id-mapped mounts are not supported yet"));
-    }
     // Without SELinux there are no labels, so nothing is left out.
     if raw.selinux_relabel && platform.selinux {
         return Err(field
             .member("selinux_relabel")
-            .unsupported("SELinux labels are not supported yet"));
+            .unsupported("SELinux is on, and carpel sets no labels yet"));
     }
     Ok(())
 }
@@ -425,10 +415,6 @@ mod tests {
             (
                 |m| m.image_sub_path = "a".into(),
                 "m[0].image_sub_path: needs an image",
-            ),
-            (
-                |m| m.uid_mappings = vec![cri::IdMapping::default()],
-                "m[0].uidMappings: id-mapped mounts are not supported yet",
             ),
             (
                 |m| m.mount_options = vec!["noexec".into(), "exec".into()],

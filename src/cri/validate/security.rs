@@ -7,7 +7,10 @@ use super::mounts::unknown;
 use super::{Field, Platform, Rejected, Shown, text};
 use crate::ids::ContainerId;
 use crate::spec::capability;
-use crate::spec::config::{GroupsPolicy, PidScope, Scope, SeccompProfile, Security, UserSpec};
+use crate::spec::config::{
+    AppArmorProfile, GroupsPolicy, IdMap, PidScope, Scope, SeccompProfile, Security, UserNamespace,
+    UserSpec,
+};
 
 /// The kernel's NGROUPS_MAX.
 const MAX_GROUPS: usize = 65_536;
@@ -20,6 +23,7 @@ pub struct Namespaces {
     pub network: Scope,
     pub ipc: Scope,
     pub pid: PidScope,
+    pub user: Option<UserNamespace>,
 }
 
 /// Checks namespace options. Absent ones are all POD, as the interface says.
@@ -44,12 +48,24 @@ pub fn namespaces(
     if !raw.target_id.is_empty() && !matches!(pid, PidScope::Target(_)) {
         return Err(target_field.invalid("needs pid TARGET"));
     }
-    user_namespace(&field.member("userns_options"), raw.userns_options)?;
-    Ok(Namespaces {
+    let namespaces = Namespaces {
         network: scope(&field.member("network"), raw.network)?,
         ipc: scope(&field.member("ipc"), raw.ipc)?,
         pid,
-    })
+        user: user_namespace(&field.member("userns_options"), raw.userns_options)?,
+    };
+    if namespaces.user.is_some() {
+        // Nobody in the user namespace has a right to mount what belongs to these. Kubernetes knows no such
+        // pods either.
+        let refused = "NODE cannot be had in a user namespace";
+        if namespaces.pid == PidScope::Node {
+            return Err(field.member("pid").invalid(refused));
+        }
+        if namespaces.ipc == Scope::Node {
+            return Err(field.member("ipc").invalid(refused));
+        }
+    }
+    Ok(namespaces)
 }
 
 fn mode(field: &Field<'_>, raw: i32) -> Result<cri::NamespaceMode, Rejected> {
@@ -66,16 +82,80 @@ fn scope(field: &Field<'_>, raw: i32) -> Result<Scope, Rejected> {
     }
 }
 
-fn user_namespace(field: &Field<'_>, raw: Option<cri::UserNamespace>) -> Result<(), Rejected> {
-    let Some(raw) = raw else { return Ok(()) };
-    let mode_field = field.member("mode");
-    match scope(&mode_field, raw.mode)? {
-        Scope::Pod => Err(mode_field.unsupported("user namespaces are not supported yet")),
+fn user_namespace(
+    field: &Field<'_>,
+    raw: Option<cri::UserNamespace>,
+) -> Result<Option<UserNamespace>, Rejected> {
+    let Some(raw) = raw else { return Ok(None) };
+    match scope(&field.member("mode"), raw.mode)? {
+        Scope::Pod => Ok(Some(UserNamespace {
+            uids: id_map(&field.member("uids"), &raw.uids)?,
+            gids: id_map(&field.member("gids"), &raw.gids)?,
+        })),
         Scope::Node if !raw.uids.is_empty() || !raw.gids.is_empty() => {
             Err(field.invalid("mode NODE takes no id mappings"))
         }
-        Scope::Node => Ok(()),
+        Scope::Node => Ok(None),
     }
+}
+
+/// One mapping, of id 0 and those that follow, to ids that exist.
+fn id_map(field: &Field<'_>, raw: &[cri::IdMapping]) -> Result<IdMap, Rejected> {
+    let [raw] = raw else {
+        let count = raw.len();
+        return Err(field.invalid(format_args!("must be one mapping, not {count}")));
+    };
+    let field = field.index(0);
+    if raw.container_id != 0 {
+        let why = format_args!("must be 0, not {}: id 0 has to be mapped", raw.container_id);
+        return Err(field.member("container_id").invalid(why));
+    }
+    if raw.length == 0 {
+        return Err(field.member("length").invalid("must not be 0"));
+    }
+    // The last id stands for "none".
+    match raw.host_id.checked_add(raw.length) {
+        Some(_) => Ok(IdMap {
+            host: raw.host_id,
+            count: raw.length,
+        }),
+        None => Err(field.invalid(format_args!(
+            "{} ids from {} on are more than there are",
+            raw.length, raw.host_id
+        ))),
+    }
+}
+
+/// Checks the mappings that mounts are sent with: all mounts of a pod with a user namespace have its ids, and
+/// no others do.
+pub(super) fn mount_mappings(
+    field: &Field<'_>,
+    mounts: &[cri::Mount],
+    user: Option<UserNamespace>,
+) -> Result<(), Rejected> {
+    for (index, mount) in mounts.iter().enumerate() {
+        let field = field.index(index);
+        let maps = [
+            (
+                "uidMappings",
+                &mount.uid_mappings,
+                user.map(|user| user.uids),
+            ),
+            (
+                "gidMappings",
+                &mount.gid_mappings,
+                user.map(|user| user.gids),
+            ),
+        ];
+        for (name, raw, pods) in maps {
+            let field = field.member(name);
+            if !raw.is_empty() && Some(id_map(&field, raw)?) != pods {
+                let why = "must be as those of the pod's user namespace, or none";
+                return Err(field.invalid(why));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks a sandbox's security context. Its user and profiles are for a process that carpel's sandboxes
@@ -108,8 +188,7 @@ pub fn sandbox(
         raw.selinux_options,
         platform,
     )?;
-    let apparmor_field = field.member("apparmor");
-    apparmor(&apparmor_field, raw.apparmor, raw.privileged, platform)?;
+    apparmor(field, raw.apparmor, "", platform)?;
     #[expect(deprecated, reason = "older clients send it")]
     seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
     Ok((namespaces, raw.privileged))
@@ -133,28 +212,12 @@ pub fn container(
     let namespaces = namespaces(&field.member("namespace_options"), raw.namespace_options)?;
     let capabilities = raw.capabilities.unwrap_or_default();
     let capabilities_field = field.member("capabilities");
-    if !capabilities.add_ambient_capabilities.is_empty() {
-        return Err(capabilities_field
-            .member("add_ambient_capabilities")
-            .unsupported("ambient capabilities are not supported yet"));
-    }
     selinux(
         &field.member("selinux_options"),
         raw.selinux_options,
         platform,
     )?;
-    apparmor(
-        &field.member("apparmor"),
-        raw.apparmor,
-        privileged,
-        platform,
-    )?;
-    apparmor_name(
-        &field.member("apparmor_profile"),
-        &raw.apparmor_profile,
-        privileged,
-        platform,
-    )?;
+    let apparmor = apparmor(field, raw.apparmor, &raw.apparmor_profile, platform)?;
     let user = user(field, raw.run_as_user, &raw.run_as_username)?;
     let seccomp = seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
     let masked_paths = paths(&field.member("masked_paths"), &raw.masked_paths)?;
@@ -168,6 +231,10 @@ pub fn container(
         drop_capabilities: capability_names(
             &capabilities_field.member("drop_capabilities"),
             &capabilities.drop_capabilities,
+        )?,
+        add_ambient_capabilities: capability_names(
+            &capabilities_field.member("add_ambient_capabilities"),
+            &capabilities.add_ambient_capabilities,
         )?,
         pid: namespaces.pid,
         run_as_group: group(field, raw.run_as_group, user.is_some())?,
@@ -193,6 +260,11 @@ pub fn container(
             SeccompProfile::Unconfined
         } else {
             seccomp
+        },
+        // A profile that is named is applied all the same.
+        apparmor: match apparmor {
+            AppArmorProfile::Default { .. } if privileged => AppArmorProfile::Unconfined,
+            apparmor => apparmor,
         },
     };
     Ok(ContainerSecurity {
@@ -297,44 +369,91 @@ fn selinux(
     raw: Option<cri::SeLinuxOption>,
     platform: Platform,
 ) -> Result<(), Rejected> {
-    match raw {
-        Some(label) if platform.selinux && label != cri::SeLinuxOption::default() => {
-            Err(field.unsupported("SELinux labels are not supported yet"))
-        }
-        _ => Ok(()),
+    let label = raw.unwrap_or_default();
+    let empty = label == cri::SeLinuxOption::default();
+    for (name, part, separators) in [
+        ("user", &label.user, ""),
+        ("role", &label.role, ""),
+        ("type", &label.r#type, ""),
+        ("level", &label.level, ":,"),
+    ] {
+        label_part(&field.member(name), part, separators)?;
+    }
+    if platform.selinux && !empty {
+        return Err(field.unsupported("SELinux is on, and carpel sets no labels yet"));
+    }
+    Ok(())
+}
+
+/// A part of a label, which others are joined to with ":". Only a level ("s0:c1,c5") has some in itself.
+fn label_part(field: &Field<'_>, part: &str, separators: &str) -> Result<(), Rejected> {
+    const MAX_PART: usize = 1024;
+    text::at_most(field, part.len(), MAX_PART)?;
+    let allowed = |c: char| {
+        c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') || separators.contains(c)
+    };
+    match part.chars().find(|&c| !allowed(c)) {
+        None => Ok(()),
+        Some(bad) => Err(field.invalid(format_args!("{} must not contain {bad:?}", Shown(part)))),
     }
 }
 
+/// The profile, or what its former field says. Neither is the default, as with the peers. Where the kernel has
+/// no AppArmor the default is no profile, and another cannot be had.
 fn apparmor(
     field: &Field<'_>,
     raw: Option<cri::SecurityProfile>,
-    privileged: bool,
+    former: &str,
     platform: Platform,
-) -> Result<(), Rejected> {
-    let Some(raw) = raw else { return Ok(()) };
-    match profile_type(field, &raw)? {
-        ProfileType::Unconfined => Ok(()),
-        ProfileType::RuntimeDefault if privileged || !platform.apparmor => Ok(()),
-        ProfileType::RuntimeDefault | ProfileType::Localhost => {
-            Err(field.unsupported("AppArmor profiles are not supported yet"))
+) -> Result<AppArmorProfile, Rejected> {
+    let former_field = field.member("apparmor_profile");
+    let former = former_apparmor(&former_field, former)?;
+    let field = field.member("apparmor");
+    let (profile, named_by) = match raw {
+        None => (former, former_field),
+        Some(raw) => {
+            let reference = field.member("localhost_ref");
+            let profile = match profile_type(&field, &raw)? {
+                ProfileType::Unconfined => AppArmorProfile::Unconfined,
+                ProfileType::RuntimeDefault => AppArmorProfile::Default { asked_for: true },
+                ProfileType::Localhost => apparmor_name(&reference, &raw.localhost_ref)?,
+            };
+            (profile, field)
         }
+    };
+    match profile {
+        profile if platform.apparmor => Ok(profile),
+        AppArmorProfile::Localhost(name) => Err(named_by.unsupported(format_args!(
+            "profile {} cannot be had: the node has no AppArmor",
+            Shown(&name)
+        ))),
+        _ => Ok(AppArmorProfile::Unconfined),
     }
 }
 
-fn apparmor_name(
-    field: &Field<'_>,
-    raw: &str,
-    privileged: bool,
-    platform: Platform,
-) -> Result<(), Rejected> {
+fn former_apparmor(field: &Field<'_>, raw: &str) -> Result<AppArmorProfile, Rejected> {
     match raw {
-        "" | "unconfined" => Ok(()),
-        "runtime/default" if privileged || !platform.apparmor => Ok(()),
-        known if known == "runtime/default" || known.starts_with("localhost/") => {
-            Err(field.unsupported("AppArmor profiles are not supported yet"))
-        }
+        "" => Ok(AppArmorProfile::Default { asked_for: false }),
+        "runtime/default" | "docker/default" => Ok(AppArmorProfile::Default { asked_for: true }),
+        "unconfined" => Ok(AppArmorProfile::Unconfined),
+        name if name.starts_with("localhost/") => apparmor_name(field, name),
         other => Err(field.invalid(format_args!("{} is no AppArmor profile", Shown(other)))),
     }
+}
+
+/// The name of a profile, with or without "localhost/" before it.
+fn apparmor_name(field: &Field<'_>, raw: &str) -> Result<AppArmorProfile, Rejected> {
+    /// What a supervisor has room for.
+    const MAX_NAME: usize = 512;
+    let name = raw.strip_prefix("localhost/").unwrap_or(raw);
+    if name.is_empty() {
+        return Err(field.invalid("must name a profile"));
+    }
+    text::at_most(field, name.len(), MAX_NAME)?;
+    if name.contains(char::is_control) {
+        return Err(field.invalid("must not contain control characters"));
+    }
+    Ok(AppArmorProfile::Localhost(name.to_owned()))
 }
 
 /// The profile, or what its former field says. Neither is no profile.

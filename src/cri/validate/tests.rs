@@ -1,6 +1,7 @@
 //! What the two large requests refuse, field by field: the kind of refusal and the text that a person gets.
 
 mod container;
+mod fields;
 mod sandbox;
 
 use carpel_api::cri;
@@ -8,7 +9,10 @@ use carpel_api::cri::security_profile::ProfileType;
 
 use super::container::CreateContainer;
 use super::*;
-use crate::spec::config::{GroupsPolicy, PidScope, SandboxConfig, Scope, SeccompProfile};
+use crate::spec::config::{
+    AppArmorProfile, GroupsPolicy, IdMap, PidScope, SandboxConfig, Scope, SeccompProfile,
+    UserNamespace,
+};
 
 const PLATFORM: Platform = Platform {
     apparmor: false,
@@ -17,7 +21,7 @@ const PLATFORM: Platform = Platform {
     unified: true,
 };
 
-/// The same platform with the security modules that this build does not serve.
+/// The same platform with security modules.
 const LSM: Platform = Platform {
     apparmor: true,
     selinux: true,
@@ -126,6 +130,16 @@ type SandboxChange = fn(&mut cri::LinuxSandboxSecurityContext);
 type ContainerChange = fn(&mut cri::LinuxContainerSecurityContext);
 
 fn sandbox_security(change: SandboxChange) -> Result<SandboxConfig, Rejected> {
+    let linux = |config: &mut cri::PodSandboxConfig| {
+        let linux = config.linux.get_or_insert_default();
+        change(linux.security_context.get_or_insert_default());
+    };
+    sandbox(linux, PLATFORM)
+}
+
+fn sandbox_security_of(
+    change: &dyn Fn(&mut cri::LinuxSandboxSecurityContext),
+) -> Result<SandboxConfig, Rejected> {
     let linux = |config: &mut cri::PodSandboxConfig| {
         let linux = config.linux.get_or_insert_default();
         change(linux.security_context.get_or_insert_default());

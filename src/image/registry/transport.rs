@@ -20,6 +20,7 @@ use tracing::{Instrument, Span, debug_span, field};
 
 use super::{Error, Registries};
 use crate::telemetry::trace;
+use crate::tls;
 
 type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -59,7 +60,7 @@ impl Transport {
 
     async fn client(&self, uri: &Uri) -> Result<&Connections, Error> {
         if uri.scheme() != Some(&Scheme::HTTPS) {
-            let nobody = || configure(RootCertStore::empty());
+            let nobody = || tls::client_trusting(RootCertStore::empty());
             let plain = || connections(nobody(), self.timeout);
             return Ok(self.plain.get_or_init(plain));
         }
@@ -112,30 +113,9 @@ impl Transport {
 
 /// The certificates that the machine trusts.
 async fn trust() -> Result<ClientConfig, Error> {
-    let load = || {
-        let found = rustls_native_certs::load_native_certs();
-        let mut roots = RootCertStore::empty();
-        let (good, _) = roots.add_parsable_certificates(found.certs);
-        match (good, found.errors.first()) {
-            (0, Some(error)) => Err(Error::Tls(format!("trusted certificates: {error}"))),
-            (0, None) => Err(Error::Tls(
-                "this machine has no trusted certificates".into(),
-            )),
-            _ => Ok(roots),
-        }
-    };
-    let roots = tokio::task::spawn_blocking(load).await;
-    let roots = roots.map_err(|error| Error::Tls(error.to_string()))??;
-    Ok(configure(roots))
-}
-
-fn configure(roots: RootCertStore) -> ClientConfig {
-    let provider = rustls::crypto::ring::default_provider();
-    ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .expect("ring has the versions that are enabled")
-        .with_root_certificates(roots)
-        .with_no_client_auth()
+    let config = tokio::task::spawn_blocking(tls::client).await;
+    let config = config.map_err(|error| Error::Tls(error.to_string()))?;
+    config.map_err(|error| Error::Tls(error.to_string()))
 }
 
 fn connections(tls: ClientConfig, timeout: Duration) -> Connections {

@@ -4,11 +4,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use carpel_wire::{
-    FdIndex, MAX_FDS, MAX_PLAN, NulList, PidNamespace, PlanWriter, Step, encode_nul_list,
+    FdIndex, MAX_FDS, MAX_PLAN, NulList, PidNamespace, PlanWriter, Step, UserStart, encode_nul_list,
 };
 use oci_spec::runtime::{PosixRlimitType, Process};
 
 use super::{CgroupLayout, Compiled, Error, FdSource, HostFacts, Source, hierarchies};
+use crate::spec::config::Propagation;
 use crate::spec::env::DEFAULT_PATH;
 
 /// Descriptors that travel in the same message and are not the Plan's: ends of pipes, the log, exits.
@@ -21,6 +22,7 @@ pub(super) struct Composer {
     writer: PlanWriter,
     steps: Vec<String>,
     fds: Vec<FdSource>,
+    user: Option<UserStart>,
 }
 
 impl Composer {
@@ -29,6 +31,7 @@ impl Composer {
             writer: PlanWriter::default(),
             steps: Vec::new(),
             fds: vec![FdSource::Plan],
+            user: None,
         }
     }
 
@@ -61,6 +64,18 @@ impl Composer {
                 &Step::OomScoreAdj { value },
             );
         }
+    }
+
+    /// The process is cloned in the user namespace, where it becomes root: what it makes belongs to that one.
+    /// Its score is set on the way, by who still may.
+    pub(super) fn enter_user_namespace(&mut self, process: &Process) {
+        self.user = Some(UserStart {
+            namespace: self.fd(FdSource::UserNamespace),
+            oom_score_adj: process.oom_score_adj().unwrap_or(0),
+            locked: [0; 4],
+        });
+        let step = Step::Ids { uid: 0, gid: 0 };
+        self.step("become root of the user namespace", &step);
     }
 
     /// Session, streams, umask and limits.
@@ -136,7 +151,7 @@ impl Composer {
     }
 
     pub(super) fn finish(
-        self,
+        mut self,
         clone_flags: u64,
         pid_namespace: PidNamespace,
     ) -> Result<Compiled, Error> {
@@ -150,6 +165,9 @@ impl Composer {
                 most: most - (self.fds.len() - count),
             });
         }
+        if let Some(user) = &mut self.user {
+            user.locked = locked(&self.fds);
+        }
         let plan = self.writer.bytes().to_vec();
         if plan.len() > MAX_PLAN {
             return Err(Error::TooLong(plan.len()));
@@ -157,11 +175,26 @@ impl Composer {
         Ok(Compiled {
             clone_flags,
             pid_namespace,
+            user: self.user,
             plan,
             steps: self.steps,
             fds: self.fds,
         })
     }
+}
+
+/// The mounts whose flags root of a user namespace must not be able to clear. What is mounted by the container
+/// and then seen by the host cannot be copied for this.
+fn locked(fds: &[FdSource]) -> [u64; 4] {
+    let mut bits = [0; 4];
+    for (index, source) in fds.iter().enumerate() {
+        if let FdSource::Mount(mount) = source
+            && mount.propagation != Propagation::Bidirectional
+        {
+            bits[index / 64] |= 1 << (index % 64);
+        }
+    }
+    bits
 }
 
 /// Where a program may be: itself if it is a path, else in each folder of PATH.

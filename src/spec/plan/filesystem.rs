@@ -10,12 +10,15 @@ use super::compose::{Composer, terminated};
 use super::{CgroupLayout, Error, FdSource, HostFacts, Source, hooks, process};
 use crate::spec::config::Propagation;
 use crate::spec::host::CgroupHierarchy;
-use crate::spec::mounts::{IMAGE_VOLUME, POD_SHM};
+use crate::spec::mounts::{IMAGE_VOLUME, POD_SHM, POD_SYS};
 use crate::store::bind::BindMount;
 
 /// The slot of a file system on its way from NewFs to Attach, and that of the pod's /dev/shm.
 const NEW: FdIndex = FdIndex(FdIndex::FIRST_SLOT);
 const SHM: FdIndex = FdIndex(FdIndex::FIRST_SLOT + 1);
+/// Those of a procfs and a sysfs in a user namespace, which may be mounted only while others are in sight.
+const PROC: FdIndex = FdIndex(FdIndex::FIRST_SLOT + 2);
+const SYS: FdIndex = FdIndex(FdIndex::FIRST_SLOT + 3);
 
 /// MOUNT_ATTR__ATIME: the bits that say one of several ways.
 const ATIME_MASK: u64 = 0x70;
@@ -50,6 +53,10 @@ pub(super) fn compose(
         };
         composer.step("open the pod's /dev/shm", &step);
     }
+    let in_user_namespace = source.in_user_namespace();
+    if in_user_namespace {
+        prepare(composer, mounts)?;
+    }
     let root = composer.fd(FdSource::Rootfs);
     hooks::enter(composer, source, root)?;
     let mut images = HashSet::new();
@@ -62,6 +69,9 @@ pub(super) fn compose(
                 mount.destination(),
                 true,
             )?;
+        } else if let Some(slot) = prepared(mount).filter(|_| in_user_namespace) {
+            let what = mount.typ().as_deref().unwrap_or_default();
+            attach(composer, what, slot, mount.destination(), true)?;
         } else if tty && mount.typ().as_deref() == Some("devpts") {
             let devpts = composer.fd(FdSource::Devpts);
             attach(composer, "devpts", devpts, mount.destination(), true)?;
@@ -114,6 +124,41 @@ fn image_index(source: &Source, mount: &Mount, used: &mut HashSet<usize>) -> Opt
     Some(index)
 }
 
+/// Where a mount waits that is made, or copied from the supervisor's, before the supervisor's root is left.
+fn prepared(mount: &Mount) -> Option<FdIndex> {
+    let pod_sys = mount.source().as_deref() == Some(Path::new(POD_SYS));
+    match mount.typ().as_deref() {
+        Some("proc") => Some(PROC),
+        Some("sysfs") => Some(SYS),
+        _ if pod_sys => Some(SYS),
+        _ => None,
+    }
+}
+
+fn prepare(composer: &mut Composer, mounts: &[Mount]) -> Result<(), Error> {
+    for mount in mounts {
+        let Some(slot) = prepared(mount) else {
+            continue;
+        };
+        let options = Options::parse(mount)?;
+        let target = mount.destination();
+        if mount.source().as_deref() == Some(Path::new(POD_SYS)) {
+            let path = terminated("/sys")?;
+            let step = Step::OpenTree {
+                path: &path,
+                recursive: false,
+                attrs: options.attrs,
+                slot,
+            };
+            composer.step("open the pod's /sys", &step);
+        } else {
+            let typ = mount.typ().as_deref().unwrap_or_default();
+            new_fs_in(composer, typ, &options.data, options.attrs, target, slot)?;
+        }
+    }
+    Ok(())
+}
+
 fn is_bind(mount: &Mount) -> bool {
     let bind = |option: &String| option == "bind" || option == "rbind";
     mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind)
@@ -128,6 +173,8 @@ struct Options {
     /// A bind mount of the mount alone.
     shallow: bool,
     propagation: Propagation,
+    /// Seen in the ids of the user namespace.
+    mapped: bool,
     /// For the file system itself: "key", "value", and an empty value for a flag.
     data: Vec<String>,
 }
@@ -139,10 +186,12 @@ impl Options {
             recursive_attrs: 0,
             shallow: false,
             propagation: Propagation::Private,
+            mapped: false,
             data: Vec::new(),
         };
         for option in mount.options().iter().flatten() {
             match option.as_str() {
+                "idmap" | "ridmap" => options.mapped = true,
                 "defaults" | "rbind" | "rw" | "suid" | "dev" | "exec" | "relatime" | "atime" => {}
                 "ro" => options.attrs |= libc::MOUNT_ATTR_RDONLY,
                 "rro" => options.recursive_attrs |= libc::MOUNT_ATTR_RDONLY,
@@ -163,7 +212,7 @@ impl Options {
                 "slave" | "rslave" => options.propagation = Propagation::HostToContainer,
                 "shared" | "rshared" => options.propagation = Propagation::Bidirectional,
                 "bind" => options.shallow = true,
-                "idmap" | "ridmap" | "unbindable" | "runbindable" | "tmpcopyup" | "remount" => {
+                "unbindable" | "runbindable" | "tmpcopyup" | "remount" => {
                     return Err(Error::Mount {
                         path: mount.destination().display().to_string(),
                         reason: format!("option {option:?} is not supported"),
@@ -203,6 +252,7 @@ fn compose_mount(composer: &mut Composer, mount: &Mount) -> Result<(), Error> {
         attrs: options.attrs,
         recursive_attrs: options.recursive_attrs,
         propagation: options.propagation,
+        mapped: options.mapped,
     };
     // Where a link would lead the container's own protection astray.
     let protected = ["/proc", "/sys", "/dev"]
@@ -241,6 +291,17 @@ fn new_fs(
     attrs: u64,
     target: &Path,
 ) -> Result<(), Error> {
+    new_fs_in(composer, typ, data, attrs, target, NEW)
+}
+
+fn new_fs_in(
+    composer: &mut Composer,
+    typ: &str,
+    data: &[String],
+    attrs: u64,
+    target: &Path,
+    slot: FdIndex,
+) -> Result<(), Error> {
     let options = encode_nul_list(data).map_err(|option| Error::Nul(option.clone()))?;
     let options = NulList::new(&options).expect("an encoded list ends with a NUL");
     let fstype = terminated(typ)?;
@@ -248,7 +309,7 @@ fn new_fs(
         fstype: &fstype,
         options,
         attrs,
-        slot: NEW,
+        slot,
     };
     composer.step(format!("make {typ} for {target:?}"), &step);
     Ok(())
@@ -347,6 +408,7 @@ fn show(
         attrs: if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 },
         recursive_attrs: 0,
         propagation: Propagation::Private,
+        mapped: false,
     };
     bind_mount(composer, bind, &target.join(name), true)?;
     for controller in hierarchy

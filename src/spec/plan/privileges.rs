@@ -26,9 +26,12 @@ pub(super) fn compose(
     let process = process(source)?;
     let none = LinuxCapabilities::default();
     let sets = process.capabilities().as_ref().unwrap_or(&none);
-    let bits = |set: &Option<Capabilities>| {
-        set.as_ref().map_or(0, capability::from_oci) & host.bounding_set
+    // In a user namespace the bounding set is full again.
+    let possible = match source.in_user_namespace() {
+        true => capability::ALL,
+        false => host.bounding_set,
     };
+    let bits = |set: &Option<Capabilities>| set.as_ref().map_or(0, capability::from_oci) & possible;
     let permitted = bits(sets.permitted());
     let effective = bits(sets.effective()) & permitted;
     let inheritable = bits(sets.inheritable());
@@ -50,7 +53,7 @@ pub(super) fn compose(
         &Step::Groups { gids: &gids },
     );
     composer.step(format!("set user {uid}:{gid}"), &Step::Ids { uid, gid });
-    let meanwhile = (permitted | WHILE_CHANGING) & host.bounding_set;
+    let meanwhile = (permitted | WHILE_CHANGING) & possible;
     composer.step(
         "reduce the capabilities",
         &Step::Capabilities {

@@ -8,7 +8,7 @@ use super::compose::{Composer, terminated};
 use super::{
     CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS, Compiled, Error, FdSource, HostFacts,
 };
-use crate::spec::config::{SandboxConfig, Scope};
+use crate::spec::config::{IdMap, SandboxConfig, Scope, UserNamespace};
 
 /// What the kernel kills after everything else but the kubelet and the runtime.
 const OOM_SCORE_ADJ: i32 = -998;
@@ -19,8 +19,11 @@ const NOSUID_NODEV_NOEXEC: u64 = NOSUID_NODEV | libc::MOUNT_ATTR_NOEXEC;
 /// What pods may do in a network of their own unless they say otherwise: listen on any port, and ping.
 const SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
-    ("net.ipv4.ping_group_range", "0 2147483647"),
+    (PING_GROUPS, "0 2147483647"),
 ];
+
+/// The one sysctl whose numbers are group ids: those of whoever writes it.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 
 /// The namespaces (CLONE_NEW*) of a pod that its supervisor makes before it carries out the Plan.
 #[must_use]
@@ -43,6 +46,7 @@ pub fn sandbox_namespaces(config: &SandboxConfig) -> u64 {
 /// [`Error::Nul`] for a hostname or sysctl with a NUL byte.
 pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compiled, Error> {
     let mut composer = belonging(host);
+    let user = config.user_namespace;
     // A pod in the host's network has the host's name too.
     if config.network == Scope::Pod {
         composer.step("bring the loopback interface up", &Step::LoopbackUp);
@@ -55,14 +59,14 @@ pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compi
         }
         for (key, value) in SYSCTLS {
             if !config.sysctls.contains_key(key) {
-                sysctl(&mut composer, key, value)?;
+                sysctl(&mut composer, key, value, user)?;
             }
         }
     }
     for (key, value) in &config.sysctls {
-        sysctl(&mut composer, key, value)?;
+        sysctl(&mut composer, key, value, user)?;
     }
-    root(&mut composer, config.ipc == Scope::Pod)?;
+    root(&mut composer, config.ipc == Scope::Pod, user)?;
     composer.finish(CLONE_NEWNS, PidNamespace::Host)
 }
 
@@ -132,7 +136,12 @@ impl Namespace {
 }
 
 /// "net.ipv4.conf.eth0/1.forwarding" is net/ipv4/conf/eth0.1/forwarding.
-fn sysctl(composer: &mut Composer, key: &str, value: &str) -> Result<(), Error> {
+fn sysctl(
+    composer: &mut Composer,
+    key: &str,
+    value: &str,
+    user: Option<UserNamespace>,
+) -> Result<(), Error> {
     let path: String = key
         .chars()
         .map(|letter| match letter {
@@ -142,17 +151,48 @@ fn sysctl(composer: &mut Composer, key: &str, value: &str) -> Result<(), Error> 
         })
         .collect();
     let path = terminated(path)?;
-    let value = value.as_bytes();
-    composer.step(
-        format!("set sysctl {key}"),
-        &Step::Sysctl { path: &path, value },
-    );
+    let groups = user
+        .filter(|_| key == PING_GROUPS)
+        .and_then(|user| groups_on_host(value, user.gids));
+    let value = groups.as_deref().unwrap_or(value).as_bytes();
+    let path = &path;
+    let step = match user {
+        // Those of the other namespaces are for root of the user namespace alone.
+        Some(user) if !key.starts_with("net.") => Step::SysctlAs {
+            uid: user.uids.host,
+            path,
+            value,
+        },
+        _ => Step::Sysctl { path, value },
+    };
+    composer.step(format!("set sysctl {key}"), &step);
     Ok(())
+}
+
+/// A range of groups of a user namespace as the host numbers them, as far as they are mapped and the sysctl
+/// can hold them. What is no range of them is left to the kernel to refuse.
+fn groups_on_host(range: &str, ids: IdMap) -> Option<String> {
+    const MOST: u32 = i32::MAX as u32;
+    let mut bounds = range.split_ascii_whitespace().map(str::parse::<u32>);
+    let (first, last) = (bounds.next()?.ok()?, bounds.next()?.ok()?);
+    if bounds.next().is_some() {
+        return None;
+    }
+    // The kernel's way to say: none.
+    let none = || Some("1 0".to_owned());
+    if first > last {
+        return none();
+    }
+    let Some(first) = ids.to_host(first).filter(|first| *first <= MOST) else {
+        return none();
+    };
+    let last = ids.to_host(last.min(ids.count - 1)).unwrap_or(first);
+    Some(format!("{first} {}", last.min(MOST)))
 }
 
 /// A tmpfs with proc and sysfs, which user namespaces need to see before they may mount their own, and
 /// the pod's /dev/shm. They are made while the host's are still in sight.
-fn root(composer: &mut Composer, own_shm: bool) -> Result<(), Error> {
+fn root(composer: &mut Composer, own_shm: bool, user: Option<UserNamespace>) -> Result<(), Error> {
     let slot = |number| FdIndex(FdIndex::FIRST_SLOT + number);
     composer.step("keep mounts from the host", &Step::MakeSlave);
     let new = |composer: &mut Composer, fstype: &str, options: &[&str], attrs, slot| {
@@ -175,7 +215,11 @@ fn root(composer: &mut Composer, own_shm: bool) -> Result<(), Error> {
     new(composer, "sysfs", &[], NOSUID_NODEV_NOEXEC, slot(2))?;
     let mut attached = vec![("/proc", slot(1)), ("/sys", slot(2))];
     if own_shm {
-        let shm = ["mode", "1777", "size", "67108864"];
+        let mut shm = vec!["mode", "1777", "size", "67108864"];
+        let owner = user.map(|user| [user.uids.host, user.gids.host].map(|id| id.to_string()));
+        if let Some([uid, gid]) = &owner {
+            shm.extend(["uid", uid, "gid", gid]);
+        }
         new(composer, "tmpfs", &shm, NOSUID_NODEV_NOEXEC, slot(3))?;
         attached.push(("/dev/shm", slot(3)));
     }
@@ -193,4 +237,37 @@ fn root(composer: &mut Composer, own_shm: bool) -> Result<(), Error> {
         composer.step(format!("mount the pod's {path}"), &step);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_may_ping_are_the_hosts() {
+        let ids = IdMap {
+            host: 100_000,
+            count: 65_536,
+        };
+        let host = |range| groups_on_host(range, ids);
+        assert_eq!(host("0 2147483647").as_deref(), Some("100000 165535"));
+        assert_eq!(host("5\t10").as_deref(), Some("100005 100010"));
+        assert_eq!(host("1 0").as_deref(), Some("1 0"));
+        assert_eq!(host("70000 80000").as_deref(), Some("1 0"));
+        assert_eq!(host("x 1"), None);
+        assert_eq!(host("1 2 3"), None);
+        let high = IdMap {
+            host: 2_147_483_000,
+            count: 65_536,
+        };
+        assert_eq!(
+            groups_on_host("0 2147483647", high).as_deref(),
+            Some("2147483000 2147483647")
+        );
+        let higher = IdMap {
+            host: 3_000_000_000,
+            count: 65_536,
+        };
+        assert_eq!(groups_on_host("0 1", higher).as_deref(), Some("1 0"));
+    }
 }

@@ -64,6 +64,7 @@ impl Fixture {
             upper: path.join("upper"),
             work: path.join("work"),
             volatile: true,
+            user_namespace: None,
         }
     }
 }
@@ -385,6 +386,7 @@ async fn a_volume_shows_layers_and_takes_nothing() {
             let volume = Volume {
                 layers: fixture.overlay().layers,
                 sub_path: None,
+                user_namespace: None,
             };
             let root = RootFd::from(builder.volume(volume).await.unwrap());
             if let Some(top) = layers.checked_sub(1) {
@@ -415,6 +417,7 @@ async fn a_sub_path_is_a_folder_within_the_volume() {
             let volume = Volume {
                 layers: fixture.overlay().layers,
                 sub_path: Some(path.into()),
+                user_namespace: None,
             };
             builder.volume(volume).await.map(RootFd::from)
         };

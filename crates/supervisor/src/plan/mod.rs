@@ -14,7 +14,7 @@ use core::ffi::CStr;
 use carpel_wire::{FdIndex, NulList, Step, Steps};
 
 use crate::sys::{self, BorrowedFd, Errno, Fd, FdList, PointerArray, Result, errno};
-pub use procfs::open_procfs;
+pub use procfs::{open_procfs, write_oom_score_adj};
 
 /// Which step failed, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,8 @@ struct Outline<'p> {
     joined: u32,
     /// Whether the Plan sets the process's umask.
     umask: bool,
+    /// The step that names an AppArmor profile.
+    apparmor: Option<u32>,
     /// Candidates, arguments, environment.
     exec: Option<(NulList<'p>, NulList<'p>, NulList<'p>)>,
 }
@@ -60,6 +62,7 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
     let mut outline = Outline {
         joined: 0,
         umask: false,
+        apparmor: None,
         exec: None,
     };
     let mut count = 0;
@@ -74,6 +77,7 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
         match step.map_err(|_| malformed)? {
             Step::JoinTasks { .. } => outline.joined = count + 1,
             Step::Umask { .. } => outline.umask = true,
+            Step::AppArmor { .. } => outline.apparmor = Some(count),
             Step::Exec {
                 candidates,
                 arguments,
@@ -112,8 +116,13 @@ pub fn carry_out(
         slots: [const { None }; FdIndex::SLOTS as usize],
         root: None,
         cover: None,
+        label: None,
         arrays: None,
     };
+    if let Some(step) = outline.apparmor {
+        let label = process.open_label();
+        process.label = Some(label.map_err(|errno| Failure { step, errno })?);
+    }
     for (index, step) in (0..).zip(Steps(plan)) {
         let failure = |errno| Failure { step: index, errno };
         if index == outline.joined {
@@ -141,6 +150,8 @@ struct Process<'a, 'p> {
     root: Option<Fd>,
     /// The file system that masks directories, attached.
     cover: Option<Fd>,
+    /// Where the process's AppArmor profile is written.
+    label: Option<Fd>,
     /// Arguments and environment for the kernel.
     arrays: Option<(PointerArray<'p>, PointerArray<'p>)>,
 }
@@ -211,6 +222,7 @@ impl<'p> Process<'_, 'p> {
             Step::LoopbackUp => sys::loopback_up(),
             Step::Hostname { name } => sys::set_hostname(name),
             Step::Sysctl { path, value } => self.write_sysctl(string(path)?, value),
+            Step::SysctlAs { uid, path, value } => self.write_sysctl_as(uid, string(path)?, value),
             Step::OomScoreAdj { value } => self.write_oom_score_adj(value),
             Step::Rlimit {
                 resource,

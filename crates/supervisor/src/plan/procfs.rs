@@ -21,6 +21,17 @@ pub fn open_procfs() -> Result<Fd> {
     }
 }
 
+/// Writes this process's own oom_score_adj. What may not be set stays.
+pub fn write_oom_score_adj(procfs: BorrowedFd<'_>, value: i32) -> Result<()> {
+    let text = Decimal::new(i64::from(value));
+    let path = c"self/oom_score_adj";
+    let file = sys::open_in(procfs, path, sys::O_WRONLY, Resolve::PROCFS)?;
+    match sys::write_whole(file.borrow(), text.bytes()) {
+        Err(Errno(errno::EACCES | errno::EPERM)) => Ok(()),
+        other => other,
+    }
+}
+
 impl Process<'_, '_> {
     fn procfs(&mut self) -> Result<BorrowedFd<'_>> {
         let procfs = match self.resources.procfs.take() {
@@ -30,11 +41,6 @@ impl Process<'_, '_> {
         Ok(self.resources.procfs.insert(procfs).borrow())
     }
 
-    fn write_proc(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
-        let file = sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)?;
-        sys::write_whole(file.borrow(), value)
-    }
-
     pub(super) fn write_sysctl(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
         let flags = sys::O_PATH | sys::O_DIRECTORY;
         let sysctls = sys::open_in(self.procfs()?, c"sys", flags, Resolve::PROCFS)?;
@@ -42,13 +48,25 @@ impl Process<'_, '_> {
         sys::write_whole(file.borrow(), value)
     }
 
+    /// As the user whose namespaces the sysctl belongs to.
+    pub(super) fn write_sysctl_as(&mut self, uid: u32, path: &CStr, value: &[u8]) -> Result<()> {
+        self.procfs()?;
+        sys::set_effective_user(uid)?;
+        let written = self.write_sysctl(path, value);
+        sys::set_effective_user(0)?;
+        written
+    }
+
     /// Without CAP_SYS_RESOURCE the kernel refuses to go below the present value, which then stays.
     pub(super) fn write_oom_score_adj(&mut self, value: i32) -> Result<()> {
-        let text = Decimal::new(i64::from(value));
-        match self.write_proc(c"self/oom_score_adj", text.bytes()) {
-            Err(Errno(errno::EACCES | errno::EPERM)) => Ok(()),
-            other => other,
-        }
+        write_oom_score_adj(self.procfs()?, value)
+    }
+
+    /// Opens the file that takes the process's AppArmor profile. To be called before other namespaces are
+    /// entered: a container's user namespace may see no whole procfs, and then none can be mounted in it.
+    pub(super) fn open_label(&mut self) -> Result<Fd> {
+        let path = c"self/attr/apparmor/exec";
+        sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)
     }
 
     pub(super) fn write_apparmor_profile(&mut self, profile: &[u8]) -> Result<()> {
@@ -61,6 +79,7 @@ impl Process<'_, '_> {
         let (command, name) = place.split_at_mut(COMMAND.len());
         command.copy_from_slice(COMMAND);
         name.copy_from_slice(profile);
-        self.write_proc(c"self/attr/apparmor/exec", place)
+        let label = self.label.as_ref().ok_or(Errno(errno::EBADF))?;
+        sys::write_whole(label.borrow(), place)
     }
 }

@@ -12,6 +12,7 @@ pub const CLONE_NEWNS: u64 = nr::CLONE_NEWNS as u64;
 pub const CLONE_NEWCGROUP: u64 = nr::CLONE_NEWCGROUP as u64;
 pub const CLONE_NEWUTS: u64 = nr::CLONE_NEWUTS as u64;
 pub const CLONE_NEWIPC: u64 = nr::CLONE_NEWIPC as u64;
+pub const CLONE_NEWUSER: u64 = nr::CLONE_NEWUSER as u64;
 pub const CLONE_NEWNET: u64 = nr::CLONE_NEWNET as u64;
 /// The namespaces that a daemon may ask for.
 pub const CLONE_NAMESPACES: u64 = (nr::CLONE_NEWNS
@@ -421,6 +422,13 @@ pub fn set_ids(uid: u32, gid: u32) -> Result<()> {
         call(nr::__NR_setresuid, [uid, uid, uid, 0, 0, 0])?;
     }
     Ok(())
+}
+
+/// Sets the effective user id alone: with another than 0 there are no effective capabilities meanwhile.
+pub fn set_effective_user(uid: u32) -> Result<()> {
+    const SAME: usize = u32::MAX as usize;
+    // SAFETY: reads no memory.
+    unsafe { call(nr::__NR_setresuid, [SAME, uid as usize, SAME, 0, 0, 0]) }.map(drop)
 }
 
 pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<()> {

@@ -61,6 +61,13 @@ impl FdList {
         self.fds.get_mut(usize::from(index.0))?.take()
     }
 
+    /// Closes what was there.
+    pub fn replace(&mut self, index: FdIndex, fd: Fd) {
+        if let Some(slot) = self.fds.get_mut(usize::from(index.0)) {
+            *slot = Some(fd);
+        }
+    }
+
     /// All that are left.
     pub fn iter(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.fds.iter().flatten().map(Fd::borrow)

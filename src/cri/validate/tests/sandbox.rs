@@ -209,15 +209,6 @@ fn bad_sandbox_contexts_are_named() {
         let why = format!("linux.security_context.{why}");
         assert_eq!(result, Err(invalid(&why, "sandbox \"ns/pod\"")));
     }
-    let userns: SandboxChange = |context| {
-        let options = context.namespace_options.get_or_insert_default();
-        options.userns_options = Some(cri::UserNamespace::default());
-    };
-    let why = "linux.security_context.namespace_options.userns_options.mode: user namespaces are not supported yet";
-    assert_eq!(
-        sandbox_security(userns).map(|_| ()),
-        Err(unsupported(why, "sandbox \"ns/pod\""))
-    );
     let node: SandboxChange = |context| {
         let options = context.namespace_options.get_or_insert_default();
         options.network = 2;
@@ -228,4 +219,102 @@ fn bad_sandbox_contexts_are_named() {
     };
     let config = sandbox_security(node).expect("a pod with the node's network");
     assert_eq!((config.network, config.hostname), (Scope::Node, None));
+}
+
+fn ids(container_id: u32, host_id: u32, length: u32) -> cri::IdMapping {
+    cri::IdMapping {
+        host_id,
+        container_id,
+        length,
+    }
+}
+
+fn with_user_namespace(
+    uids: &[cri::IdMapping],
+    gids: &[cri::IdMapping],
+) -> Result<Option<UserNamespace>, Rejected> {
+    sandbox_security_of(&|context| {
+        let options = context.namespace_options.get_or_insert_default();
+        options.userns_options = Some(cri::UserNamespace {
+            mode: 0,
+            uids: uids.to_vec(),
+            gids: gids.to_vec(),
+        });
+    })
+    .map(|config| config.user_namespace)
+}
+
+#[test]
+fn a_user_namespace_has_one_mapping_of_each_kind() {
+    let good = [ids(0, 100_000, 65_536)];
+    let map = |host, count| IdMap { host, count };
+    assert_eq!(
+        with_user_namespace(&good, &[ids(0, 7, u32::MAX - 7)]),
+        Ok(Some(UserNamespace {
+            uids: map(100_000, 65_536),
+            gids: map(7, u32::MAX - 7)
+        }))
+    );
+    type Mappings<'a> = &'a [cri::IdMapping];
+    let cases: [(Mappings<'_>, Mappings<'_>, &str); 6] = [
+        (&[], &good, "uids: must be one mapping, not 0"),
+        (
+            &good,
+            &[good[0], good[0]],
+            "gids: must be one mapping, not 2",
+        ),
+        (
+            &[ids(1, 100_000, 10)],
+            &good,
+            "uids[0].container_id: must be 0, not 1: id 0 has to be mapped",
+        ),
+        (
+            &good,
+            &[ids(0, 100_000, 0)],
+            "gids[0].length: must not be 0",
+        ),
+        (
+            &good,
+            &[ids(0, 8, u32::MAX - 7)],
+            "gids[0]: 4294967288 ids from 8 on are more than there are",
+        ),
+        (&[], &[], "uids: must be one mapping, not 0"),
+    ];
+    for (uids, gids, why) in cases {
+        let why = format!("linux.security_context.namespace_options.userns_options.{why}");
+        assert_eq!(
+            with_user_namespace(uids, gids),
+            Err(invalid(&why, "sandbox \"ns/pod\""))
+        );
+    }
+}
+
+#[test]
+fn a_user_namespace_excludes_the_nodes_pid_and_ipc() {
+    let options = |change: fn(&mut cri::NamespaceOption)| {
+        sandbox_security_of(&|context| {
+            let options = context.namespace_options.get_or_insert_default();
+            let mapping = vec![ids(0, 100_000, 65_536)];
+            options.userns_options = Some(cri::UserNamespace {
+                mode: 0,
+                uids: mapping.clone(),
+                gids: mapping,
+            });
+            change(options);
+        })
+    };
+    for (field, refused) in [
+        ("pid", options(|options| options.pid = 2)),
+        ("ipc", options(|options| options.ipc = 2)),
+    ] {
+        let why = format!(
+            "linux.security_context.namespace_options.{field}: NODE cannot be had in a user namespace"
+        );
+        assert_eq!(
+            refused.map(|_| ()),
+            Err(invalid(&why, "sandbox \"ns/pod\""))
+        );
+    }
+    let config = options(|options| options.network = 2).expect("the host's network");
+    assert!(config.user_namespace.is_some());
 }

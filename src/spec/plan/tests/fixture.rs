@@ -31,6 +31,7 @@ impl Fixture {
             privileged: false,
             add_capabilities: Vec::new(),
             drop_capabilities: Vec::new(),
+            add_ambient_capabilities: Vec::new(),
             pid: PidScope::Container,
             user: None,
             run_as_group: None,
@@ -41,6 +42,7 @@ impl Fixture {
             masked_paths: vec!["/proc/kcore".into()],
             readonly_paths: vec!["/proc/sys".into()],
             seccomp: SeccompProfile::RuntimeDefault,
+            apparmor: AppArmorProfile::Unconfined,
         };
         let config = ContainerConfig {
             name: ContainerName {
@@ -125,6 +127,7 @@ pub(super) fn sandbox() -> SandboxConfig {
         network: Scope::Pod,
         ipc: Scope::Pod,
         pid: PidScope::Container,
+        user_namespace: None,
         privileged: false,
         runtime_handler: String::new(),
     }
