@@ -69,7 +69,7 @@ impl Ipam {
     pub fn add(&self, request: &Request) -> Result<Option<AddResult>, Error> {
         match self {
             Ipam::None => Ok(None),
-            Ipam::HostLocal => host_local::add(request, request.attachment()?).map(Some),
+            Ipam::HostLocal => host_local::add(request).map(Some),
             Ipam::Program(path) => {
                 let output = run(path, Command::Add, request)?;
                 let result = serde_json::from_slice(&output)
@@ -87,7 +87,7 @@ impl Ipam {
     pub fn check(&self, request: &Request) -> Result<(), Error> {
         match self {
             Ipam::None => Ok(()),
-            Ipam::HostLocal => host_local::check(request, request.attachment()?),
+            Ipam::HostLocal => host_local::check(request),
             Ipam::Program(path) => run(path, Command::Check, request).map(drop),
         }
     }
@@ -95,7 +95,7 @@ impl Ipam {
     pub fn del(&self, request: &Request) -> Result<(), Error> {
         match self {
             Ipam::None => Ok(()),
-            Ipam::HostLocal => host_local::del(request, request.attachment()?),
+            Ipam::HostLocal => host_local::del(request),
             Ipam::Program(path) => run(path, Command::Del, request).map(drop),
         }
     }

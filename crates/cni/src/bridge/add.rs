@@ -13,11 +13,12 @@ use rustix::{
     net::netdevice::name_to_index,
 };
 
-use super::{PORT_KIND, alias, config::Config, end_masquerading, gateway, host_name};
+use super::{PORT_KIND, alias, config::Config, end_masquerading, gateway};
 use crate::{
     error::{Code, Doing, Error},
     ipam::Ipam,
     ipnet::IpNet,
+    label::host_name,
     netfilter::masquerade,
     netlink::{
         Batch, Socket,

@@ -21,9 +21,7 @@ pub fn check(request: &Request) -> Result<(), Error> {
     let attachment = request.attachment()?;
     let netns = Netns::open(&request.netns, request.own_netns_allowed)?;
     Ipam::find(request)?.check(request)?;
-    let result = request
-        .prev_result()?
-        .ok_or_else(|| Error::config("no \"prevResult\" in the configuration"))?;
+    let result = request.required_prev_result()?;
 
     let sandbox = request.netns.to_string_lossy();
     let is_container =

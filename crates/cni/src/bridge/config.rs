@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    error::{Code, Doing, Error},
+    error::{Code, Error},
     netlink::link::Mac,
     request::{Request, check_interface_name},
     result::Dns,
@@ -79,14 +79,7 @@ impl Config {
     /// Errors: `UnsupportedField` for what would be ignored at the user's cost: VLANs and the check
     /// for forged hardware addresses.
     pub fn parse(request: &Request) -> Result<Config, Error> {
-        // A null is as good as nothing.
-        let given = request.config.as_object().into_iter().flatten();
-        let given = given.filter(|(key, value)| !value.is_null() && *key != "prevResult");
-        let given = given
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let raw: RawConfig =
-            serde_json::from_value(Value::Object(given)).doing(Code::Decode, || "bridge".into())?;
+        let raw: RawConfig = request.config_of("bridge")?;
         refuse_unsupported(&raw)?;
 
         let bridge = if raw.bridge.is_empty() {

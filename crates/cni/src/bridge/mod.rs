@@ -10,14 +10,12 @@ mod check;
 mod config;
 mod gateway;
 
-use std::collections::HashSet;
-
 use rustix::io;
 
 use crate::{
     error::{Code, Doing, Error},
-    hash::hash,
     ipam::Ipam,
+    label::{self, host_name},
     netfilter::masquerade,
     netlink::{Socket, link::Link},
     netns::Netns,
@@ -31,50 +29,17 @@ pub use check::check;
 const KIND: &str = "bridge";
 const PORT_KIND: &str = "veth";
 
-/// Marks the host's ends of our pairs; network, container and interface follow.
-const ALIAS: &str = "carpel-cni";
 /// The kernel keeps no longer alias, in bytes.
 const MAX_ALIAS: usize = 255;
 
-/// Name of the host's end of an attachment's pair. Others may have the name; the alias decides.
-fn host_name(network: &str, attachment: &Attachment, attempt: u32) -> String {
-    let Attachment {
-        container,
-        interface,
-    } = attachment;
-    format!(
-        "veth{:08x}",
-        hash(&[network, container, interface, &attempt.to_string()]) as u32
-    )
-}
-
-/// What the aliases of a network's links start with, in the full and in the short form.
-fn alias_prefixes(network: &str) -> [String; 2] {
-    [
-        format!("{ALIAS} {network} "),
-        format!("{ALIAS} #{:016x} ", hash(&[network])),
-    ]
-}
-
+/// Marks the host's end of an attachment's pair.
 fn alias(network: &str, attachment: &Attachment) -> String {
-    let Attachment {
-        container,
-        interface,
-    } = attachment;
-    let [full, short] = alias_prefixes(network);
-    let full = format!("{full}{container} {interface}");
-    if full.len() <= MAX_ALIAS {
-        return full;
-    }
-    format!("{short}#{:016x}", hash(&[container, interface]))
+    label::label(network, attachment, MAX_ALIAS)
 }
 
 /// The links of a network's pods.
 fn links(network: &str) -> Result<Vec<Link>, Error> {
-    let prefixes = alias_prefixes(network);
-    let is_ours = |link: &Link| {
-        link.kind == PORT_KIND && prefixes.iter().any(|prefix| link.alias.starts_with(prefix))
-    };
+    let is_ours = |link: &Link| link.kind == PORT_KIND && label::is_of(&link.alias, network);
     let listed = Socket::route().and_then(|mut socket| socket.links());
     let mut links = listed.doing(Code::Internal, || "list links".into())?;
     links.retain(is_ours);
@@ -102,12 +67,8 @@ pub fn del(request: &Request) -> Result<(), Error> {
 /// Removes whatever belongs to attachments that are not valid any more.
 pub fn gc(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
-    let valid = request.valid_attachments()?;
     let network = &request.network;
-    let valid: HashSet<_> = valid
-        .iter()
-        .map(|attachment| alias(network, attachment))
-        .collect();
+    let valid = request.valid_labels(MAX_ALIAS)?;
     let mut socket = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
     for link in links(network)?
         .into_iter()

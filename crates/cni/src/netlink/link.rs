@@ -196,7 +196,17 @@ impl Batch {
 impl Socket {
     /// Finds a link by its name.
     pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
-        let mut message = named(name);
+        self.find_link(named(name))
+    }
+
+    /// Finds a link by its index.
+    pub fn link_at(&mut self, index: u32) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.find_link(message)
+    }
+
+    fn find_link(&mut self, mut message: LinkMessage) -> io::Result<Option<Link>> {
         message.attributes.push(without_statistics());
         match self.request(RTM_GETLINK, 0, &message) {
             Ok(answers) => Ok(answers.iter().find_map(Link::parse)),

@@ -10,12 +10,12 @@ use netlink_packet_route::{
         RouteType,
     },
 };
-use rustix::io;
+use rustix::io::{self, Errno};
 
 use super::{
     Answer, Batch, Socket,
     addr::{family, ip},
-    attributes,
+    as_u32, attributes,
 };
 use crate::{ipnet::IpNet, result::Route};
 
@@ -24,6 +24,7 @@ const RTM_GETROUTE: u16 = 26;
 
 const HEADER: usize = 12;
 const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
 /// A route that the kernel has.
@@ -98,6 +99,26 @@ impl Batch {
 }
 
 impl Socket {
+    /// Index of the link by which the machine would send to an address; nothing if it could not.
+    pub fn link_to(&mut self, addr: IpAddr) -> io::Result<Option<u32>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(addr);
+        message.header.destination_prefix_length = if addr.is_ipv4() { 32 } else { 128 };
+        message
+            .attributes
+            .push(RouteAttribute::Destination(addr.into()));
+        let answers = match self.request(RTM_GETROUTE, 0, &message) {
+            Err(Errno::NETUNREACH | Errno::HOSTUNREACH) => return Ok(None),
+            answers => answers?,
+        };
+        let mut found = answers
+            .iter()
+            .flat_map(|answer| attributes(&answer.payload, HEADER));
+        Ok(found
+            .find(|attribute| attribute.kind() == RTA_OIF)
+            .map(|attribute| as_u32(attribute.value())))
+    }
+
     /// All routes of a family, of every table.
     pub fn routes(&mut self, of: AddressFamily) -> io::Result<Vec<Found>> {
         let mut message = RouteMessage::default();
