@@ -6,6 +6,7 @@
 
 mod args;
 mod bridge;
+mod container;
 mod error;
 mod hash;
 mod host_local;
@@ -16,11 +17,14 @@ mod loopback;
 mod netfilter;
 mod netlink;
 mod netns;
+mod pair;
 mod portmap;
+mod ptp;
 mod request;
 mod result;
 mod sys;
 mod sysctl;
+mod verify;
 mod version;
 
 use std::{
@@ -67,6 +71,7 @@ static PLUGINS: &[Plugin] = &[
     plugin!("loopback", loopback),
     plugin!("bridge", bridge),
     plugin!("host-local", host_local),
+    plugin!("ptp", ptp),
     plugin!("portmap", portmap),
 ];
 

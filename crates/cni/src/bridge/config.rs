@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Code, Error},
+    netfilter::masquerade,
     netlink::link::Mac,
     request::{Request, check_interface_name},
     result::Dns,
@@ -135,9 +136,5 @@ fn refuse_unsupported(raw: &RawConfig) -> Result<(), Error> {
         let msg = format!("bridge: {key} is not supported");
         return Err(Error::new(Code::UnsupportedField, msg));
     }
-    // Both names stand for the same packets being masqueraded; how is up to the plugin.
-    match raw.ip_masq_backend.as_str() {
-        "" | "iptables" | "nftables" => Ok(()),
-        other => Err(Error::config(format!("unknown ipMasqBackend {other:?}"))),
-    }
+    masquerade::check_backend(&raw.ip_masq_backend)
 }

@@ -37,6 +37,15 @@ const CHAIN: &str = "postrouting";
 /// A longer name of a network is replaced by its hash, so that the table's name fits.
 const MAX_NETWORK: usize = 128;
 
+/// Checks an `ipMasqBackend`. Both names stand for the same packets being masqueraded; how is up to the
+/// plugin.
+pub fn check_backend(name: &str) -> Result<(), Error> {
+    match name {
+        "" | "iptables" | "nftables" => Ok(()),
+        other => Err(Error::config(format!("unknown ipMasqBackend {other:?}"))),
+    }
+}
+
 /// Masquerades what leaves `subnets`, unless that is so already. The pod's link must be there.
 pub fn ensure(network: &str, subnets: &[IpNet]) -> io::Result<()> {
     let mut socket = Socket::netfilter()?;

@@ -167,6 +167,16 @@ impl Batch {
         self.emit(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &host);
     }
 
+    /// Labels a link and raises it.
+    pub fn label_and_raise(&mut self, name: &str, alias: &str) {
+        let mut message = named(name);
+        message
+            .attributes
+            .push(LinkAttribute::IfAlias(alias.into()));
+        raised(&mut message, LinkFlags::Up);
+        self.emit(RTM_SETLINK, 0, &message);
+    }
+
     /// Makes a link a port of a bridge and raises it.
     pub fn join_bridge(&mut self, port: &Port<'_>) {
         let mut message = named(port.name);

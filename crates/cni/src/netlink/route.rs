@@ -60,6 +60,17 @@ impl Found {
 impl Batch {
     /// Adds a route out of the link `index`, through `gateway` if there is one.
     pub fn add_route(&mut self, index: u32, route: &Route, gateway: Option<IpAddr>) {
+        self.add_route_from(index, route, gateway, None);
+    }
+
+    /// The same; what takes the route has `source` as its address, unless it has chosen another.
+    pub fn add_route_from(
+        &mut self,
+        index: u32,
+        route: &Route,
+        gateway: Option<IpAddr>,
+        source: Option<IpAddr>,
+    ) {
         let dst = route.dst.network();
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
@@ -80,6 +91,7 @@ impl Batch {
         attributes.push(RouteAttribute::Destination(dst.addr().into()));
         attributes.push(RouteAttribute::Oif(index));
         attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+        attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
         if route.priority != 0 {
             attributes.push(RouteAttribute::Priority(route.priority));
         }

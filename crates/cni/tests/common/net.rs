@@ -163,3 +163,31 @@ pub fn world(host: &Netns) -> Netns {
     world.sh("ip link set host up; ip link set lo up");
     world
 }
+
+/// The addresses and routes of a namespace, one a line, with `link` for the name of the link that differs.
+pub fn addresses_and_routes(netns: &Netns, link: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let links = netns.json("ip -j -d addr show");
+    for shown in links.as_array().unwrap() {
+        let name = shown["ifname"].as_str().unwrap();
+        for addr in shown["addr_info"].as_array().unwrap() {
+            // Link-local addresses are random, as hardware addresses are.
+            if addr["scope"] != "link" {
+                let (local, prefix) = (&addr["local"], &addr["prefixlen"]);
+                lines.push(format!("{name} {local}/{prefix} {}", addr["scope"]));
+            }
+        }
+    }
+    for family in ["-4", "-6"] {
+        for line in netns.sh(&format!("ip {family} route show")).lines() {
+            if !line.contains("fe80::/64") && !line.contains("ff00::/8") {
+                lines.push(line.trim().into());
+            }
+        }
+    }
+    for line in &mut lines {
+        *line = line.replace(link, "LINK");
+    }
+    lines.sort();
+    lines
+}
