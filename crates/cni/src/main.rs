@@ -5,6 +5,7 @@
 //! prints a result or an error as JSON. It has one thread and waits for nothing but locks.
 
 mod args;
+mod bandwidth;
 mod bridge;
 mod container;
 mod error;
@@ -73,6 +74,7 @@ static PLUGINS: &[Plugin] = &[
     plugin!("host-local", host_local),
     plugin!("ptp", ptp),
     plugin!("portmap", portmap),
+    plugin!("bandwidth", bandwidth),
 ];
 
 impl Plugin {

@@ -27,7 +27,7 @@ pub const KIND: &str = "veth";
 /// How many names are tried for the host's end.
 const NAMES: u32 = 8;
 /// The kernel keeps no longer alias, in bytes.
-const MAX_ALIAS: usize = 255;
+pub const MAX_ALIAS: usize = 255;
 
 /// Marks the host's end of an attachment's pair.
 pub fn alias(network: &str, attachment: &Attachment) -> String {

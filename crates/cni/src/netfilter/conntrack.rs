@@ -5,8 +5,8 @@
 
 use rustix::io::{self, Errno};
 
-use super::{Family, HEADER, message::Attributes};
-use crate::netlink::{Batch, Socket, attributes};
+use super::{Family, HEADER};
+use crate::netlink::{Batch, Socket, attributes, message::Attributes};
 
 const SUBSYSTEM: u8 = 1;
 const GET: u8 = 1;

@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use super::{Family, message::Attributes};
-use crate::ipnet::IpNet;
+use super::Family;
+use crate::{ipnet::IpNet, netlink::message::Attributes};
 
 /// The first register; the kernel has sixteen.
 const FIRST: u32 = 8;

@@ -9,20 +9,20 @@ pub mod conntrack;
 #[allow(dead_code, reason = "the steps for firewall follow")]
 pub mod expression;
 pub mod masquerade;
-mod message;
+
 #[allow(dead_code, reason = "the parts for firewall follow")]
 pub mod set;
 
 use std::{net::IpAddr, os::fd::OwnedFd};
 
 use expression::Expression;
-use message::Attributes;
+
 use rustix::{
     fs::{self, CWD, FlockOperation, Mode, OFlags},
     io::{self, Errno},
 };
 
-use crate::netlink::{Answer, Batch, Socket, as_text, attributes};
+use crate::netlink::{Answer, Batch, Socket, as_text, attributes, message::Attributes};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;

@@ -4,11 +4,8 @@
 
 use rustix::io::{self, Errno};
 
-use super::{
-    Family, HEADER, NLM_F_CREATE, NLM_F_EXCL, Table, Transaction, ask, kind, message::Attributes,
-    payload,
-};
-use crate::netlink::{Batch, Socket, as_text, attributes};
+use super::{Family, HEADER, NLM_F_CREATE, NLM_F_EXCL, Table, Transaction, ask, kind, payload};
+use crate::netlink::{Batch, Socket, as_text, attributes, message::Attributes};
 
 const NEWSET: u8 = 9;
 const GETSET: u8 = 10;

@@ -19,6 +19,7 @@ const RTM_SETLINK: u16 = 19;
 const HEADER: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
@@ -69,6 +70,8 @@ pub struct Link {
     pub name: String,
     pub mac: Mac,
     pub up: bool,
+    /// In bytes.
+    pub mtu: u32,
     /// How often promiscuous mode was asked for.
     pub promiscuity: u32,
     /// Index of the bridge it is a port of.
@@ -93,6 +96,7 @@ impl Link {
             match attribute.kind() {
                 IFLA_ADDRESS => link.mac = Mac(value.try_into().unwrap_or_default()),
                 IFLA_IFNAME => link.name = as_text(value),
+                IFLA_MTU => link.mtu = as_u32(value),
                 IFLA_LINK => link.peer = Some(as_u32(value)),
                 IFLA_MASTER => link.master = Some(as_u32(value)),
                 IFLA_IFALIAS => link.alias = as_text(value),
@@ -252,6 +256,18 @@ impl Socket {
             Ok(_) | Err(Errno::EXIST) => Ok(()),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Makes a link of the kind that sends on what is sent to it, up.
+    pub fn add_ifb(&mut self, name: &str, mtu: u32) -> io::Result<()> {
+        let mut message = named(name);
+        raised(&mut message, LinkFlags::Up);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+        self.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message)
+            .map(drop)
     }
 
     /// Raises a link, and makes it promiscuous if asked to.

@@ -7,7 +7,9 @@
 
 pub mod addr;
 pub mod link;
+pub mod message;
 pub mod route;
+pub mod traffic;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -1,4 +1,4 @@
-//! Attributes of nf_tables and conntrack messages, as bytes.
+//! Attributes of messages that are composed here, as bytes.
 
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NlaBuffer};
 
@@ -22,6 +22,7 @@ impl Attributes {
         self.bytes(attribute.kind() | nested, attribute.value())
     }
 
+    /// A number as the packet filter has it, big-endian.
     pub fn number(self, kind: u16, value: u32) -> Attributes {
         self.bytes(kind, &value.to_be_bytes())
     }
