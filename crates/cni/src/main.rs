@@ -23,8 +23,10 @@ mod portmap;
 mod ptp;
 mod request;
 mod result;
+mod static_ipam;
 mod sys;
 mod sysctl;
+mod tuning;
 mod verify;
 mod version;
 
@@ -73,7 +75,9 @@ static PLUGINS: &[Plugin] = &[
     plugin!("bridge", bridge),
     plugin!("host-local", host_local),
     plugin!("ptp", ptp),
+    plugin!("static", static_ipam),
     plugin!("portmap", portmap),
+    plugin!("tuning", tuning),
     plugin!("bandwidth", bandwidth),
 ];
 

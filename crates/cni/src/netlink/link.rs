@@ -22,6 +22,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_PROMISCUITY: u16 = 30;
@@ -70,6 +71,9 @@ pub struct Link {
     pub name: String,
     pub mac: Mac,
     pub up: bool,
+    pub all_multicast: bool,
+    /// Packets that may wait to be sent.
+    pub queue: u32,
     /// In bytes.
     pub mtu: u32,
     /// How often promiscuous mode was asked for.
@@ -89,6 +93,7 @@ impl Link {
         let mut link = Link {
             index: as_u32(&header[4..]),
             up: as_u32(&header[8..]) & LinkFlags::Up.bits() != 0,
+            all_multicast: as_u32(&header[8..]) & LinkFlags::Allmulti.bits() != 0,
             ..Link::default()
         };
         for attribute in attributes(&answer.payload, HEADER) {
@@ -97,6 +102,7 @@ impl Link {
                 IFLA_ADDRESS => link.mac = Mac(value.try_into().unwrap_or_default()),
                 IFLA_IFNAME => link.name = as_text(value),
                 IFLA_MTU => link.mtu = as_u32(value),
+                IFLA_TXQLEN => link.queue = as_u32(value),
                 IFLA_LINK => link.peer = Some(as_u32(value)),
                 IFLA_MASTER => link.master = Some(as_u32(value)),
                 IFLA_IFALIAS => link.alias = as_text(value),
@@ -128,6 +134,18 @@ fn without_statistics() -> LinkAttribute {
 fn raised(message: &mut LinkMessage, flags: LinkFlags) {
     message.header.flags |= flags;
     message.header.change_mask |= flags;
+}
+
+/// What can be changed of any link.
+#[derive(Clone, Copy, Debug)]
+pub enum Setting {
+    Up(bool),
+    Promiscuous(bool),
+    AllMulticast(bool),
+    /// In bytes.
+    Mtu(u32),
+    /// Packets that may wait to be sent.
+    Queue(u32),
 }
 
 /// How the host's end of a pair joins its bridge.
@@ -292,12 +310,27 @@ impl Socket {
         self.request(RTM_SETLINK, 0, &message).map(drop)
     }
 
-    /// Lowers a link.
-    pub fn lower(&mut self, index: u32) -> io::Result<()> {
+    /// Changes a setting of a link.
+    pub fn set(&mut self, index: u32, setting: Setting) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.header.change_mask = LinkFlags::Up;
+        let mut flag = |flag, on| {
+            message.header.change_mask = flag;
+            message.header.flags = if on { flag } else { LinkFlags::empty() };
+        };
+        match setting {
+            Setting::Up(on) => flag(LinkFlags::Up, on),
+            Setting::Promiscuous(on) => flag(LinkFlags::Promisc, on),
+            Setting::AllMulticast(on) => flag(LinkFlags::Allmulti, on),
+            Setting::Mtu(mtu) => message.attributes.push(LinkAttribute::Mtu(mtu)),
+            Setting::Queue(length) => message.attributes.push(LinkAttribute::TxQueueLen(length)),
+        }
         self.request(RTM_SETLINK, 0, &message).map(drop)
+    }
+
+    /// Lowers a link.
+    pub fn lower(&mut self, index: u32) -> io::Result<()> {
+        self.set(index, Setting::Up(false))
     }
 
     /// Removes a link; false if there was none.
