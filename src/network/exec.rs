@@ -27,7 +27,18 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The plugins that carpel brings along.
-const SHIPPED: &[&str] = &["loopback", "bridge", "host-local", "portmap", "ptp", "bandwidth", "tuning", "static"];
+const SHIPPED: &[&str] = &[
+    "loopback",
+    "bridge",
+    "host-local",
+    "portmap",
+    "ptp",
+    "bandwidth",
+    "tuning",
+    "static",
+    "macvlan",
+    "host-device",
+];
 const MAX_STDOUT: usize = 1 << 20;
 const MAX_STDERR: usize = 4 << 10;
 /// How long output is awaited after the plugin has ended: what it wrote is in the pipe already, and

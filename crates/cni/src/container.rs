@@ -7,13 +7,14 @@ use std::{
 };
 
 use netlink_packet_route::AddressFamily;
-use rustix::io;
+use rustix::{io, net::netdevice::name_to_index};
 
 use crate::{
     error::{Code, Doing, Error},
     netlink::{Batch, Socket},
+    netns::Netns,
     result::{AddResult, Route},
-    sysctl,
+    sys, sysctl,
 };
 
 /// The longest that the search for duplicates of an address may take, and how often it is looked at.
@@ -35,6 +36,22 @@ pub fn prepare(name: &str, result: &AddResult, detect: bool) {
         sysctl::set_if_there("ipv6", name, "keep_addr_on_down", "1");
         sysctl::set_if_there("ipv6", name, "ndisc_notify", "1");
     }
+}
+
+/// Raises the interface `name` of the container and gives it what the result says.
+pub fn set_up(netns: &Netns, name: &str, result: &AddResult) -> Result<(), Error> {
+    let raising = || format!("set up {name}");
+    let mut inside = netns.inside(|| {
+        if !result.ips.is_empty() {
+            prepare(name, result, false);
+        }
+        Socket::route().doing(Code::Internal, || "open a netlink socket".into())
+    })?;
+    let index = name_to_index(&inside, name).doing(Code::Internal, raising)?;
+    inside.raise(index, false).doing(Code::Internal, raising)?;
+    // The question settles what a new carrier has set off: it can send when this returns, if it has one.
+    sys::carrier(&inside, name).doing(Code::Internal, raising)?;
+    configure(&mut inside, index, result, false)
 }
 
 /// Gives the interface the result's addresses and routes.

@@ -10,11 +10,13 @@ mod bridge;
 mod container;
 mod error;
 mod hash;
+mod host_device;
 mod host_local;
 mod ipam;
 mod ipnet;
 mod label;
 mod loopback;
+mod macvlan;
 mod netfilter;
 mod netlink;
 mod netns;
@@ -75,6 +77,8 @@ static PLUGINS: &[Plugin] = &[
     plugin!("bridge", bridge),
     plugin!("host-local", host_local),
     plugin!("ptp", ptp),
+    plugin!("macvlan", macvlan),
+    plugin!("host-device", host_device),
     plugin!("static", static_ipam),
     plugin!("portmap", portmap),
     plugin!("tuning", tuning),

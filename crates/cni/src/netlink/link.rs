@@ -11,10 +11,10 @@ use rustix::io::{self, Errno};
 
 use super::{Answer, Batch, Socket, as_text, as_u32, attributes};
 
-const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
+pub(super) const RTM_SETLINK: u16 = 19;
 
 const HEADER: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
@@ -27,6 +27,7 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_PROMISCUITY: u16 = 30;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 
 /// A hardware address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// `veth`, `bridge`, …; empty for hardware.
     pub kind: String,
+    /// What is particular to links of the kind, as attributes.
+    pub details: Vec<u8>,
     pub alias: String,
 }
 
@@ -108,10 +111,13 @@ impl Link {
                 IFLA_IFALIAS => link.alias = as_text(value),
                 IFLA_PROMISCUITY => link.promiscuity = as_u32(value),
                 IFLA_LINKINFO => {
-                    link.kind = attributes(value, 0)
-                        .find(|inner| inner.kind() == IFLA_INFO_KIND)
-                        .map(|inner| as_text(inner.value()))
-                        .unwrap_or_default();
+                    for inner in attributes(value, 0) {
+                        match inner.kind() {
+                            IFLA_INFO_KIND => link.kind = as_text(inner.value()),
+                            IFLA_INFO_DATA => link.details = inner.value().to_vec(),
+                            _ => {}
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -120,7 +126,7 @@ impl Link {
     }
 }
 
-fn named(name: &str) -> LinkMessage {
+pub(super) fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     message

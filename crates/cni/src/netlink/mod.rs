@@ -7,7 +7,9 @@
 
 pub mod addr;
 pub mod link;
+pub mod macvlan;
 pub mod message;
+mod moving;
 pub mod route;
 pub mod traffic;
 

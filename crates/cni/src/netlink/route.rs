@@ -32,6 +32,8 @@ const RTA_GATEWAY: u16 = 5;
 pub struct Found {
     pub dst: IpNet,
     pub gateway: Option<IpAddr>,
+    /// Index of the link it leads out of.
+    pub link: Option<u32>,
 }
 
 impl Found {
@@ -42,10 +44,11 @@ impl Found {
             10 => IpAddr::V6([0; 16].into()),
             _ => return None,
         };
-        let (mut dst, mut gateway) = (unspecified, None);
+        let (mut dst, mut gateway, mut link) = (unspecified, None, None);
         for attribute in attributes(&answer.payload, HEADER) {
             match attribute.kind() {
                 RTA_DST => dst = ip(attribute.value())?,
+                RTA_OIF => link = Some(as_u32(attribute.value())),
                 RTA_GATEWAY => gateway = ip(attribute.value()),
                 _ => {}
             }
@@ -53,6 +56,7 @@ impl Found {
         Some(Found {
             dst: IpNet::new(dst, header[1])?,
             gateway,
+            link,
         })
     }
 }
