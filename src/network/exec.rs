@@ -38,6 +38,7 @@ const SHIPPED: &[&str] = &[
     "static",
     "macvlan",
     "host-device",
+    "firewall",
 ];
 const MAX_STDOUT: usize = 1 << 20;
 const MAX_STDERR: usize = 4 << 10;

@@ -9,6 +9,7 @@ mod bandwidth;
 mod bridge;
 mod container;
 mod error;
+mod firewall;
 mod hash;
 mod host_device;
 mod host_local;
@@ -83,6 +84,7 @@ static PLUGINS: &[Plugin] = &[
     plugin!("portmap", portmap),
     plugin!("tuning", tuning),
     plugin!("bandwidth", bandwidth),
+    plugin!("firewall", firewall),
 ];
 
 impl Plugin {

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{config::Config, gateway};
+use super::{config::Config, gateway, spoofing};
 use crate::{
     container,
     error::{Code, Doing, Error},
@@ -41,6 +41,7 @@ struct Done {
     addresses: bool,
     /// Name of the host's end of the pair.
     pair: Option<String>,
+    checking: bool,
     masquerading: bool,
 }
 
@@ -93,6 +94,17 @@ impl Add<'_> {
         self.done.pair = Some(host.name.clone());
         let bridge_end = pair::interface(&bridge.name, bridge.mac, String::new());
         result.interfaces = vec![bridge_end, host, container];
+        if self.config.check_macs {
+            let [_, host, end] = result.interfaces.as_slice() else {
+                return Err(Error::internal("the result has not three interfaces"));
+            };
+            self.done.checking = true;
+            spoofing::check(
+                self.request,
+                &host.name,
+                Mac::parse(&end.mac).unwrap_or_default(),
+            )?;
+        }
         self.join(&bridge, &result.interfaces[1].name)?;
         self.configure(&result)?;
         if self.config.ip_masq && !result.ips.is_empty() {
@@ -159,6 +171,11 @@ impl Add<'_> {
             && let Err(errno) = self.socket.delete_link(&name)
         {
             failures.push(format!("{name}: {errno}"));
+        }
+        if self.done.checking
+            && let Err(error) = spoofing::end(&self.request.network, self.attachment)
+        {
+            failures.push(error.to_string());
         }
         if self.done.masquerading
             && let Err(error) = pair::end_masquerading(&self.request.network)

@@ -1,6 +1,6 @@
 //! CHECK: what ADD made is still there.
 
-use super::{KIND, config::Config};
+use super::{KIND, config::Config, spoofing};
 use crate::{
     error::{Code, Doing, Error},
     ipam::Ipam,
@@ -75,6 +75,10 @@ fn check_host_end(
             && end.peer == Some(link.index)
             && link.master == Some(bridge.index)
         {
+            if config.check_macs && !spoofing::is_checked(&link.name, end.mac)? {
+                let msg = format!("what comes from {} is not checked", link.name);
+                return Err(Error::internal(msg));
+            }
             return same_mac(expected, &link);
         }
     }

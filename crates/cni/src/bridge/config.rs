@@ -71,14 +71,15 @@ pub struct Config {
     /// The container's end stays down.
     pub leave_down: bool,
     pub isolated: bool,
+    /// Frames under another hardware address than the container's are dropped.
+    pub check_macs: bool,
     pub dns: Dns,
     /// Of the container's interface; none for a random one.
     pub mac: Option<Mac>,
 }
 
 impl Config {
-    /// Errors: `UnsupportedField` for what would be ignored at the user's cost: VLANs and the check
-    /// for forged hardware addresses.
+    /// Errors: `UnsupportedField` for what would be ignored at the user's cost: VLANs.
     pub fn parse(request: &Request) -> Result<Config, Error> {
         let raw: RawConfig = request.config_of("bridge")?;
         refuse_unsupported(&raw)?;
@@ -119,6 +120,7 @@ impl Config {
             detect_duplicates: raw.enabledad,
             leave_down: raw.disable_container_interface,
             isolated: raw.port_isolation,
+            check_macs: raw.macspoofchk,
             dns: raw.dns,
             mac,
         })
@@ -129,7 +131,6 @@ fn refuse_unsupported(raw: &RawConfig) -> Result<(), Error> {
     let unsupported = [
         ("vlan", raw.vlan != 0),
         ("vlanTrunk", !raw.vlan_trunk.is_empty()),
-        ("macspoofchk", raw.macspoofchk),
         ("uplinkInterface", !raw.uplink_interface.is_empty()),
     ];
     if let Some((key, _)) = unsupported.into_iter().find(|(_, wanted)| *wanted) {

@@ -9,6 +9,7 @@ mod add;
 mod check;
 mod config;
 mod gateway;
+mod spoofing;
 
 use crate::{error::Error, ipam::Ipam, pair, request::Request};
 use config::Config;
@@ -23,6 +24,9 @@ pub fn del(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
     let ipam = Ipam::find(request)?;
     pair::remove(request, Some(&config.bridge))?;
+    if config.check_macs {
+        spoofing::end(&request.network, request.attachment()?)?;
+    }
     ipam.del(request)?;
     if config.ip_masq && ipam != Ipam::None {
         pair::end_masquerading(&request.network)?;
@@ -34,6 +38,9 @@ pub fn del(request: &Request) -> Result<(), Error> {
 pub fn gc(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
     pair::gc(request)?;
+    if config.check_macs {
+        spoofing::gc(request)?;
+    }
     Ipam::find(request)?.gc(request)?;
     if config.ip_masq {
         pair::end_masquerading(&request.network)

@@ -28,10 +28,11 @@ const LOCAL: u32 = 2;
 const NAT_DESTINATION: u32 = 1;
 
 const CT_STATE: u32 = 0;
-const CT_STATUS: u32 = 2;
 /// Connections that were answered, and what belongs to one that was.
 const ESTABLISHED_OR_RELATED: u32 = 1 << 1 | 1 << 2;
-const DESTINATION_NAT: u32 = 1 << 5;
+
+/// XT_CONNTRACK_STATE
+const MATCH_STATE: u16 = 1;
 
 const IFNAMSIZ: usize = 16;
 
@@ -93,6 +94,16 @@ impl Expression {
 
     pub fn load_protocol(into: u32) -> Expression {
         Expression::meta(META_L4PROTO, into)
+    }
+
+    /// Name of the interface by which the packet came in: four registers.
+    pub fn load_incoming_interface(into: u32) -> Expression {
+        Expression::meta(META_IIFNAME, into)
+    }
+
+    /// The sender's hardware address.
+    pub fn load_source_mac(into: u32) -> Expression {
+        Expression::load(Header::Link, 6, 6, into)
     }
 
     fn meta(key: u32, into: u32) -> Expression {
@@ -210,34 +221,46 @@ pub fn has_mark(bit: u32, on: bool) -> [Expression; 3] {
     ]
 }
 
+/// The name of an interface as a register has it. No interface's is longer than fits.
+pub fn interface_name(name: &str) -> [u8; IFNAMSIZ] {
+    let mut value = [0; IFNAMSIZ];
+    value[..name.len()].copy_from_slice(name.as_bytes());
+    value
+}
+
 /// Goes on if the packet came in by this interface (or goes out by it), or did not.
 pub fn interface_is(incoming: bool, name: &str, equal: bool) -> [Expression; 2] {
     let key = if incoming { META_IIFNAME } else { META_OIFNAME };
-    let mut value = [0; IFNAMSIZ];
-    value[..name.len()].copy_from_slice(name.as_bytes());
+    let value = interface_name(name);
     [
         Expression::meta(key, 0),
         Expression::compare(0, &value, equal),
     ]
 }
 
-fn ct_has(key: u32, bits: u32) -> [Expression; 3] {
-    let data = Attributes::default().number(1, register(0)).number(2, key);
-    [
+/// Goes on if the packet belongs to a connection that stands, or is related to one.
+pub fn established() -> Vec<Expression> {
+    let data = Attributes::default()
+        .number(1, register(0))
+        .number(2, CT_STATE);
+    vec![
         step("ct", data),
-        Expression::mask(0, &bits.to_ne_bytes()),
+        Expression::mask(0, &ESTABLISHED_OR_RELATED.to_ne_bytes()),
         Expression::compare(0, &[0; 4], false),
     ]
 }
 
-/// Goes on if the packet belongs to a connection that stands, or is related to one.
-pub fn established() -> [Expression; 3] {
-    ct_has(CT_STATE, ESTABLISHED_OR_RELATED)
-}
-
-/// Goes on if the connection was sent here under another destination.
-pub fn was_redirected() -> [Expression; 3] {
-    ct_has(CT_STATUS, DESTINATION_NAT)
+/// The same as iptables says it. It does not understand the other, and refuses to list a table with it.
+pub fn established_for_iptables() -> Vec<Expression> {
+    // struct xt_conntrack_mtinfo3: addresses, times and ports that do not count, then flags.
+    let mut info = vec![0; 164];
+    info[146..148].copy_from_slice(&MATCH_STATE.to_ne_bytes());
+    info[150..152].copy_from_slice(&(ESTABLISHED_OR_RELATED as u16).to_ne_bytes());
+    let data = Attributes::default()
+        .text(1, "conntrack")
+        .number(2, 3)
+        .bytes(3, &info);
+    vec![step("match", data)]
 }
 
 /// Goes on if the bytes at `offset` of the network header, masked, are `value`, or are not.

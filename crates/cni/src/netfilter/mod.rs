@@ -6,16 +6,14 @@
 //! unlike in routing messages.
 
 pub mod conntrack;
-#[allow(dead_code, reason = "the steps for firewall follow")]
 pub mod expression;
 pub mod masquerade;
+pub mod rule;
 
-#[allow(dead_code, reason = "the parts for firewall follow")]
 pub mod set;
+mod userdata;
 
 use std::{net::IpAddr, os::fd::OwnedFd};
-
-use expression::Expression;
 
 use rustix::{
     fs::{self, CWD, FlockOperation, Mode, OFlags},
@@ -32,11 +30,10 @@ const NEWTABLE: u8 = 0;
 const GETTABLE: u8 = 1;
 const DELTABLE: u8 = 2;
 const NEWCHAIN: u8 = 3;
-const NEWRULE: u8 = 6;
+const GETCHAIN: u8 = 4;
 
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
-const NLM_F_APPEND: u16 = 0x800;
 
 /// Size of `struct nfgenmsg`, which comes before the attributes.
 const HEADER: usize = 4;
@@ -89,7 +86,6 @@ pub struct Hook {
     priority: i32,
 }
 
-#[allow(dead_code, reason = "the hooks for firewall follow")]
 impl Hook {
     /// Where new connections from elsewhere may be sent to another destination.
     pub const DNAT_INCOMING: Hook = Hook::new("nat", 0, -100);
@@ -97,8 +93,8 @@ impl Hook {
     pub const DNAT_OUTGOING: Hook = Hook::new("nat", 3, -100);
     /// Where source addresses are translated.
     pub const SNAT: Hook = Hook::new("nat", 4, 100);
-    /// Where what is not for this machine is let through or not, before the rules of others.
-    pub const FORWARD: Hook = Hook::new("filter", 2, -5);
+    /// Where what is not for this machine is let through or not.
+    pub const FORWARD: Hook = Hook::new("filter", 2, 0);
     /// Where a bridge looks at a frame first.
     pub const BRIDGE_INCOMING: Hook = Hook::new("filter", 0, -300);
 
@@ -188,20 +184,6 @@ impl Transaction {
             attributes,
         );
     }
-
-    /// Appends a rule to a chain.
-    pub fn add_rule(&mut self, table: &Table, chain: &str, expressions: Vec<Expression>) {
-        let attributes = Attributes::default()
-            .text(1, &table.name)
-            .text(2, chain)
-            .nest(4, expression::expressions(expressions));
-        self.push(
-            NEWRULE,
-            NLM_F_CREATE | NLM_F_APPEND,
-            table.family,
-            attributes,
-        );
-    }
 }
 
 /// All tables whose names start with `prefix`; none if the kernel has no tables.
@@ -225,6 +207,11 @@ pub fn tables(socket: &mut Socket, prefix: &str) -> io::Result<Vec<Table>> {
 pub fn has_table(socket: &mut Socket, table: &Table) -> io::Result<bool> {
     let name = Attributes::default().text(1, &table.name);
     ask(socket, GETTABLE, table, name)
+}
+
+pub fn has_chain(socket: &mut Socket, table: &Table, name: &str) -> io::Result<bool> {
+    let attributes = Attributes::default().text(1, &table.name).text(3, name);
+    ask(socket, GETCHAIN, table, attributes)
 }
 
 /// Whether there is what is asked for.

@@ -4,8 +4,11 @@
 
 use rustix::io::{self, Errno};
 
-use super::{Family, HEADER, NLM_F_CREATE, NLM_F_EXCL, Table, Transaction, ask, kind, payload};
-use crate::netlink::{Batch, Socket, as_text, attributes, message::Attributes};
+use super::{
+    Family, HEADER, NLM_F_CREATE, NLM_F_EXCL, Table, Transaction, ask, kind, payload,
+    userdata::{COMMENT, append, find},
+};
+use crate::netlink::{Batch, Socket, attributes, message::Attributes};
 
 const NEWSET: u8 = 9;
 const GETSET: u8 = 10;
@@ -15,8 +18,10 @@ const DELSETELEM: u8 = 14;
 
 const IS_MAP: u32 = 0x8;
 
-/// The tags under which nft finds a comment: of a rule, and of a set's element.
-const COMMENT: u8 = 0;
+/// The tag under which nft finds the byte order of a set's keys.
+const KEY_BYTE_ORDER: u8 = 0;
+const HOST_ORDER: u32 = 1;
+
 /// nft shows no longer comment, in bytes.
 pub const MAX_COMMENT: usize = 126;
 
@@ -27,6 +32,7 @@ pub enum Part {
     V4 = 7,
     V6 = 8,
     Protocol = 12,
+    Mac = 9,
     Port = 13,
     Interface = 41,
 }
@@ -43,6 +49,7 @@ impl Part {
     fn length(self) -> u32 {
         match self {
             Part::V6 | Part::Interface => 16,
+            Part::Mac => 8,
             _ => 4,
         }
     }
@@ -76,27 +83,6 @@ pub struct Element {
     pub label: String,
 }
 
-/// A comment as the nft command writes it into user data.
-pub fn comment(text: &str) -> Vec<u8> {
-    let length = u8::try_from(text.len() + 1).expect("labels are short");
-    let mut bytes = vec![COMMENT, length];
-    bytes.extend(text.as_bytes());
-    bytes.push(0);
-    bytes
-}
-
-/// The comment in user data.
-pub fn commented(mut data: &[u8]) -> Option<String> {
-    while let [tag, length, rest @ ..] = data {
-        let (value, after) = rest.split_at_checked(usize::from(*length))?;
-        if *tag == COMMENT {
-            return Some(as_text(value));
-        }
-        data = after;
-    }
-    None
-}
-
 impl Transaction {
     /// A set that must not be there yet, or with `value` parts a map. `id` names it in this transaction.
     pub fn add_set(&mut self, table: &Table, name: &str, key: &[Part], value: &[Part], id: u32) {
@@ -106,6 +92,12 @@ impl Transaction {
             .number(3, if value.is_empty() { 0 } else { IS_MAP })
             .number(4, type_of(key))
             .number(5, length_of(key));
+        if let [Part::Interface] = key {
+            // The nft command takes a name for a big-endian number if it is not told.
+            let mut data = vec![KEY_BYTE_ORDER, 4];
+            data.extend(HOST_ORDER.to_ne_bytes());
+            attributes = attributes.bytes(13, &data);
+        }
         if !value.is_empty() {
             attributes = attributes
                 .number(6, type_of(value))
@@ -147,7 +139,7 @@ fn listed(table: &Table, set: &str, elements: &[Element]) -> Attributes {
             one = one.data(2, &element.value);
         }
         if !element.label.is_empty() {
-            one = one.bytes(6, &comment(&element.label));
+            one = one.bytes(6, &append(Vec::new(), COMMENT, &element.label));
         }
         all.nest(1, one)
     });
@@ -199,6 +191,33 @@ pub fn element(
     }
 }
 
+/// Removes from sets what `is_stale` says of its label. The table goes if nothing is left in `counted`.
+pub fn sweep(
+    socket: &mut Socket,
+    table: &Table,
+    counted: &[&str],
+    others: &[&str],
+    is_stale: impl Fn(&str) -> bool,
+) -> io::Result<()> {
+    let mut transaction = Transaction::new();
+    let (mut stale, mut left) = (0, 0);
+    for (index, set) in counted.iter().chain(others).enumerate() {
+        let (gone, stay): (Vec<_>, Vec<_>) = elements(socket, table, set)?
+            .into_iter()
+            .partition(|element| is_stale(&element.label));
+        transaction.delete_elements(table, set, &gone);
+        stale += gone.len();
+        left += if index < counted.len() { stay.len() } else { 0 };
+    }
+    if left == 0 {
+        transaction = Transaction::new();
+        transaction.delete_table(table);
+    } else if stale == 0 {
+        return Ok(());
+    }
+    transaction.commit(socket)
+}
+
 /// The elements in one answer.
 fn parse(answer: &[u8]) -> Vec<Element> {
     let mut found = Vec::new();
@@ -219,7 +238,7 @@ fn parse(answer: &[u8]) -> Vec<Element> {
                 match part.kind() {
                     1 => element.key = data(),
                     2 => element.value = data(),
-                    6 => element.label = commented(part.value()).unwrap_or_default(),
+                    6 => element.label = find(part.value(), COMMENT).unwrap_or_default(),
                     _ => {}
                 }
             }
@@ -234,13 +253,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_padded_and_comments_read_back() {
+    fn parts_are_padded() {
         assert_eq!(joined(&[&[6], &[0, 80]]), [6, 0, 0, 0, 0, 80, 0, 0]);
         assert_eq!(type_of(&[Part::Protocol, Part::Port]), 12 << 6 | 13);
-        assert_eq!(commented(&comment("a b")).unwrap(), "a b");
-        let mut after_another = vec![5, 1, 7];
-        after_another.extend(comment("x"));
-        assert_eq!(commented(&after_another).unwrap(), "x");
-        assert_eq!(commented(&[0, 9, b'x']), None);
     }
 }

@@ -227,31 +227,8 @@ pub fn remove(
     table: &Table,
     is_stale: impl Fn(&str) -> bool,
 ) -> io::Result<()> {
-    let mut transaction = Transaction::new();
-    let (mut stale, mut left) = (0, 0);
     let single = subnets((table.family.width() * 8) as u8);
-    for set in [PORTS, ADDRESSES, &single] {
-        let found = set::elements(socket, table, set)?;
-        let before = found.len();
-        let gone: Vec<_> = found
-            .into_iter()
-            .filter(|one| is_stale(&one.label))
-            .collect();
-        transaction.delete_elements(table, set, &gone);
-        stale += gone.len();
-        left += if set == single {
-            0
-        } else {
-            before - gone.len()
-        };
-    }
-    if left == 0 {
-        transaction = Transaction::new();
-        transaction.delete_table(table);
-    } else if stale == 0 {
-        return Ok(());
-    }
-    transaction.commit(socket)
+    set::sweep(socket, table, &[PORTS, ADDRESSES], &[&single], is_stale)
 }
 
 /// The port and, if only one counts, the address of a mapping: what a table's map has for it.
