@@ -149,7 +149,7 @@ impl BaseSpec {
             let mut limits = process.rlimits().clone().unwrap_or_default();
             for limit in &self.rlimits {
                 limits.retain(|known| known.typ() != limit.typ());
-                limits.push(limit.clone());
+                limits.push(*limit);
             }
             process.set_rlimits(Some(limits));
             let mut env = process.env().clone().unwrap_or_default();

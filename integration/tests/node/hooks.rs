@@ -6,13 +6,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 use carpel_integration::request::sleeper;
-use carpel_integration::v1::{CdiDevice, IdMapping, NamespaceMode, UserNamespace};
+use carpel_integration::v1::CdiDevice;
 use carpel_integration::{PodConfigExt, TestNode, host, sh};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Code;
 
-use crate::refused;
+use crate::{refused, userns};
 
 /// A folder with a base spec and the programs and traces of its hooks.
 struct Hooked(TempDir);
@@ -381,22 +381,9 @@ async fn a_pod_with_a_user_namespace_has_no_hooks_in_sight_of_the_host() {
     let hooked = Hooked::new();
     let note = hooked.script("note", "cat > $DIR/state");
     let node = hooked.node(json!({"createContainer": hook(&note)})).await;
-    let mut config = node.pod("one");
-    let range = IdMapping {
-        host_id: 1 << 20,
-        container_id: 0,
-        length: 65536,
-    };
-    let mut ids = UserNamespace {
-        uids: vec![range.clone()],
-        gids: vec![range],
-        ..UserNamespace::default()
-    };
-    ids.set_mode(NamespaceMode::Pod);
-    config.namespaces().userns_options = Some(ids);
-    let pod = node.run_pod(&config).await;
+    let pod = node.run_pod(&userns::pod(&node, "one")).await;
     refused(
-        node.try_create(&pod, &sleeper("a")).await,
+        node.try_create(&pod, &userns::inside(sleeper("a"))).await,
         Code::Unimplemented,
         "createContainer hook",
     );
