@@ -100,7 +100,8 @@ bench: need-root build
 install: build
 	install -D -m 0755 $(BIN)/carpel $(DESTDIR)$(PREFIX)/bin/carpel
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/carpel $(BIN)/carpel-supervisor $(BIN)/carpel-cni
-	install -D -m 0644 cni-conf/10-carpel-bridge.conflist $(DESTDIR)$(PREFIX)/share/carpel/cni-conf/10-carpel-bridge.conflist
+	install -d $(DESTDIR)$(PREFIX)/share/carpel/cni-conf
+	install -m 0644 cni-conf/*.conflist $(DESTDIR)$(PREFIX)/share/carpel/cni-conf/
 	install -D -m 0644 src/config/default.toml $(DESTDIR)$(PREFIX)/share/carpel/config.toml
 	install -d -m 0755 $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/carpel/conf.d
 	sed 's|@PREFIX@|$(PREFIX)|g' dist/carpel.service > $(DESTDIR)$(UNITDIR)/carpel.service

@@ -1,7 +1,7 @@
 //! Named places where a test can make the daemon die.
 //!
 //! `CARPEL_FAILPOINT=NAME` makes the process kill itself (SIGKILL) when it first passes [`hit`] with that
-//! name; `NAME:error` has it return an error instead, once. The names are listed in [`NAMES`] and [`PULL`], so that a test can visit every one.
+//! name; `NAME:error` has it return an error instead, once. The names are listed below, so that a test can visit every one.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,8 +42,15 @@ pub const ADOPTION: &[&str] = &[
     "adopt:handed-over",
     "adopt:ready",
 ];
+/// Those that a container with image volumes passes besides.
+pub const VOLUMES: &[&str] = &["create:volumes", "start:volumes"];
+
+/// Those that the start of a container with hooks passes besides.
+pub const HOOKS: &[&str] = &["start:bundle", "start:hooks"];
+
 /// Those that only a pod with a user namespace passes.
 pub const USER_NAMESPACE: &[&str] = &["run:user-namespace", "start:user-namespace"];
+
 /// Every failpoint of a pull, in the order in which one passes them.
 pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 
@@ -54,7 +61,7 @@ pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    let listed = [NAMES, ADOPTION, USER_NAMESPACE, PULL]
+    let listed = [NAMES, ADOPTION, VOLUMES, HOOKS, USER_NAMESPACE, PULL]
         .iter()
         .any(|names| names.contains(&name));
     debug_assert!(listed, "failpoint {name} is not listed");

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use super::serve::ServeArgs;
@@ -30,6 +31,7 @@ pub fn run(args: ConfigArgs) -> anyhow::Result<()> {
         ConfigCommand::Check(flags) => {
             let (config, files) = flags.load()?;
             config.libexec.find_supervisor()?;
+            config.runtime.base_spec().context("runtime.base_spec")?;
             let mut text = String::new();
             for file in &files {
                 text.push_str(&format!("{}: ok\n", file.display()));

@@ -16,6 +16,7 @@ use tonic::service::Routes;
 
 use super::doctor::userns;
 use super::socket;
+use crate::cdi::Cdi;
 use crate::cgroup::{self, Cgroups};
 use crate::config::{
     AbsolutePath, CgroupParent, Config, ConfigError, Endpoint, Layer, LogFormat, LogLevel,
@@ -233,6 +234,8 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         registries,
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
+        base: config.runtime.base_spec().context("runtime.base_spec")?,
+        cdi: Cdi::new(config.cdi.dirs.clone(), config.cdi.annotations),
     };
     let decode = Decode {
         sandbox: cri::decode_sandbox,

@@ -35,6 +35,10 @@ pub struct Layer {
     #[serde(default)]
     pub cgroup: CgroupLayer,
     #[serde(default)]
+    pub runtime: RuntimeLayer,
+    #[serde(default)]
+    pub cdi: CdiLayer,
+    #[serde(default)]
     pub network: NetworkLayer,
     #[serde(default)]
     pub registry: RegistryLayer,
@@ -53,6 +57,19 @@ pub struct Layer {
 pub struct CgroupLayer {
     pub parent: Option<CgroupParent>,
     pub pids_limit: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeLayer {
+    pub base_spec: Option<AbsolutePath>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CdiLayer {
+    pub dirs: Option<Vec<AbsolutePath>>,
+    pub annotations: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

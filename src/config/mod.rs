@@ -17,6 +17,7 @@ pub use layer::{ConfigError, Layer};
 pub use value::{AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio};
 
 use crate::image::registry::RegistryHost;
+use crate::spec::base::{self, BaseSpec};
 
 /// Where the configuration is read from unless a flag says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/carpel/config.toml";
@@ -36,6 +37,8 @@ pub struct Config {
     /// Threads that answer requests.
     pub workers: usize,
     pub cgroup: Cgroup,
+    pub runtime: Runtime,
+    pub cdi: Cdi,
     pub network: Network,
     pub registry: Registry,
     pub streaming: Streaming,
@@ -51,6 +54,36 @@ pub struct Cgroup {
     /// Most processes and threads of a container when the request names no number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u64>,
+}
+
+/// What every container gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Runtime {
+    /// A file of the OCI runtime specification that is laid below every container's spec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_spec: Option<PathBuf>,
+}
+
+impl Runtime {
+    /// Reads the base spec, if there is one.
+    ///
+    /// # Errors
+    /// What in it carpel cannot fulfil.
+    pub fn base_spec(&self) -> Result<BaseSpec, base::Error> {
+        match &self.base_spec {
+            Some(path) => BaseSpec::read(path),
+            None => Ok(BaseSpec::default()),
+        }
+    }
+}
+
+/// Devices that are described by files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cdi {
+    /// Folders of specifications; a later one goes before.
+    pub dirs: Vec<PathBuf>,
+    /// Whether a container's annotations may name devices, as those of device plugins do.
+    pub annotations: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -141,6 +174,11 @@ impl Default for Config {
                 parent: CgroupParent::default(),
                 pids_limit: None,
             },
+            runtime: Runtime::default(),
+            cdi: Cdi {
+                dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+                annotations: true,
+            },
             network: Network {
                 conf_dir: "/etc/cni/net.d".into(),
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
@@ -213,6 +251,11 @@ impl Config {
             &mut self.cgroup.pids_limit,
             layer.cgroup.pids_limit.map(|n| u64::from(n.get())),
         );
+        set_option(&mut self.runtime.base_spec, layer.runtime.base_spec);
+        if let Some(dirs) = layer.cdi.dirs {
+            self.cdi.dirs = dirs.into_iter().map(PathBuf::from).collect();
+        }
+        set(&mut self.cdi.annotations, layer.cdi.annotations);
         let network = layer.network;
         set(&mut self.network.conf_dir, network.conf_dir);
         if let Some(dirs) = network.bin_dirs {

@@ -4,19 +4,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::volumes::Images;
 use super::{Container, Record, State};
+use crate::cdi;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
 use crate::node::{EventKind, Node};
 use crate::sandbox::{self, Sandbox, files};
-use crate::spec::config::{ContainerConfig, IdMap, PidScope, UserNamespace};
+use crate::spec::config::{ContainerConfig, IdMap, MountSource, PidScope, UserNamespace};
+use crate::spec::hooks;
 use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
 use crate::spec::plan;
 use crate::spec::signal;
 use crate::spec::user::{self, User};
 use crate::store::RootFd;
+use crate::store::bind;
 use crate::store::layers::LayerId;
 use crate::store::rootfs::Overlay;
 
@@ -76,17 +80,17 @@ impl Node {
             )));
         }
         self.check_target(&sandbox, &config)?;
-        let image = self
-            .images
-            .resolve(&config.image)
-            .ok_or_else(|| Error::NotFound {
-                kind: "image",
-                id: config.image.clone(),
-            })?;
         let apparmor = self.apparmor.available(config.security.apparmor).await;
         config.security.apparmor = apparmor?;
+        let images = self.find_images(&config)?;
+        let devices = tokio::task::block_in_place(|| {
+            let devices = self.find_cdi_devices(&config)?;
+            check_mounts(&config)?;
+            Ok::<_, Error>(devices)
+        })?;
         let id = ContainerId::random();
-        let made = self.prepare(id, &sandbox, config, request, &image).await;
+        let found = Found { images, devices };
+        let made = self.prepare(id, &sandbox, config, request, &found).await;
         if made.is_err() {
             self.delete_container_files(&id)?;
         }
@@ -99,13 +103,17 @@ impl Node {
         sandbox: &Sandbox,
         config: ContainerConfig,
         request: Vec<u8>,
-        image: &Image,
+        found: &Found,
     ) -> Result<ContainerId, Error> {
+        let Found { images, devices } = found;
+        let image = &*images.own;
         let start = Instant::now();
         let at = |doing: &str| format!("{doing} of container {id}");
         let dir = self.paths.container(&id);
         crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
         let rootfs = self.make_rootfs(&id, &image.layers, sandbox).await?;
+        self.try_image_volumes(&config, &images.volumes, sandbox)
+            .await?;
         failpoint::hit("create:prepared")?;
         let made = Instant::now();
         let security = &config.security;
@@ -113,7 +121,15 @@ impl Node {
             .map_err(|error| invalid(&config, &error))?;
         check_mapped(&config, &user, sandbox.config.user_namespace)?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
-        let source = self.source(&id, sandbox, &config, image, &user, &cgroup)?;
+        let mut source = self.source(&id, sandbox, &config, images, &user, &cgroup)?;
+        self.base.apply(&mut source.spec);
+        devices
+            .apply(&mut source.spec)
+            .map_err(|error| Error::InvalidArgument(cdi_failed(&config, "CDI_devices", &error)))?;
+        if hooks::any(&source.spec) {
+            check_hooks(&config, &source)?;
+            source.bundle = Some(self.paths.bundle(&id));
+        }
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
         let record = Record {
@@ -171,7 +187,7 @@ impl Node {
         id: &ContainerId,
         sandbox: &Sandbox,
         config: &ContainerConfig,
-        image: &Image,
+        images: &Images,
         user: &User,
         cgroup_path: &str,
     ) -> Result<Source, Error> {
@@ -180,7 +196,8 @@ impl Node {
             id,
             sandbox: &sandbox.config,
             config,
-            image: &image.config,
+            image: &images.own.config,
+            image_volumes: &images.volumes,
             user,
             cgroup_path,
             files: SandboxFiles {
@@ -230,6 +247,30 @@ impl Node {
         Ok(RootFd::from(rootfs))
     }
 
+    /// What the CDI devices want that a request names, itself or by annotations.
+    fn find_cdi_devices(&self, config: &ContainerConfig) -> Result<cdi::Edits, Error> {
+        let invalid = |what: &str, why: &dyn std::fmt::Display| {
+            Error::InvalidArgument(cdi_failed(config, what, why))
+        };
+        let mut names = config.cdi_devices.clone();
+        if self.cdi.annotations {
+            let more = cdi::from_annotations(&config.annotations)
+                .map_err(|(key, why)| invalid(&format!("annotations[{key:?}]"), &why))?;
+            for name in more {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        self.cdi.find(&names).map_err(|(device, error)| {
+            let text = cdi_failed(config, "CDI_devices", &format_args!("{device}: {error}"));
+            match error {
+                cdi::Error::Unsupported { .. } => Error::Unimplemented(text),
+                _ => Error::InvalidArgument(text),
+            }
+        })
+    }
+
     fn check_target(&self, sandbox: &Sandbox, config: &ContainerConfig) -> Result<(), Error> {
         let PidScope::Target(target) = config.security.pid else {
             return Ok(());
@@ -243,6 +284,57 @@ impl Node {
             ))),
         }
     }
+}
+
+/// What a request needs that is there already.
+struct Found {
+    images: Images,
+    devices: cdi::Edits,
+}
+
+fn cdi_failed(config: &ContainerConfig, field: &str, why: &dyn std::fmt::Display) -> String {
+    format!("container {:?}: config.{field}: {why}", config.name.name)
+}
+
+/// Of a pod with a user namespace nothing can be made in the sight of the host's mounts, which are not its own.
+fn check_hooks(config: &ContainerConfig, source: &Source) -> Result<(), Error> {
+    let in_sight = [hooks::Point::CreateRuntime, hooks::Point::CreateContainer];
+    for point in in_sight {
+        if let (true, Some(hook)) = (
+            source.in_user_namespace(),
+            hooks::of(&source.spec, point).first(),
+        ) {
+            return Err(Error::Unimplemented(format!(
+                "container {:?}: {} is not supported in a pod with a user namespace",
+                config.name.name,
+                hooks::describe(point, hook)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What of the host a container mounts is looked at before anything is made, and made where it is missing.
+fn check_mounts(config: &ContainerConfig) -> Result<(), Error> {
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let MountSource::Host(path) = &mount.source else {
+            continue;
+        };
+        bind::prepare(path, mount.propagation).map_err(|error| {
+            let field = match &error {
+                bind::Error::NotShared { .. } | bind::Error::NotSharedOrSlave { .. } => {
+                    "propagation"
+                }
+                _ => "host_path",
+            };
+            Error::InvalidArgument(format!(
+                "container {:?}: config.mounts[{index}].{field}: {}",
+                config.name.name,
+                crate::error::chain(&error)
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 fn invalid(config: &ContainerConfig, error: &(dyn std::error::Error + 'static)) -> Error {

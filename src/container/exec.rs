@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::copy::{self, Collected, Outputs};
 use super::exit::exit_code;
-use super::processes::{Descriptors, Owner, Streams};
+use super::processes::{Descriptors, Made, Owner, Streams};
 use super::start::refused;
 use super::streams::{ClientStreams, TerminalSize};
 use super::{Container, Running};
@@ -230,7 +230,8 @@ impl Exec {
             .open(&self.container.cgroup)
             .join()
             .map_err(Error::at(self.at("open the cgroup")))?;
-        let descriptors = Descriptors::open(&compiled, None, &join, &mut streams, None)?;
+        let made = Made::default();
+        let descriptors = Descriptors::open(&compiled, made, &join, &mut streams, None)?;
         let message = Start {
             id: self.id.object(),
             clone_flags: compiled.clone_flags,

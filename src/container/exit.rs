@@ -8,6 +8,7 @@ use super::start::has_own_pids;
 use super::{Container, Exited, Running};
 use crate::error::Error;
 use crate::node::{EventKind, Node, orphans};
+use crate::spec::hooks::Point;
 use crate::supervisor::{Exit, ExitWait, Lost, Supervisor};
 
 /// Why an exit has no code.
@@ -58,6 +59,7 @@ impl Node {
             (false, _) => "Error",
         };
         let message = if known { "" } else { NOT_TOLD };
+        self.run_late_hooks(container, Point::Poststop).await;
         self.finish(
             container,
             Exited {
@@ -91,6 +93,7 @@ impl Node {
             None => UNKNOWN_STATUS,
         };
         self.release_cgroup(container).await;
+        self.run_late_hooks(container, Point::Poststop).await;
         self.finish(
             container,
             Exited {

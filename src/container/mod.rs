@@ -17,6 +17,7 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+pub(crate) mod hooks;
 mod kept;
 mod log;
 pub(crate) mod processes;
@@ -24,6 +25,7 @@ mod start;
 mod stop;
 mod streams;
 mod update;
+pub(crate) mod volumes;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -8,6 +8,7 @@ use carpel_wire::{FdIndex, Held, Output, Start};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::Running;
+use super::hooks::HookFds;
 use super::kept::Kept;
 use crate::cgroup::Join;
 use crate::error::Error;
@@ -189,6 +190,40 @@ pub(crate) struct Descriptors {
     pub(crate) cgroup: Option<FdIndex>,
 }
 
+/// What was made for a container before: mounts that have no path.
+#[derive(Default)]
+pub(crate) struct Made {
+    pub(crate) rootfs: Option<OwnedFd>,
+    /// Its image volumes.
+    pub(crate) images: Vec<Option<OwnedFd>>,
+    pub(crate) hooks: HookFds,
+}
+
+impl Made {
+    fn take_hook(&mut self, source: &FdSource) -> Option<OwnedFd> {
+        let hooks = &mut self.hooks;
+        match source {
+            FdSource::HookChannel => hooks.channel.take(),
+            FdSource::HookState { created: false } => hooks.creating.take(),
+            FdSource::HookState { created: true } => hooks.created.take(),
+            // One for each point that has hooks.
+            FdSource::HookOutput => hooks.output.as_ref()?.try_clone().ok(),
+            _ => None,
+        }
+    }
+
+    fn take_image(&mut self, volume: usize, attrs: u64) -> Result<Option<OwnedFd>, Error> {
+        let Some(mount) = self.images.get_mut(volume).and_then(Option::take) else {
+            return Ok(None);
+        };
+        bind::set_attrs(mount.as_fd(), attrs, false).map_err(Error::at(format_args!(
+            "{}: set options",
+            super::volumes::FAILED
+        )))?;
+        Ok(Some(mount))
+    }
+}
+
 impl Descriptors {
     /// Opens everything that the Plan wants, in its order.
     ///
@@ -196,7 +231,7 @@ impl Descriptors {
     /// [`Error::InvalidArgument`] for a mount whose source is not there or not as it must be.
     pub(crate) fn open(
         compiled: &Compiled,
-        mut rootfs: Option<OwnedFd>,
+        mut made: Made,
         join: &Join,
         streams: &mut Streams,
         user_namespace: Option<&OwnedFd>,
@@ -214,7 +249,8 @@ impl Descriptors {
                     let plan = memfd::sealed(c"plan", &compiled.plan);
                     Some(plan.map_err(Error::at("write the plan"))?)
                 }
-                FdSource::Rootfs => rootfs.take(),
+                FdSource::Rootfs => made.rootfs.take(),
+                FdSource::Image { volume, attrs } => made.take_image(*volume, *attrs)?,
                 FdSource::CgroupDir => {
                     descriptors.cgroup = Some(index);
                     join_fd(join, source)?
@@ -239,7 +275,7 @@ impl Descriptors {
                     let opened = File::open(path).map_err(Error::at("open a namespace"))?;
                     Some(opened.into())
                 }
-                stream => streams.take(stream),
+                other => made.take_hook(other).or_else(|| streams.take(other)),
             };
             let missing = || {
                 Error::Internal(format!(

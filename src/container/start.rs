@@ -7,8 +7,9 @@ use std::time::Instant;
 use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start, UserStart};
 
 use super::devices;
+use super::hooks::{self, UnderWay};
 use super::kept::Kept;
-use super::processes::{self, Descriptors, Owner, Streams};
+use super::processes::{self, Descriptors, Made, Owner, Streams};
 use super::{Container, Exited, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
@@ -16,6 +17,7 @@ use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::node::{EventKind, Node, Op};
 use crate::sandbox::Sandbox;
+use crate::spec::hooks::Point;
 use crate::spec::plan;
 use crate::supervisor::{self, Started, Supervisor};
 
@@ -65,6 +67,7 @@ impl Node {
                 // Before anyone can learn of its exit.
                 self.announce_container(EventKind::Started, container);
                 self.watch_container(container, running, started.exit);
+                self.run_late_hooks(container, Point::Poststart).await;
                 Ok(())
             }
             Err(error) => {
@@ -79,6 +82,7 @@ impl Node {
                     self.kill_cgroup(container).await;
                 }
                 self.release_cgroup(container).await;
+                self.run_late_hooks(container, Point::Poststop).await;
                 let exited = Exited {
                     started_at: 0,
                     finished_at: crate::node::now(),
@@ -114,9 +118,22 @@ impl Node {
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
+        let volumes = &container.source.image_volumes;
+        let images = self
+            .make_image_volumes(&container.config, volumes, &sandbox)
+            .await?;
+        if !images.is_empty() {
+            failpoint::hit("start:volumes")?;
+        }
+        let (hook_fds, meeting) = self.prepare_hooks(container)?.unzip();
+        let made = Made {
+            rootfs: Some(rootfs),
+            images: images.into_iter().map(Some).collect(),
+            hooks: hook_fds.unwrap_or_default(),
+        };
         // In place: what is opened is sent from the same thread, without waking another.
         let (message, descriptors) =
-            tokio::task::block_in_place(|| self.open_all(container, &sandbox, rootfs))?;
+            tokio::task::block_in_place(|| self.open_all(container, &sandbox, made))?;
         if message.1.is_some() {
             failpoint::hit("start:user-namespace")?;
         }
@@ -127,12 +144,67 @@ impl Node {
 
         let (message, user) = message;
         let held = processes::held(&message);
-        let started = supervisor.start(message, user, &descriptors.borrow()).await;
+        let under_way = meeting.map(|meeting| self.run_hooks(container, meeting));
+        let started = match under_way {
+            None => supervisor.start(message, user, &descriptors.borrow()).await,
+            Some(_) => {
+                // The ends of the process's own, or its end could not be told from its silence.
+                let patience = hooks::patience(container);
+                supervisor
+                    .start_with_patience(message, user, &descriptors.borrow(), patience)
+                    .await
+            }
+        };
         container.timeline.note("clone to exec", opened);
-        let started =
-            started.map_err(|error| refused(container, &container.compiled.steps, error))?;
+        let kept = descriptors.keep(&held);
+        let started = match (started, under_way) {
+            (started, None) => {
+                started.map_err(|error| refused(container, &container.compiled.steps, error))
+            }
+            (started, Some(under_way)) => self.after_hooks(container, started, under_way).await,
+        }?;
         failpoint::hit("start:started")?;
-        Ok((started, descriptors.keep(&held)))
+        Ok((started, kept))
+    }
+
+    /// What became of a start with hooks: of those that failed, the message is about them.
+    async fn after_hooks(
+        &self,
+        container: &Container,
+        started: Result<Started, supervisor::Error>,
+        under_way: UnderWay,
+    ) -> Result<Started, Error> {
+        let (met, output) = under_way.outcome().await;
+        let name = &container.config.name.name;
+        match (started, met) {
+            (Ok(started), _) => Ok(started),
+            (Err(_), Err(failed)) => Err(Error::Internal(format!(
+                "container {name:?} ({}): {failed}",
+                container.id
+            ))),
+            (Err(error), Ok(())) => {
+                let steps = &container.compiled.steps;
+                let of_hook = match &error {
+                    supervisor::Error::Refused(Reply::StepFailed { step, .. }) => {
+                        usize::try_from(*step)
+                            .ok()
+                            .and_then(|step| steps.get(step))
+                            .is_some_and(|step| step.contains(" hook "))
+                    }
+                    _ => false,
+                };
+                let failed = refused(container, steps, error);
+                if !of_hook {
+                    return Err(failed);
+                }
+                let said = if output.is_empty() {
+                    output
+                } else {
+                    format!(": {output}")
+                };
+                Err(Error::Internal(format!("{failed}{said}")))
+            }
+        }
     }
 
     /// Everything that blocks: the cgroup, the mounts, the log, the streams.
@@ -140,7 +212,7 @@ impl Node {
         &self,
         container: &Container,
         sandbox: &Sandbox,
-        rootfs: OwnedFd,
+        made: Made,
     ) -> Result<((Start, Option<UserStart>), Descriptors), Error> {
         let config = &container.config;
         let at = |doing: &str| format!("{doing} of container {}", container.id);
@@ -154,8 +226,7 @@ impl Node {
         };
         let compiled = &container.compiled;
         let user = sandbox.user_namespace()?;
-        let opened =
-            Descriptors::open(compiled, Some(rootfs), &join, &mut streams, user.as_deref());
+        let opened = Descriptors::open(compiled, made, &join, &mut streams, user.as_deref());
         let mut descriptors = opened.map_err(|error| named(container, error))?;
         let log = self.open_log(container)?.map(|log| descriptors.add(log));
         let (output, stdin) = match streams {

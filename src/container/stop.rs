@@ -152,6 +152,7 @@ impl Node {
         let dir = self.paths.container(id);
         let record = self.paths.container_record(id);
         crate::node::remove_entries_but(&dir, &record).map_err(Error::at(at("remove files")))?;
+        self.delete_bundle(id)?;
         failpoint::hit("remove:files-gone")?;
         crate::node::remove_tree(&dir).map_err(Error::at(at("remove the record")))
     }

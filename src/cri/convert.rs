@@ -197,7 +197,7 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
             // This node runs Linux.
             windows: None,
         }),
-        mounts: sent.mounts,
+        mounts: mounts(sent.mounts, &detail.image_volumes),
         log_path: detail
             .log_path
             .as_ref()
@@ -230,6 +230,15 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
         }
     }
     status
+}
+
+/// The mounts as they were sent, and which image it is that a name stood for.
+fn mounts(mut sent: Vec<cri::Mount>, images: &[String]) -> Vec<cri::Mount> {
+    let specs = sent.iter_mut().filter_map(|mount| mount.image.as_mut());
+    for (spec, id) in specs.zip(images) {
+        spec.image_ref.clone_from(id);
+    }
+    sent
 }
 
 // ── images ──

@@ -236,6 +236,8 @@ pub struct ContainerDetail {
     pub groups: Vec<u32>,
     /// The kernel's number of the signal that a stop sends.
     pub stop_signal: i32,
+    /// The ids of the images that the request mounts, in its order.
+    pub image_volumes: Vec<String>,
 }
 
 /// What the interface has no field for, in a verbose status.

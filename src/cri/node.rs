@@ -386,6 +386,12 @@ fn container_detail(container: &Container, told: &Told) -> ContainerDetail {
         gid: container.user.gid,
         groups: container.user.groups.clone(),
         stop_signal: container.stop_signal,
+        image_volumes: container
+            .source
+            .image_volumes
+            .iter()
+            .map(|volume| volume.image.clone())
+            .collect(),
     }
 }
 

@@ -58,7 +58,8 @@ pub async fn status<D: Domain>(
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: domain.user_namespaces(),
-            mount_options: false,
+            // Each option is a bit that mount_setattr(2) sets, without which no mount is made at all.
+            mount_options: platform.recursive_read_only,
         }),
     })
 }

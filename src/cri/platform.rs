@@ -12,15 +12,9 @@ pub fn probe() -> Platform {
     Platform {
         apparmor: apparmor::is_enabled(),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
-        // mount_setattr(2) is there from 5.12 on.
-        recursive_read_only: kernel_version().is_some_and(|version| version >= (5, 12)),
+        recursive_read_only: crate::store::bind::can_protect_recursively(),
         unified: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
     }
-}
-
-fn kernel_version() -> Option<(u32, u32)> {
-    let uname = rustix::system::uname();
-    parse_version(uname.release().to_str().ok()?)
 }
 
 /// Major and minor of a release like "6.12.3-amd64".

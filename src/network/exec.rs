@@ -27,7 +27,19 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The plugins that carpel brings along.
-const SHIPPED: &[&str] = &["loopback", "bridge", "host-local"];
+const SHIPPED: &[&str] = &[
+    "loopback",
+    "bridge",
+    "host-local",
+    "portmap",
+    "ptp",
+    "bandwidth",
+    "tuning",
+    "static",
+    "macvlan",
+    "host-device",
+    "firewall",
+];
 const MAX_STDOUT: usize = 1 << 20;
 const MAX_STDERR: usize = 4 << 10;
 /// How long output is awaited after the plugin has ended: what it wrote is in the pipe already, and

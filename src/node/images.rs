@@ -73,7 +73,11 @@ impl Node {
         let of_containers = || {
             self.containers()
                 .iter()
-                .flat_map(|container| container.layers.clone())
+                .flat_map(|container| {
+                    let volumes = container.source.image_volumes.iter();
+                    let layers = volumes.flat_map(|volume| &volume.layers);
+                    layers.chain(&container.layers).copied().collect::<Vec<_>>()
+                })
                 .collect()
         };
         let collected = self.images.collect(of_containers);

@@ -34,6 +34,7 @@ use tables::Table;
 use work::Work;
 
 use crate::apparmor::AppArmor;
+use crate::cdi::Cdi;
 use crate::cgroup::Cgroups;
 use crate::container::Container;
 use crate::error::Error;
@@ -43,6 +44,7 @@ use crate::image::registry::Registries;
 use crate::image::{Image, ImageStore};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
+use crate::spec::base::BaseSpec;
 use crate::spec::config::{ContainerName, PodName};
 use crate::spec::host::HostFacts;
 use crate::stats::Walker;
@@ -74,6 +76,8 @@ pub struct Parts {
     pub registries: Registries,
     pub network: Network,
     pub syncer: Syncer,
+    pub cdi: Cdi,
+    pub base: BaseSpec,
 }
 
 /// A node that serves.
@@ -95,6 +99,8 @@ pub struct Node {
     pub(crate) walker: Walker,
     pulls: Joint<Wanted, PullProgress, Arc<Image>>,
     syncer: Syncer,
+    pub(crate) cdi: Cdi,
+    pub(crate) base: BaseSpec,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
     user_namespaces: OnceLock<Result<(), String>>,
@@ -138,6 +144,8 @@ impl Node {
             walker,
             pulls: Joint::default(),
             syncer: parts.syncer,
+            cdi: parts.cdi,
+            base: parts.base,
             sandboxes: Table::default(),
             containers: Table::default(),
             user_namespaces: OnceLock::new(),

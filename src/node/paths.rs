@@ -48,6 +48,12 @@ impl Paths {
         self.container(id).join("record")
     }
 
+    /// What a container's hooks find its spec in.
+    #[must_use]
+    pub fn bundle(&self, id: &ContainerId) -> PathBuf {
+        self.state.join("bundles").join(id.to_string())
+    }
+
     /// Records that could not be read.
     #[must_use]
     pub fn quarantine(&self) -> PathBuf {
@@ -96,6 +102,7 @@ impl Paths {
             self.containers(),
             self.quarantine(),
             self.state.join("pods"),
+            self.state.join("bundles"),
         ] {
             super::make_dir(&dir)?;
         }

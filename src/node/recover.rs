@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::{self, Live, Phase, Sandbox};
 use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
+use crate::spec::hooks::Point;
 use crate::spec::plan;
 use crate::stats::Walker;
 use crate::store::record;
@@ -278,6 +279,7 @@ impl Node {
         let alive = self.has_processes(container);
         self.kill_cgroup(container).await;
         self.release_cgroup(container).await;
+        self.run_late_hooks(container, Point::Poststop).await;
         let (exit_code, reason, why) = if alive {
             (128 + libc::SIGKILL, "Error", "so the container was killed")
         } else {

@@ -20,7 +20,7 @@ use carpel_wire::{Reply, Setup, Succession};
 
 use super::{Live, Sandbox, State, user};
 use crate::container::Adopted;
-use crate::container::processes::{Descriptors, Streams};
+use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
 use crate::failpoint;
 use crate::node::{EventKind, Node, orphans};
@@ -197,7 +197,8 @@ impl Node {
         let exits = exits.map_err(Error::at(at("open the exits file")))?;
         let reaper_pidfd = reaper.map(|reaper| reaper.pidfd.try_clone()).transpose();
         let reaper_pidfd = reaper_pidfd.map_err(Error::at(at("duplicate a descriptor")))?;
-        let mut descriptors = Descriptors::open(&compiled, None, &join, &mut Streams::None, None)?;
+        let made = Made::default();
+        let mut descriptors = Descriptors::open(&compiled, made, &join, &mut Streams::None, None)?;
         let reaper_index = reaper_pidfd.map(|pidfd| descriptors.add(pidfd));
         let setup = Setup {
             clone_flags: compiled.clone_flags,

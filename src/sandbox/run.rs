@@ -7,7 +7,7 @@ use std::time::Instant;
 use carpel_wire::{Reply, Setup};
 
 use super::{Live, Phase, Record, Sandbox, State, files, user};
-use crate::container::processes::{Descriptors, Streams};
+use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
@@ -186,7 +186,8 @@ impl Node {
         let exits = self
             .open_exits(id)
             .map_err(Error::at(at("open the exits file")))?;
-        let mut descriptors = Descriptors::open(&compiled, None, &join, &mut Streams::None, None)?;
+        let made = Made::default();
+        let mut descriptors = Descriptors::open(&compiled, made, &join, &mut Streams::None, None)?;
         let setup = Setup {
             clone_flags: compiled.clone_flags,
             cgroup: descriptors.cgroup,

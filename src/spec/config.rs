@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cdi::QualifiedName;
 use crate::ids::ContainerId;
 
 /// The name of a sandbox: unique on the node. A repeated RunPodSandbox of the same name is the same sandbox.
@@ -130,6 +131,7 @@ pub struct ContainerConfig {
     pub env: Vec<(String, Vec<u8>)>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
+    pub cdi_devices: Vec<QualifiedName>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     /// Relative to the sandbox's log directory, without "..". `None`: output is thrown away.
@@ -147,12 +149,25 @@ pub struct ContainerConfig {
 pub struct Mount {
     /// Absolute and normal.
     pub container_path: String,
-    /// Absolute and normal. A missing one is created as a directory, as the peers do.
-    pub host_path: PathBuf,
+    pub source: MountSource,
     pub readonly: bool,
     /// Only together with `readonly` and `Propagation::Private`.
     pub recursive_readonly: bool,
     pub propagation: Propagation,
+    /// More flags of the mount, in the words of mount(8).
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// Absolute and normal. A missing one is created as a directory, as the peers do.
+    Host(PathBuf),
+    /// An image, named as a container's is. Always read-only.
+    Image {
+        image: String,
+        /// A folder in it, relative and normal. `None`: its root.
+        sub_path: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,10 +10,12 @@
 //! All of it is plain functions that change nothing. What a request can have wrong is found here, before
 //! there is a process; a Plan, once compiled, has no choices left.
 
+pub mod base;
 pub mod capability;
 pub mod config;
 pub mod devices;
 pub mod env;
+pub mod hooks;
 pub mod host;
 pub mod mounts;
 pub mod oci;

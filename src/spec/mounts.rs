@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount as OciMount;
 use rustix::fs::{PROC_SUPER_MAGIC, statfs};
 
-use super::config::{Mount, Propagation, Scope};
+use super::config::{Mount, MountSource, Propagation, Scope};
 use super::devices::Devices;
 use super::host::CgroupLayout;
-use super::oci::{ContainerInput, Error};
+use super::oci::{ContainerInput, Error, ImageVolume};
 
 /// The source of the pod's /dev/shm, which is mounted in the supervisor's namespace only. It is relative,
 /// so that no path of the host is ever taken for it.
@@ -47,7 +47,7 @@ const MOUNTABLE_IN_PROC: [&str; 10] = [
 
 /// A path without ".", ".." and doubled slashes. `None` if it is not absolute, or leads above the root or
 /// to it.
-pub(super) fn normal(path: &str) -> Option<String> {
+pub(crate) fn normal(path: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in path.strip_prefix('/')?.split('/') {
         match part {
@@ -64,7 +64,11 @@ pub(super) fn normal(path: &str) -> Option<String> {
 pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> {
     let requested = &input.config.mounts;
     for mount in requested {
-        check(&mount.container_path, &mount.host_path)?;
+        let source = match &mount.source {
+            MountSource::Host(path) => path,
+            MountSource::Image { .. } => Path::new(IMAGE_VOLUME),
+        };
+        check(&mount.container_path, source)?;
     }
     let volumes = super::oci::image_volumes(input.image, input.config);
     for path in &volumes {
@@ -92,22 +96,31 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
     ] {
         if !covered(path) {
             let readonly = input.config.security.readonly_rootfs;
-            let file = bind(path, source, readonly, false, Propagation::Private);
+            let access = if readonly { "ro" } else { "rw" };
+            let file = mount(path, "bind", source, &["rbind", "rprivate", access]);
             from_host.push(mapped(input, file));
         }
     }
     for path in &volumes {
         from_host.push(mount(path, "bind", IMAGE_VOLUME, &["bind", "rprivate"]));
     }
-    let request = |request: &Mount| mapped(input, from_request(request));
-    from_host.extend(requested.iter().map(request));
+    let mut images = input.image_volumes.iter();
+    for mount in requested {
+        let made = from_request(mount, &mut images)?;
+        // An image's layers are mapped one by one.
+        from_host.push(match mount.source {
+            MountSource::Host(_) => mapped(input, made),
+            MountSource::Image { .. } => made,
+        });
+    }
     // Stable: of two at one path the later one lies on top.
     from_host.sort_by_key(|mount| mount.destination().components().count());
     mounts.append(&mut from_host);
     Ok(mounts)
 }
 
-fn check(path: &str, source: &Path) -> Result<(), Error> {
+/// What may be mounted where.
+pub(crate) fn check(path: &str, source: &Path) -> Result<(), Error> {
     let refuse = |reason| {
         Err(Error::Mount {
             path: path.to_owned(),
@@ -236,32 +249,33 @@ fn shm(input: &ContainerInput<'_>) -> OciMount {
     mount("/dev/shm", "bind", source, &["rbind", "rprivate"])
 }
 
-fn from_request(mount: &Mount) -> OciMount {
-    bind(
-        &mount.container_path,
-        &mount.host_path,
-        mount.readonly,
-        mount.recursive_readonly,
-        mount.propagation,
-    )
-}
-
-fn bind(
-    path: &str,
-    source: &Path,
-    readonly: bool,
-    recursive_readonly: bool,
-    propagation: Propagation,
-) -> OciMount {
-    let access = match (readonly, recursive_readonly) {
+fn from_request<'a>(
+    request: &Mount,
+    images: &mut impl Iterator<Item = &'a ImageVolume>,
+) -> Result<OciMount, Error> {
+    let source = match &request.source {
+        MountSource::Host(path) => path.clone(),
+        MountSource::Image { .. } => match images.next() {
+            Some(image) => image.source(),
+            None => {
+                return Err(Error::Mount {
+                    path: request.container_path.clone(),
+                    reason: "its image was not looked up",
+                });
+            }
+        },
+    };
+    let access = match (request.readonly, request.recursive_readonly) {
         (true, true) => "rro",
         (true, false) => "ro",
         (false, _) => "rw",
     };
-    let propagation = match propagation {
+    let propagation = match request.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
         Propagation::Bidirectional => "rshared",
     };
-    mount(path, "bind", source, &["rbind", propagation, access])
+    let mut options = vec!["rbind", propagation, access];
+    options.extend(request.options.iter().map(String::as_str));
+    Ok(mount(&request.container_path, "bind", source, &options))
 }

@@ -28,6 +28,7 @@ use super::user::User;
 use crate::apparmor;
 use crate::ids::ContainerId;
 use crate::seccomp;
+use crate::store::layers::LayerId;
 
 /// Why a configuration makes no container. Each names the field and the object.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,32 @@ pub struct ContainerInput<'a> {
     /// Absolute path of the container's cgroup in its hierarchy.
     pub cgroup_path: &'a str,
     pub files: SandboxFiles,
+    /// The images that the request mounts, in its order.
+    pub image_volumes: &'a [ImageVolume],
     pub host: &'a HostFacts,
+}
+
+/// An image that a container has mounted beside its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    pub container_path: PathBuf,
+    /// Its id.
+    pub image: String,
+    pub layers: Vec<LayerId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_path: Option<PathBuf>,
+}
+
+impl ImageVolume {
+    /// What the spec has as the mount's source: relative, so that no path of the host is ever taken for it.
+    #[must_use]
+    pub fn source(&self) -> PathBuf {
+        let image = PathBuf::from(format!("image:{}", self.image));
+        match &self.sub_path {
+            Some(path) => image.join(path),
+            None => image,
+        }
+    }
 }
 
 /// All that a container's Plans are compiled from, now or by a later daemon.
@@ -81,6 +107,11 @@ pub struct Source {
     #[serde(default)]
     pub binary_env: BinaryEnv,
     pub pid: PidScope,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<ImageVolume>,
+    /// The folder that hooks find the container's spec in. `None`: it has no hooks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<PathBuf>,
     /// Beside the spec, where it would be many times as long as all the rest.
     pub seccomp: Filter,
 }
@@ -149,6 +180,8 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
         spec,
         binary_env,
         pid: security.pid,
+        image_volumes: input.image_volumes.to_vec(),
+        bundle: None,
         seccomp: filter(security, capabilities)?,
     })
 }

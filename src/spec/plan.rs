@@ -14,6 +14,7 @@
 mod compose;
 mod failure;
 mod filesystem;
+mod hooks;
 mod privileges;
 mod sandbox;
 #[cfg(test)]
@@ -75,6 +76,11 @@ pub enum FdSource {
     CgroupTasks(usize),
     /// A clone of something of the host's, detached.
     Mount(BindMount),
+    /// One of the container's image volumes, with these MOUNT_ATTR_* bits.
+    Image {
+        volume: usize,
+        attrs: u64,
+    },
     /// The pod's user namespace.
     UserNamespace,
     /// A namespace, opened at this path.
@@ -85,6 +91,14 @@ pub enum FdSource {
     Stdin,
     Stdout,
     Stderr,
+    /// The process's end of the socket on which it waits for hooks.
+    HookChannel,
+    /// The container's state for its hooks, before and after it is created.
+    HookState {
+        created: bool,
+    },
+    /// What takes the output of hooks.
+    HookOutput,
     /// The process's end of its terminal, which is number 0 of its devpts.
     TerminalSlave,
 }
@@ -121,6 +135,7 @@ pub fn compile_container(source: &Source, host: &HostFacts) -> Result<Compiled, 
     let tty = process.terminal().unwrap_or(false);
     composer.streams(process, tty);
     privileges::compose(&mut composer, source, host)?;
+    hooks::before_exec(&mut composer, source)?;
     composer.exec(source, process.args().as_deref().unwrap_or_default(), &[])?;
     let own = |typ| {
         let namespaces = source

@@ -27,14 +27,19 @@ use crate::sys::{MountAttr, mount_setattr};
 pub struct BindMount {
     /// On the host; links in it are followed.
     pub source: PathBuf,
-    /// The mount itself, not what is mounted below it.
-    pub readonly: bool,
-    /// What is mounted below it too. Only together with `readonly`.
-    pub recursive_readonly: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
+    /// MOUNT_ATTR_* bits of the mount itself, not of what is mounted below it.
+    pub attrs: u64,
+    /// Those of what is mounted below it, too.
+    pub recursive_attrs: u64,
     pub propagation: Propagation,
     /// Whether it is seen in the ids of the pod's user namespace, with all that is mounted below it.
     pub mapped: bool,
 }
+
+/// MOUNT_ATTR__ATIME: the bits that say one of several ways.
+const ATIME_MASK: u64 = 0x70;
 
 /// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
@@ -75,12 +80,33 @@ pub enum Error {
     },
 }
 
-/// Clones what `mount` names, with its flags and its propagation. A path that is missing is made, as a
-/// folder (0755).
+/// Sees to it that `path` can be mounted with this propagation. One that is missing is made, as a folder (0755).
 ///
 /// # Errors
 /// [`Error::Path`] if it is missing and cannot be made; [`Error::NotShared`] and
 /// [`Error::NotSharedOrSlave`] if mounts could not travel the way that the propagation asks for.
+pub fn prepare(path: &Path, propagation: Propagation) -> Result<(), Error> {
+    let failed = |source| Error::Path {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path)
+            .map_err(failed)?,
+        Err(error) => return Err(failed(error)),
+        Ok(_) => {}
+    }
+    check_propagation(path, propagation)
+}
+
+/// Clones what `mount` names, with its flags and its propagation.
+///
+/// # Errors
+/// [`Error::Mount`] if it is missing; [`Error::NotShared`] and [`Error::NotSharedOrSlave`] if mounts could
+/// not travel the way that the propagation asks for.
 pub fn clone_mount(mount: &BindMount) -> Result<OwnedFd, Error> {
     clone_mount_for(mount, None)
 }
@@ -94,9 +120,8 @@ pub fn clone_mount_for(
     user_namespace: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, Error> {
     let path = &mount.source;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, mount.recursive);
     let failed = |call| {
         move |source: io::Error| Error::Mount {
             path: path.clone(),
@@ -104,22 +129,8 @@ pub fn clone_mount_for(
             source,
         }
     };
-    let clone = match open_tree(CWD, path, flags) {
-        Err(rustix::io::Errno::NOENT) => {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(path)
-                .map_err(|source| Error::Path {
-                    path: path.clone(),
-                    source,
-                })?;
-            open_tree(CWD, path, flags)
-        }
-        other => other,
-    }
-    .map_err(|error| failed("open_tree")(error.into()))?;
-    check_propagation(mount)?;
+    let clone = open_tree(CWD, path, flags).map_err(|error| failed("open_tree")(error.into()))?;
+    check_propagation(path, mount.propagation)?;
     let propagation = MountAttr {
         propagation: match mount.propagation {
             Propagation::Private => libc::MS_PRIVATE,
@@ -133,15 +144,40 @@ pub fn clone_mount_for(
     if mount.mapped {
         map(&clone, path, user_namespace)?;
     }
-    if mount.readonly {
-        let readonly = MountAttr {
-            set: libc::MOUNT_ATTR_RDONLY,
-            ..MountAttr::default()
-        };
-        mount_setattr(clone.as_fd(), mount.recursive_readonly, &readonly)
-            .map_err(failed("set read-only"))?;
+    for (set, recursive) in [(mount.attrs, false), (mount.recursive_attrs, true)] {
+        set_attrs(clone.as_fd(), set, recursive).map_err(failed("set options"))?;
     }
     Ok(clone)
+}
+
+/// Sets MOUNT_ATTR_* bits of a detached mount.
+///
+/// # Errors
+/// As `mount_setattr(2)`.
+pub fn set_attrs(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Result<()> {
+    if set == 0 {
+        return Ok(());
+    }
+    let attr = MountAttr {
+        set,
+        // The kernel takes another way of noting access times only in place of the one before.
+        clear: if set & ATIME_MASK != 0 { ATIME_MASK } else { 0 },
+        ..MountAttr::default()
+    };
+    mount_setattr(mount, recursive, &attr)
+}
+
+/// Whether the kernel makes a mount read-only with all that is below it.
+#[must_use]
+pub fn can_protect_recursively() -> bool {
+    let try_it = || -> io::Result<()> {
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(context.as_fd())?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        let mount = fsmount(context.as_fd(), flags, MountAttrFlags::empty())?;
+        set_attrs(mount.as_fd(), libc::MOUNT_ATTR_RDONLY, true)
+    };
+    try_it().is_ok()
 }
 
 fn map(clone: &OwnedFd, path: &Path, user_namespace: Option<BorrowedFd<'_>>) -> Result<(), Error> {
@@ -164,22 +200,22 @@ fn map(clone: &OwnedFd, path: &Path, user_namespace: Option<BorrowedFd<'_>>) -> 
 }
 
 /// The kernel takes any propagation for any clone; of a private mount it would just do nothing.
-fn check_propagation(mount: &BindMount) -> Result<(), Error> {
-    if mount.propagation == Propagation::Private {
+fn check_propagation(path: &Path, propagation: Propagation) -> Result<(), Error> {
+    if propagation == Propagation::Private {
         return Ok(());
     }
     let failed = |source: io::Error| Error::Path {
-        path: mount.source.clone(),
+        path: path.to_owned(),
         source,
     };
-    let stat = statx(CWD, &mount.source, AtFlags::empty(), StatxFlags::MNT_ID)
-        .map_err(|e| failed(e.into()))?;
+    let stat =
+        statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).map_err(|e| failed(e.into()))?;
     // That of the calling thread: the paths are seen from there.
     let table = std::fs::read("/proc/thread-self/mountinfo").map_err(failed)?;
     let (point, peers) = find_mount(&String::from_utf8_lossy(&table), stat.stx_mnt_id)
         .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    let path = mount.source.clone();
-    match mount.propagation {
+    let path = path.to_owned();
+    match propagation {
         Propagation::Bidirectional if !peers.shared => Err(Error::NotShared { path, mount: point }),
         Propagation::HostToContainer if !peers.shared && !peers.slave => {
             Err(Error::NotSharedOrSlave { path, mount: point })

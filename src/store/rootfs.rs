@@ -43,6 +43,8 @@ use tokio::sync::oneshot;
 use anchor::{Anchors, Clones, Place};
 use mapped::Mapped;
 
+use crate::store::RootFd;
+
 /// The most layers of one overlay. The kernel takes 500; images are refused above this.
 pub const MAX_LAYERS: usize = 127;
 
@@ -63,6 +65,17 @@ pub struct Overlay {
     pub user_namespace: Option<Arc<OwnedFd>>,
 }
 
+/// An image's content to be mounted beside a root file system.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    /// Folders with the layers, the bottom one first.
+    pub layers: Vec<PathBuf>,
+    /// A folder of the content, which links in it lead to no other place than within. `None`: all of it.
+    pub sub_path: Option<PathBuf>,
+    /// The user namespace in whose ids it is seen.
+    pub user_namespace: Option<Arc<OwnedFd>>,
+}
+
 /// Why there is no root file system.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -74,9 +87,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("mount overlay on {}: {call}: {source}{detail}", .upper.display())]
+    #[error("{}: {source}", .path.display())]
+    SubPath {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("mount overlay on {}: {call}: {source}{detail}", .folder.display())]
     Mount {
-        upper: PathBuf,
+        /// The uppermost.
+        folder: PathBuf,
         call: &'static str,
         /// What the kernel says besides, with a leading separator, or nothing.
         detail: String,
@@ -95,6 +115,9 @@ pub enum Error {
     Ended,
 }
 
+/// Says where a folder lies.
+type Placing<'a> = dyn FnMut(&Path) -> Result<Place, Error> + 'a;
+
 /// The handle of the builder thread.
 #[derive(Debug, Clone)]
 pub struct Builder(Arc<Shared>);
@@ -110,11 +133,22 @@ struct Request {
     anchors: Vec<(u64, OwnedFd)>,
     /// The bottom one first.
     layers: Vec<Place>,
-    upper: Place,
-    work: Place,
-    volatile: bool,
+    wanted: Wanted,
     user_namespace: Option<Arc<OwnedFd>>,
     reply: oneshot::Sender<Result<OwnedFd, Failure>>,
+}
+
+/// What is made of layers.
+#[derive(Debug)]
+enum Wanted {
+    Rootfs {
+        upper: Place,
+        work: Place,
+        volatile: bool,
+    },
+    Volume {
+        sub_path: Option<PathBuf>,
+    },
 }
 
 /// Why the builder thread made no overlay.
@@ -123,6 +157,7 @@ enum Failure {
     /// An anchor does not show what the caller sees there: its mount is another one by now.
     Stale(PathBuf),
     Folder(PathBuf, io::Error),
+    SubPath(PathBuf, io::Error),
     Mount(&'static str, String, io::Error),
     /// A layer cannot be seen in other ids.
     Map(PathBuf, io::Error),
@@ -179,11 +214,57 @@ impl Builder {
     /// [`Error::Folder`] for a folder that is missing or is no directory, [`Error::Mount`] for what the
     /// kernel refuses.
     pub async fn overlay(&self, overlay: Overlay) -> Result<OwnedFd, Error> {
-        if overlay.layers.len() > MAX_LAYERS {
-            return Err(Error::TooManyLayers(overlay.layers.len()));
+        let Overlay {
+            layers,
+            upper,
+            work,
+            volatile,
+            user_namespace,
+        } = &overlay;
+        let folder = upper.clone();
+        let wanted = |place: &mut Placing<'_>| {
+            Ok(Wanted::Rootfs {
+                upper: place(upper)?,
+                work: place(work)?,
+                volatile: *volatile,
+            })
+        };
+        self.make(layers, folder, wanted, user_namespace.as_ref())
+            .await
+    }
+
+    /// Mounts an image's content, or a folder of it: a detached mount of a file system that nobody can write to.
+    ///
+    /// # Errors
+    /// [`Error::SubPath`] if there is no such folder, and as [`Builder::overlay`].
+    pub async fn volume(&self, volume: Volume) -> Result<OwnedFd, Error> {
+        let Volume {
+            layers,
+            sub_path,
+            user_namespace,
+        } = &volume;
+        let folder = layers.last().cloned().unwrap_or_default();
+        let wanted = |_: &mut Placing<'_>| {
+            Ok(Wanted::Volume {
+                sub_path: sub_path.clone(),
+            })
+        };
+        self.make(layers, folder, wanted, user_namespace.as_ref())
+            .await
+    }
+
+    async fn make(
+        &self,
+        layers: &[PathBuf],
+        folder: PathBuf,
+        wanted: impl Fn(&mut Placing<'_>) -> Result<Wanted, Error>,
+        user_namespace: Option<&Arc<OwnedFd>>,
+    ) -> Result<OwnedFd, Error> {
+        if layers.len() > MAX_LAYERS {
+            return Err(Error::TooManyLayers(layers.len()));
         }
-        let made = match self.request(&overlay, false).await? {
-            Err(Failure::Stale(_)) => self.request(&overlay, true).await?,
+        let made = match self.request(layers, &wanted, user_namespace, false).await? {
+            Err(Failure::Stale(_)) => self.request(layers, &wanted, user_namespace, true).await?,
             made => made,
         };
         made.map_err(|failure| match failure {
@@ -192,9 +273,10 @@ impl Builder {
                 source: io::ErrorKind::StaleNetworkFileHandle.into(),
             },
             Failure::Folder(path, source) => Error::Folder { path, source },
+            Failure::SubPath(path, source) => Error::SubPath { path, source },
             Failure::Map(path, source) => Error::Map { path, source },
             Failure::Mount(call, detail, source) => Error::Mount {
-                upper: overlay.upper,
+                folder,
                 call,
                 detail,
                 source,
@@ -204,7 +286,9 @@ impl Builder {
 
     async fn request(
         &self,
-        overlay: &Overlay,
+        layers: &[PathBuf],
+        wanted: impl Fn(&mut Placing<'_>) -> Result<Wanted, Error>,
+        user_namespace: Option<&Arc<OwnedFd>>,
         afresh: bool,
     ) -> Result<Result<OwnedFd, Failure>, Error> {
         let mut anchors = Vec::new();
@@ -217,10 +301,8 @@ impl Builder {
                     source,
                 })
         };
-        let upper = place(&overlay.upper)?;
-        let work = place(&overlay.work)?;
-        let layers = overlay
-            .layers
+        let wanted = wanted(&mut place)?;
+        let layers = layers
             .iter()
             .map(|layer| place(layer))
             .collect::<Result<_, _>>()?;
@@ -228,10 +310,8 @@ impl Builder {
         let request = Request {
             anchors,
             layers,
-            upper,
-            work,
-            volatile: overlay.volatile,
-            user_namespace: overlay.user_namespace.clone(),
+            wanted,
+            user_namespace: user_namespace.cloned(),
             reply,
         };
         self.0.requests.send(request).map_err(|_| Error::Ended)?;
@@ -262,7 +342,7 @@ impl Room {
         rustix::process::pivot_root(".", ".")?;
         unmount(".", UnmountFlags::DETACH)?;
         rustix::process::chdir("/")?;
-        for folder in ["/proc", "/empty", "/overlay"] {
+        for folder in ["/proc", "/empty", "/none", "/overlay"] {
             mkdirat(CWD, folder, Mode::from_raw_mode(0o755))?;
         }
         move_mount(
@@ -296,27 +376,58 @@ impl Room {
                 Some(namespace) => Some(Mapped::of(&layers, &request.layers, namespace)?),
                 None => None,
             };
-            let upper = self.anchors.open(&request.upper)?;
-            let work = self.anchors.open(&request.work)?;
-            clear_volatile(&work)
-                .map_err(|error| Failure::Folder(request.work.path.clone(), error))?;
-            let parts = Parts {
-                layers,
-                upper,
-                work,
-                volatile: request.volatile,
+            let (top, sub_path) = match request.wanted {
+                Wanted::Volume { sub_path } => (None, sub_path),
+                Wanted::Rootfs {
+                    upper,
+                    work,
+                    volatile,
+                } => {
+                    let top = Top {
+                        upper: self.anchors.open(&upper)?,
+                        work: self.anchors.open(&work)?,
+                        volatile,
+                    };
+                    clear_volatile(&top.work)
+                        .map_err(|error| Failure::Folder(work.path.clone(), error))?;
+                    (Some(top), None)
+                }
             };
+            let parts = Parts { layers, top };
             let parts = match &mapped {
                 Some(mapped) => parts.with_layers(mapped)?,
                 None => parts,
             };
-            match self.method {
+            let made = match self.method {
                 Method::LayerByLayer => parts.mount_layer_by_layer(),
                 Method::OneString => parts.mount_one_string(),
+            }?;
+            match sub_path {
+                Some(path) => folder_of(made, &path),
+                None => Ok(made),
             }
         });
         (made, request.reply)
     }
+}
+
+/// A mount of a folder of what is mounted. A clone is only made of a mount that is attached (before Linux 6.15).
+fn folder_of(mount: OwnedFd, path: &Path) -> Result<OwnedFd, Failure> {
+    let attach = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&mount, "", CWD, "/overlay", attach)
+        .map_err(|error| Failure::mount("sub path: move_mount", error))?;
+    let root = RootFd::from(mount);
+    let folder = root
+        .open_in(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+        .map_err(|error| Failure::SubPath(path.to_owned(), error));
+    let clone = folder.and_then(|folder| {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(&folder, "", flags | OpenTreeFlags::AT_EMPTY_PATH)
+            .map_err(|error| Failure::mount("sub path: open_tree", error))
+    });
+    unmount("/overlay", UnmountFlags::DETACH)
+        .map_err(|error| Failure::mount("sub path: umount", error))?;
+    clone
 }
 
 /// The root of the builder's namespace.
@@ -367,6 +478,11 @@ fn clear_volatile(work: &OwnedFd) -> io::Result<()> {
 struct Parts {
     /// The bottom one first.
     layers: Vec<OwnedFd>,
+    /// `None`: nothing can be written.
+    top: Option<Top>,
+}
+
+struct Top {
     upper: OwnedFd,
     work: OwnedFd,
     volatile: bool,
@@ -382,11 +498,17 @@ impl Parts {
 
     /// The names of the layers, the top one first, as the kernel wants them.
     fn lower(&self) -> Vec<String> {
-        if self.layers.is_empty() {
-            // There must be one.
-            return vec!["/empty".to_owned()];
-        }
-        self.layers.iter().rev().map(name).collect()
+        let mut names: Vec<String> = self.layers.iter().rev().map(name).collect();
+        // There must be one, and two where there is no upper folder.
+        let least = if self.top.is_some() { 1 } else { 2 };
+        let missing = least - least.min(names.len());
+        names.extend(
+            ["/empty", "/none"]
+                .map(String::from)
+                .into_iter()
+                .take(missing),
+        );
+        names
     }
 
     fn mount_layer_by_layer(&self) -> Result<OwnedFd, Failure> {
@@ -399,12 +521,14 @@ impl Parts {
         for layer in self.lower() {
             set("lowerdir+", &layer)?;
         }
-        set("upperdir", &name(&self.upper))?;
-        set("workdir", &name(&self.work))?;
-        set("index", "off")?;
-        if self.volatile {
-            fsconfig_set_flag(context.as_fd(), "volatile")
-                .map_err(|error| Failure::context(&context, "volatile", error))?;
+        if let Some(top) = &self.top {
+            set("upperdir", &name(&top.upper))?;
+            set("workdir", &name(&top.work))?;
+            set("index", "off")?;
+            if top.volatile {
+                fsconfig_set_flag(context.as_fd(), "volatile")
+                    .map_err(|error| Failure::context(&context, "volatile", error))?;
+            }
         }
         fsconfig_create(context.as_fd())
             .map_err(|error| Failure::context(&context, "create", error))?;
@@ -419,11 +543,13 @@ impl Parts {
     /// As above for kernels before 6.8: mounted in this namespace, cloned out of it, unmounted here.
     fn mount_one_string(&self) -> Result<OwnedFd, Failure> {
         let mut options = format!("lowerdir={}", self.lower().join(":"));
-        let (upper, work) = (name(&self.upper), name(&self.work));
-        // Writing to a String never fails.
-        let _ = write!(options, ",upperdir={upper},workdir={work},index=off");
-        if self.volatile {
-            options.push_str(",volatile");
+        if let Some(top) = &self.top {
+            let (upper, work) = (name(&top.upper), name(&top.work));
+            // Writing to a String never fails.
+            let _ = write!(options, ",upperdir={upper},workdir={work},index=off");
+            if top.volatile {
+                options.push_str(",volatile");
+            }
         }
         let options = std::ffi::CString::new(options)
             .map_err(|_| Failure::mount("mount", rustix::io::Errno::INVAL))?;

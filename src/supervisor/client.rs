@@ -312,6 +312,21 @@ impl Supervisor {
         user: Option<UserStart>,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Started, Error> {
+        self.start_with_patience(start, user, fds, Duration::ZERO)
+            .await
+    }
+
+    /// As [`Supervisor::start`], of a process whose Plan may take this long by itself.
+    ///
+    /// # Errors
+    /// As [`Supervisor::start`].
+    pub async fn start_with_patience(
+        &self,
+        start: Start,
+        user: Option<UserStart>,
+        fds: &[BorrowedFd<'_>],
+        patience: Duration,
+    ) -> Result<Started, Error> {
         let id = start.id;
         let exit = self.expect_exit(id);
         let body = match user {
@@ -322,7 +337,7 @@ impl Supervisor {
         let request = async {
             let pending = self.send(body, fds).await?;
             failpoint::hit("start:sent").map_err(Error::Failpoint)?;
-            pending.wait(self).await
+            pending.wait_for(self, REPLY_TIMEOUT + patience).await
         };
         let reply = async { trace::note(request.await) }.instrument(span).await;
         match reply {
@@ -412,7 +427,15 @@ struct Pending {
 
 impl Pending {
     async fn wait(self, supervisor: &Supervisor) -> Result<(Reply, Vec<OwnedFd>), Error> {
-        match tokio::time::timeout(REPLY_TIMEOUT, self.reply).await {
+        self.wait_for(supervisor, REPLY_TIMEOUT).await
+    }
+
+    async fn wait_for(
+        self,
+        supervisor: &Supervisor,
+        limit: Duration,
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        match tokio::time::timeout(limit, self.reply).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(Error::Gone),
             Err(_) => {

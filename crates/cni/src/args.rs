@@ -11,8 +11,12 @@ use crate::{
 /// The pairs that the plugins here know.
 #[derive(Debug, Default, PartialEq)]
 pub struct Args {
-    /// An address to allocate.
-    pub ip: Option<IpAddr>,
+    /// Addresses to allocate.
+    pub ips: Vec<IpAddr>,
+    /// The same as they were written, with prefix lengths.
+    pub static_ips: Vec<String>,
+    /// Gateways of static addresses.
+    pub gateways: Vec<IpAddr>,
     /// The hardware address of the container's interface.
     pub mac: Option<Mac>,
 }
@@ -32,9 +36,21 @@ impl Args {
             match key {
                 "IP" if value.is_empty() => {}
                 "IP" => {
-                    let addr = value.split_once('/').map_or(value, |(addr, _)| addr);
-                    let ip = parse_ip(addr);
-                    args.ip = Some(ip.ok_or_else(|| wrong(format!("{pair:?} is no address")))?);
+                    for text in value.split(',').map(str::trim) {
+                        let addr = text.split_once('/').map_or(text, |(addr, _)| addr);
+                        let ip = parse_ip(addr);
+                        args.ips
+                            .push(ip.ok_or_else(|| wrong(format!("{pair:?} is no address")))?);
+                        args.static_ips.push(text.into());
+                    }
+                }
+                "GATEWAY" if value.is_empty() => {}
+                "GATEWAY" => {
+                    for text in value.split(',').map(str::trim) {
+                        let ip = parse_ip(text);
+                        args.gateways
+                            .push(ip.ok_or_else(|| wrong(format!("{pair:?} is no address")))?);
+                    }
                 }
                 "MAC" if value.is_empty() => {}
                 "MAC" => {
@@ -65,7 +81,8 @@ mod tests {
         let args =
             Args::parse("IgnoreUnknown=1;IP=10.0.0.9/24;K8S_POD_NAME=x;MAC=02:00:00:00:00:01");
         let args = args.unwrap();
-        assert_eq!(args.ip.unwrap().to_string(), "10.0.0.9");
+        assert_eq!(args.ips[0].to_string(), "10.0.0.9");
+        assert_eq!(args.static_ips, ["10.0.0.9/24"]);
         assert_eq!(args.mac.unwrap().to_string(), "02:00:00:00:00:01");
         assert_eq!(Args::parse("").unwrap(), Args::default());
     }

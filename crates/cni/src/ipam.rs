@@ -1,4 +1,4 @@
-//! Address management: another plugin by its name, or host-local in this process.
+//! Address management: another plugin by its name, or host-local or static in this process.
 
 use std::{
     ffi::OsStr,
@@ -16,6 +16,7 @@ use crate::{
     host_local,
     request::{Command, Request},
     result::AddResult,
+    static_ipam,
 };
 
 /// A plugin that prints more is at fault, in bytes.
@@ -28,6 +29,8 @@ pub enum Ipam {
     None,
     /// host-local, here.
     HostLocal,
+    /// static, here.
+    Static,
     /// The plugin in this file.
     Program(PathBuf),
 }
@@ -48,6 +51,11 @@ impl Ipam {
                 "ipam.type {name:?} is not the name of a plugin"
             )));
         }
+        let built_in = match name.as_str() {
+            "host-local" => Some(Ipam::HostLocal),
+            "static" => Some(Ipam::Static),
+            _ => None,
+        };
         let own = fs::metadata("/proc/self/exe")
             .map(|meta| (meta.dev(), meta.ino()))
             .ok();
@@ -57,11 +65,9 @@ impl Ipam {
             Some((path, (meta.dev(), meta.ino())))
         });
         match found {
-            Some((path, id)) if name != "host-local" || own != Some(id) => Ok(Ipam::Program(path)),
-            _ if name == "host-local" => Ok(Ipam::HostLocal),
-            _ => Err(Error::config(format!(
-                "ipam plugin {name:?} is not in CNI_PATH"
-            ))),
+            Some((path, id)) if built_in.is_none() || own != Some(id) => Ok(Ipam::Program(path)),
+            _ => built_in
+                .ok_or_else(|| Error::config(format!("ipam plugin {name:?} is not in CNI_PATH"))),
         }
     }
 
@@ -69,7 +75,8 @@ impl Ipam {
     pub fn add(&self, request: &Request) -> Result<Option<AddResult>, Error> {
         match self {
             Ipam::None => Ok(None),
-            Ipam::HostLocal => host_local::add(request, request.attachment()?).map(Some),
+            Ipam::HostLocal => host_local::add(request).map(Some),
+            Ipam::Static => static_ipam::add(request).map(Some),
             Ipam::Program(path) => {
                 let output = run(path, Command::Add, request)?;
                 let result = serde_json::from_slice(&output)
@@ -87,7 +94,8 @@ impl Ipam {
     pub fn check(&self, request: &Request) -> Result<(), Error> {
         match self {
             Ipam::None => Ok(()),
-            Ipam::HostLocal => host_local::check(request, request.attachment()?),
+            Ipam::HostLocal => host_local::check(request),
+            Ipam::Static => static_ipam::check(request),
             Ipam::Program(path) => run(path, Command::Check, request).map(drop),
         }
     }
@@ -95,7 +103,8 @@ impl Ipam {
     pub fn del(&self, request: &Request) -> Result<(), Error> {
         match self {
             Ipam::None => Ok(()),
-            Ipam::HostLocal => host_local::del(request, request.attachment()?),
+            Ipam::HostLocal => host_local::del(request),
+            Ipam::Static => static_ipam::del(request),
             Ipam::Program(path) => run(path, Command::Del, request).map(drop),
         }
     }
@@ -104,6 +113,7 @@ impl Ipam {
         match self {
             Ipam::None => Ok(()),
             Ipam::HostLocal => host_local::gc(request),
+            Ipam::Static => static_ipam::gc(request),
             Ipam::Program(path) => run(path, Command::Gc, request).map(drop),
         }
     }
@@ -112,6 +122,7 @@ impl Ipam {
         match self {
             Ipam::None => Ok(()),
             Ipam::HostLocal => host_local::status(request),
+            Ipam::Static => static_ipam::status(request),
             Ipam::Program(path) => run(path, Command::Status, request).map(drop),
         }
     }

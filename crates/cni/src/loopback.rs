@@ -77,6 +77,16 @@ pub fn del(request: &Request) -> Result<(), Error> {
         .doing(Code::Internal, || format!("lower {NAME}"))
 }
 
+/// There is nothing that could be left: a namespace takes its `lo` with it.
+pub fn gc(_: &Request) -> Result<(), Error> {
+    Ok(())
+}
+
+/// Every kernel has `lo`.
+pub fn status(_: &Request) -> Result<(), Error> {
+    Ok(())
+}
+
 fn find(socket: &mut Socket) -> Result<Link, Error> {
     let found: io::Result<_> = socket.link(NAME);
     found

@@ -1,25 +1,36 @@
-//! carpel's CNI plugins in one binary: `loopback`, `bridge` and `host-local`, drop-in replacements
-//! of the reference plugins.
+//! carpel's CNI plugins in one binary, drop-in replacements of the reference plugins; [`PLUGINS`] lists them.
 //!
 //! Which one it is says the name it is started by, else the variable `CARPEL_CNI_PLUGIN`, else the
 //! first argument. It reads a configuration on stdin and `CNI_*` variables, does one command, and
 //! prints a result or an error as JSON. It has one thread and waits for nothing but locks.
 
 mod args;
+mod bandwidth;
 mod bridge;
+mod container;
 mod error;
+mod firewall;
 mod hash;
+mod host_device;
 mod host_local;
 mod ipam;
 mod ipnet;
+mod label;
 mod loopback;
+mod macvlan;
 mod netfilter;
 mod netlink;
 mod netns;
+mod pair;
+mod portmap;
+mod ptp;
 mod request;
 mod result;
+mod static_ipam;
 mod sys;
 mod sysctl;
+mod tuning;
+mod verify;
 mod version;
 
 use std::{
@@ -33,66 +44,58 @@ use serde_json::{Value, json};
 
 use error::{Code, Error};
 use request::{Command, Request};
+use result::AddResult;
 use version::Version;
 
 const PLUGIN_VARIABLE: &str = "CARPEL_CNI_PLUGIN";
 
-#[derive(Clone, Copy)]
-enum Plugin {
-    Loopback,
-    Bridge,
-    HostLocal,
+/// What a plugin does for each command.
+struct Plugin {
+    name: &'static str,
+    add: fn(&Request) -> Result<AddResult, Error>,
+    check: fn(&Request) -> Result<(), Error>,
+    del: fn(&Request) -> Result<(), Error>,
+    gc: fn(&Request) -> Result<(), Error>,
+    status: fn(&Request) -> Result<(), Error>,
 }
 
+/// A plugin whose module has a function for each command.
+macro_rules! plugin {
+    ($name:literal, $module:ident) => {
+        Plugin {
+            name: $name,
+            add: $module::add,
+            check: $module::check,
+            del: $module::del,
+            gc: $module::gc,
+            status: $module::status,
+        }
+    };
+}
+
+static PLUGINS: &[Plugin] = &[
+    plugin!("loopback", loopback),
+    plugin!("bridge", bridge),
+    plugin!("host-local", host_local),
+    plugin!("ptp", ptp),
+    plugin!("macvlan", macvlan),
+    plugin!("host-device", host_device),
+    plugin!("static", static_ipam),
+    plugin!("portmap", portmap),
+    plugin!("tuning", tuning),
+    plugin!("bandwidth", bandwidth),
+    plugin!("firewall", firewall),
+];
+
 impl Plugin {
-    fn named(name: &str) -> Option<Plugin> {
-        match name {
-            "loopback" => Some(Plugin::Loopback),
-            "bridge" => Some(Plugin::Bridge),
-            "host-local" => Some(Plugin::HostLocal),
-            _ => None,
-        }
+    fn named(name: &str) -> Option<&'static Plugin> {
+        PLUGINS.iter().find(|plugin| plugin.name == name)
     }
 
-    fn add(self, request: &Request) -> Result<Value, Error> {
-        let result = match self {
-            Plugin::Loopback => loopback::add(request),
-            Plugin::Bridge => bridge::add(request),
-            Plugin::HostLocal => host_local::add(request, request.attachment()?),
-        }?;
-        Ok(result.to_json(request.version))
-    }
-
-    fn check(self, request: &Request) -> Result<(), Error> {
-        match self {
-            Plugin::Loopback => loopback::check(request),
-            Plugin::Bridge => bridge::check(request),
-            Plugin::HostLocal => host_local::check(request, request.attachment()?),
-        }
-    }
-
-    fn del(self, request: &Request) -> Result<(), Error> {
-        match self {
-            Plugin::Loopback => loopback::del(request),
-            Plugin::Bridge => bridge::del(request),
-            Plugin::HostLocal => host_local::del(request, request.attachment()?),
-        }
-    }
-
-    fn gc(self, request: &Request) -> Result<(), Error> {
-        match self {
-            Plugin::Loopback => Ok(()),
-            Plugin::Bridge => bridge::gc(request),
-            Plugin::HostLocal => host_local::gc(request),
-        }
-    }
-
-    fn status(self, request: &Request) -> Result<(), Error> {
-        match self {
-            Plugin::Loopback => Ok(()),
-            Plugin::Bridge => bridge::status(request),
-            Plugin::HostLocal => host_local::status(request),
-        }
+    /// The names of all, as a sentence has them.
+    fn names() -> String {
+        let names: Vec<_> = PLUGINS.iter().map(|plugin| plugin.name).collect();
+        names.join(", ")
     }
 }
 
@@ -135,11 +138,12 @@ fn about() {
     // A closed stderr is no reason to fail.
     let _ = writeln!(
         io::stderr(),
-        "carpel-cni {version}: CNI plugins loopback, bridge, host-local\nCNI versions: {spoken}"
+        "carpel-cni {version}: CNI plugins {}\nCNI versions: {spoken}",
+        Plugin::names()
     );
 }
 
-fn run(plugin: Option<Plugin>) -> Result<Option<Value>, Error> {
+fn run(plugin: Option<&Plugin>) -> Result<Option<Value>, Error> {
     let command: Command = variable("CNI_COMMAND")?.parse()?;
     if command == Command::Version {
         let spoken = Version::ALL.map(Version::as_str);
@@ -149,16 +153,20 @@ fn run(plugin: Option<Plugin>) -> Result<Option<Value>, Error> {
         ));
     }
     let plugin = plugin.ok_or_else(|| {
-        let msg = format!("start this as loopback, bridge or host-local, or set {PLUGIN_VARIABLE}");
+        let names = Plugin::names();
+        let msg = format!("start this as one of {names}, or set {PLUGIN_VARIABLE}");
         Error::new(Code::InvalidEnvironment, msg)
     })?;
     let request = Request::read(command, variable, io::stdin())?;
     match command {
-        Command::Add => return plugin.add(&request).map(Some),
-        Command::Check => plugin.check(&request)?,
-        Command::Del => plugin.del(&request)?,
-        Command::Gc => plugin.gc(&request)?,
-        Command::Status => plugin.status(&request)?,
+        Command::Add => {
+            let result = (plugin.add)(&request)?;
+            return Ok(Some(result.to_json(request.version)));
+        }
+        Command::Check => (plugin.check)(&request)?,
+        Command::Del => (plugin.del)(&request)?,
+        Command::Gc => (plugin.gc)(&request)?,
+        Command::Status => (plugin.status)(&request)?,
         Command::Version => {}
     }
     Ok(None)

@@ -99,6 +99,11 @@ impl Netns {
         self.inside(|| Socket::route().doing(Code::Internal, || "open a netlink socket".into()))
     }
 
+    /// The namespace that the plugin runs in.
+    pub fn home(&self) -> BorrowedFd<'_> {
+        self.home.as_fd()
+    }
+
     fn enter(&self, fd: &OwnedFd) -> Result<(), Error> {
         move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network))
             .doing(Code::InvalidNetns, || "enter the network namespace".into())

@@ -3,12 +3,13 @@
 
 use std::{collections::HashSet, io::Read, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
     args::Args,
     error::{Code, Doing, Error},
+    label::label,
     result::AddResult,
     version::Version,
 };
@@ -185,6 +186,43 @@ impl Request {
                     ..error
                 }),
         }
+    }
+
+    /// The result of the plugin before, without which the plugin makes no sense.
+    pub fn required_prev_result(&self) -> Result<AddResult, Error> {
+        self.prev_result()?
+            .ok_or_else(|| Error::config("no \"prevResult\" in the configuration"))
+    }
+
+    /// The configuration as a plugin reads it. A null is as good as nothing.
+    ///
+    /// Errors: `Decode`, with the key that is not as it should be.
+    pub fn config_of<T: DeserializeOwned>(&self, plugin: &str) -> Result<T, Error> {
+        let given = self.config.as_object().into_iter().flatten();
+        let given = given.filter(|(key, value)| !value.is_null() && *key != "prevResult");
+        let given: serde_json::Map<_, _> = given
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let read = |given| serde_json::from_value::<T>(Value::Object(given));
+        read(given.clone()).map_err(|error| {
+            // Every key may be missing, so the one that cannot be read alone is at fault.
+            let culprit = given.into_iter().find(|(key, value)| {
+                read([(key.clone(), value.clone())].into_iter().collect()).is_err()
+            });
+            let key = culprit
+                .map(|(key, _)| format!("{key}: "))
+                .unwrap_or_default();
+            Error::new(Code::Decode, format!("{plugin}: {key}{error}"))
+        })
+    }
+
+    /// The labels, of at most `max` bytes, of the attachments that garbage collection keeps.
+    pub fn valid_labels(&self, max: usize) -> Result<HashSet<String>, Error> {
+        let valid = self.valid_attachments()?;
+        let labels = valid
+            .iter()
+            .map(|attachment| label(&self.network, attachment, max));
+        Ok(labels.collect())
     }
 
     /// The attachments that garbage collection keeps.

@@ -70,6 +70,20 @@ pub struct Route {
     pub scope: Option<u8>,
 }
 
+impl Route {
+    pub fn to(dst: IpNet) -> Route {
+        Route {
+            dst,
+            gw: None,
+            mtu: 0,
+            advmss: 0,
+            priority: 0,
+            table: None,
+            scope: None,
+        }
+    }
+}
+
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }

@@ -404,7 +404,6 @@ fn wrong_use_has_its_codes() {
         node.call("ADD", "one", &pod).run(&config)
     };
     with("vlan", json!(5)).fails(2, "vlan is not supported");
-    with("macspoofchk", json!(true)).fails(2, "macspoofchk");
     with("uplinkInterface", json!("eth9")).fails(2, "uplinkInterface");
     with("mtu", json!(-1)).fails(6, "bridge");
     with("mtu", json!(70000)).fails(7, "mtu 70000");

@@ -227,7 +227,38 @@ pub enum Step<'a> {
         path: &'a [u8],
         value: &'a [u8],
     },
+
+    // ── hooks ──
+    /// unshare(2): CLONE_NEW* flags.
+    Unshare {
+        flags: u64,
+    },
+    /// Attach `root` at a directory of the present root, which is made if it is missing. From here on paths
+    /// are those of the container, though the process still sees the old root.
+    AttachRoot {
+        root: FdIndex,
+        target: &'a [u8],
+    },
+    /// Lose the old root: the second half of [`Step::PivotRoot`].
+    EnterRoot,
+    /// Write a byte to the daemon's socket, and wait for one. If there comes none: ECANCELED.
+    Rendezvous {
+        channel: FdIndex,
+    },
+    /// Run a program and wait for its end: `state` is its standard input, from the beginning, `output` takes
+    /// the rest. ETIMEDOUT if it has to be killed; [`ENDED`] with its wait status if it fails.
+    Hook {
+        state: FdIndex,
+        output: FdIndex,
+        seconds: u32,
+        path: &'a [u8],
+        arguments: NulList<'a>,
+        environment: NulList<'a>,
+    },
 }
+
+/// Together with a wait status: in the place of an error number, how a program ended.
+pub const ENDED: i32 = 1 << 16;
 
 /// The steps of an encoded Plan.
 pub struct Steps<'a>(pub &'a [u8]);

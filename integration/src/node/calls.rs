@@ -337,11 +337,19 @@ impl TestNode {
             .map(drop)
     }
 
-    /// A condition of the node's Status.
-    pub async fn condition(&self, kind: &str) -> v1::RuntimeCondition {
+    /// The node's Status, without the verbose part.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub async fn runtime_status(&self) -> v1::StatusResponse {
         let mut runtime = self.cri.runtime();
         let response = runtime.status(v1::StatusRequest::default()).await;
-        let status = response.expect("status").into_inner().status;
+        response.expect("status").into_inner()
+    }
+
+    /// A condition of the node's Status.
+    pub async fn condition(&self, kind: &str) -> v1::RuntimeCondition {
+        let status = self.runtime_status().await.status;
         let mut conditions = status.expect("conditions").conditions.into_iter();
         conditions
             .find(|condition| condition.r#type == kind)

@@ -4,13 +4,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use carpel_integration::request::sleeper;
 use carpel_integration::v1::{
     Capability, Int64Value, SecurityProfile, security_profile::ProfileType,
 };
 use carpel_integration::{ContainerConfigExt, PodConfigExt, TestNode, host, sh};
 use tonic::Code;
 
-use crate::refused;
+use crate::{refused, userns};
 
 const CURRENT: &str = "cat /proc/self/attr/apparmor/current";
 
@@ -221,5 +222,24 @@ async fn apparmor_localhost() {
     };
     refused(outcome, code, "\"carpel-absent\"");
     assert_eq!(node.containers().await.len(), before);
+    node.finish().await;
+}
+
+/// In a user namespace that sees no whole procfs (some of it is masked), for a command too.
+#[tokio::test]
+async fn apparmor_in_a_user_namespace() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&userns::pod(&node, "one")).await;
+    let mut config = userns::inside(sleeper("a"));
+    config.security().masked_paths = vec!["/proc/timer_list".into(), "/proc/kcore".into()];
+    config.security().readonly_paths = vec!["/proc/sys".into()];
+    let id = node.start_container(&pod, &config).await;
+    let script =
+        "cat /proc/1/attr/apparmor/current /proc/self/attr/apparmor/current 2>/dev/null; id -u";
+    let expected = match host::has_apparmor() {
+        true => "carpel-default (enforce)\ncarpel-default (enforce)\n0\n",
+        false => "0\n",
+    };
+    assert_eq!(node.exec(&id, script).await, expected);
     node.finish().await;
 }

@@ -8,6 +8,7 @@
 
 mod adoption;
 mod apparmor;
+mod cdi;
 mod cgroups;
 mod cli_doctor;
 mod cli_inspect;
@@ -24,6 +25,8 @@ mod crash;
 mod devices;
 mod events;
 mod exec;
+mod hooks;
+mod image_volumes;
 mod images;
 mod lifecycle;
 mod lists;

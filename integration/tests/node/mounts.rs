@@ -92,6 +92,15 @@ async fn a_missing_host_path_is_made_as_a_folder() {
     let config = sh("a", "stat -c '%a %F' /data").mount(&dir, "/data");
     assert_eq!(node.output_of(&pod, &config).await, "755 directory\n");
     assert!(dir.is_dir());
+    // The peers make it when the container is created, and so is what cannot be made refused.
+    let file = node.dir().join("file");
+    fs::write(&file, "").unwrap();
+    let config = sh("b", "true").mount(&file.join("below"), "/data");
+    refused(
+        node.try_create(&pod, &config).await,
+        Code::InvalidArgument,
+        "config.mounts[0].host_path",
+    );
     node.finish().await;
 }
 
@@ -195,13 +204,19 @@ async fn propagation_that_the_source_cannot_give_is_refused() {
     ] {
         let mut config = sleeper(name);
         config.mounts.push(bind(&source.0, "/v", propagation));
-        let outcome = match node.try_create(&pod, &config).await {
-            Ok(id) => node.try_start(&id).await,
-            Err(status) => Err(status),
+        let outcome = node.try_create(&pod, &config).await;
+        let kind = if name == "slave" {
+            "shared or slave"
+        } else {
+            "shared"
         };
-        let status = outcome.expect_err("refused");
-        assert!(status.message().contains("shared"), "{status}");
+        let text = format!(
+            "config.mounts[0].propagation: host path {0} is mounted on {0}, which is not a {kind} mount",
+            source.0.display()
+        );
+        refused(outcome, Code::InvalidArgument, &text);
     }
+    assert!(node.containers().await.is_empty());
     drop(source);
     node.finish().await;
 }
@@ -232,6 +247,92 @@ async fn read_only_goes_below_only_when_recursive() {
         Code::InvalidArgument,
         "readonly",
     );
+    drop(below);
+    drop(source);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn recursive_read_only_is_for_private_mounts_and_advertised() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let status = node.runtime_status().await;
+    let default = &status.runtime_handlers[0];
+    assert_eq!(default.name, "");
+    // These tests need 5.12 for every mount anyway.
+    assert!(
+        default
+            .features
+            .as_ref()
+            .unwrap()
+            .recursive_read_only_mounts
+    );
+    assert!(status.features.unwrap().mount_options);
+    let source = HostMount::new(&node.dir().join("v"), MsFlags::MS_SHARED);
+    for (name, propagation) in [
+        ("slave", MountPropagation::PropagationHostToContainer),
+        ("shared", MountPropagation::PropagationBidirectional),
+    ] {
+        let mut config = sleeper(name);
+        config.mounts.push(Mount {
+            readonly: true,
+            recursive_read_only: true,
+            ..bind(&source.0, "/v", propagation)
+        });
+        refused(
+            node.try_create(&pod, &config).await,
+            Code::InvalidArgument,
+            "config.mounts[0].recursive_read_only: needs propagation PROPAGATION_PRIVATE",
+        );
+    }
+    drop(source);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn mount_options_are_flags_of_the_mount() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let source = HostMount::new(&node.dir().join("v"), MsFlags::MS_PRIVATE);
+    let below = HostMount::new(&source.0.join("sub"), MsFlags::MS_PRIVATE);
+    let script = "cp /bin/busybox /v/ls; cp /bin/busybox /v/sub/ls; /v/ls / >/dev/null && echo top; \
+                  /v/sub/ls / >/dev/null && echo sub; grep ' /v' /proc/self/mountinfo | cut -d' ' -f6";
+    for (name, options, expected) in [
+        ("none", &[][..], "top\nsub\nrw,relatime\nrw,relatime\n"),
+        (
+            "noexec",
+            &["noexec", "nosuid", "nodev", "noatime"][..],
+            "sub\nrw,nosuid,nodev,noexec,noatime\nrw,relatime\n",
+        ),
+        (
+            "rnoexec",
+            &["rnoexec", "nodev"][..],
+            "rw,nodev,noexec,relatime\nrw,noexec,relatime\n",
+        ),
+    ] {
+        let mut config = sh(name, script);
+        config.mounts.push(Mount {
+            mount_options: options.iter().map(|o| (*o).to_owned()).collect(),
+            ..bind(&source.0, "/v", MountPropagation::PropagationPrivate)
+        });
+        let id = node.start_container(&pod, &config).await;
+        node.wait_exit(&id).await;
+        assert_eq!(node.log(&pod, name).stdout(), expected, "{name}");
+        assert_eq!(node.status(&id).await.mounts, config.mounts);
+    }
+    // What would give back what the node's own mount takes, or is said elsewhere.
+    for option in ["exec", "ro", "rbind", "rshared", "size=1m", ""] {
+        let mut config = sh("bad", script);
+        config.mounts.push(Mount {
+            mount_options: vec!["nodev".into(), option.into()],
+            ..bind(&source.0, "/v", MountPropagation::PropagationPrivate)
+        });
+        refused(
+            node.try_create(&pod, &config).await,
+            Code::InvalidArgument,
+            "config.mounts[0].mount_options[1]",
+        );
+    }
     drop(below);
     drop(source);
     node.finish().await;

@@ -1,5 +1,6 @@
 //! What a pod as a whole is to have: kept and shown, and nothing more, because its cgroup is the kubelet's.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -35,6 +36,12 @@ fn limits_of(cgroup: &str) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
+/// What only cgroup v2 has.
+fn unified() -> BTreeMap<String, String> {
+    let high = ("memory.high".to_owned(), "1000".to_owned());
+    host::is_unified().then_some(high).into_iter().collect()
+}
+
 #[tokio::test]
 async fn update_pod_sandbox_resources() {
     let mut node = TestNode::start().await;
@@ -55,7 +62,7 @@ async fn update_pod_sandbox_resources() {
             page_size: "2MB".into(),
             limit: 0,
         }],
-        unified: [("memory.high".to_owned(), "1000".to_owned())].into(),
+        unified: unified(),
         ..LinuxContainerResources::default()
     };
     config.linux().resources = Some(all);
@@ -64,15 +71,17 @@ async fn update_pod_sandbox_resources() {
     assert!(!before.is_empty());
     let info = node.pod_info(&pod).await;
     assert_eq!(info["overhead"], json!({ "memoryLimitInBytes": 1 << 20 }));
-    let first = json!({
+    let mut first = json!({
         "cpuPeriod": 100_000,
         "cpuQuota": 50_000,
         "cpuShares": 512,
         "memoryLimitInBytes": 64 << 20,
         "cpusetCpus": "0",
         "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
-        "unified": { "memory.high": "1000" },
     });
+    if host::is_unified() {
+        first["unified"] = json!(unified());
+    }
     assert_eq!(info["resources"], first);
     // What is not said stays; what is said takes the place of all that was there.
     let more = memory(128 << 20);

@@ -34,14 +34,14 @@ fn options(mapping: IdMapping) -> UserNamespace {
 }
 
 /// A pod with a user namespace.
-fn pod(node: &TestNode, name: &str) -> PodSandboxConfig {
+pub fn pod(node: &TestNode, name: &str) -> PodSandboxConfig {
     let mut config = node.pod(name);
     config.namespaces().userns_options = Some(options(ids(FIRST, COUNT)));
     config
 }
 
 /// A container of such a pod.
-fn inside(mut config: ContainerConfig) -> ContainerConfig {
+pub fn inside(mut config: ContainerConfig) -> ContainerConfig {
     config.namespaces().userns_options = Some(options(ids(FIRST, COUNT)));
     config
 }

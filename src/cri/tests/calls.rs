@@ -275,8 +275,10 @@ async fn bad_requests_reach_nothing() {
     assert_eq!(
         refused(client.create_container(request(Some(cdi))).await),
         (
-            Code::Unimplemented,
-            "config.CDI_devices: CDI devices are not supported yet (container \"web\")".into()
+            Code::InvalidArgument,
+            "config.CDI_devices[0].name: \"\" is not of the form \"vendor.com/class=name\" \
+             (container \"web\")"
+                .into()
         )
     );
     let privileged = cri::ContainerConfig {

@@ -189,6 +189,7 @@ impl Domain for Fake {
             gid: 1001,
             groups: vec![1001, 5],
             stop_signal: 10,
+            image_volumes: Vec::new(),
         });
         Ok(id)
     }

@@ -133,11 +133,6 @@ fn check(
     {
         return Err(field.member("windows").unsupported("this node runs Linux"));
     }
-    if !raw.cdi_devices.is_empty() {
-        return Err(field
-            .member("CDI_devices")
-            .unsupported("CDI devices are not supported yet"));
-    }
     strings(field, &raw)?;
     let image = raw.image.unwrap_or_default();
     let image_field = field.member("image");
@@ -175,6 +170,7 @@ fn check(
             .map(|env| (env.key, env.value))
             .collect(),
         mounts: mounts::mounts(&field.member("mounts"), raw.mounts, platform)?,
+        cdi_devices: mounts::cdi_devices(&field.member("CDI_devices"), &raw.cdi_devices)?,
         devices: mounts::devices(&field.member("devices"), raw.devices)?,
         labels: text::opaque_map(&field.member("labels"), raw.labels)?,
         annotations: text::opaque_map(&field.member("annotations"), raw.annotations)?,

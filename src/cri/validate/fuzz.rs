@@ -9,6 +9,7 @@ use prost::Message;
 
 use super::tests::{container_request, sandbox_request};
 use super::*;
+use crate::spec::config::MountSource;
 
 const PLATFORM: Platform = Platform {
     apparmor: true,
@@ -67,7 +68,14 @@ fn create(bytes: &[u8]) {
     }
     for mount in &config.mounts {
         assert!(normal(Path::new(&mount.container_path)) && mount.container_path != "/");
-        assert!(mount.host_path.is_absolute() && normal(&mount.host_path));
+        match &mount.source {
+            MountSource::Host(path) => assert!(path.is_absolute() && normal(path)),
+            MountSource::Image { sub_path, .. } => {
+                assert!(mount.readonly);
+                let path = sub_path.as_deref().unwrap_or(Path::new("a"));
+                assert!(path.is_relative() && normal(path));
+            }
+        }
     }
     assert!((-1000..=1000).contains(&config.resources.oom_score_adj));
     assert!(

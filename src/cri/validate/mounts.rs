@@ -3,10 +3,28 @@
 use carpel_api::cri;
 
 use super::{Field, Platform, Rejected, Shown, text};
-use crate::spec::config::{Device, Mount, Propagation};
+use crate::cdi::QualifiedName;
+use crate::cri::validate::calls;
+use crate::spec::config::{Device, Mount, MountSource, Propagation};
 
 const MAX_MOUNTS: usize = 4096;
 const MAX_DEVICES: usize = 4096;
+
+/// What `mount_options` may say: flags that take something away, of the mount itself or (r…) of what is mounted below
+/// it as well. What gives something back would undo what the node's own mount says.
+const OPTIONS: [&str; 11] = [
+    "noexec",
+    "nodev",
+    "nosuid",
+    "nosymfollow",
+    "rnoexec",
+    "rnodev",
+    "rnosuid",
+    "noatime",
+    "nodiratime",
+    "relatime",
+    "strictatime",
+];
 
 /// Files of procfs that may be covered: those in which tools like lxcfs show the container's own numbers.
 const COVERABLE: [&str; 9] = [
@@ -34,8 +52,9 @@ pub fn mounts(
 }
 
 fn mount(field: &Field<'_>, raw: &cri::Mount, platform: Platform) -> Result<Mount, Rejected> {
-    unsupported_parts(field, raw)?;
-    let host_path = text::absolute_path(&field.member("host_path"), &raw.host_path)?;
+    // Of selinux_relabel nothing is kept: it is to let a confined container in, and without labels none is confined. A
+    // kubelet asks for it for every volume where SELinux is on.
+    let source = source(field, raw)?;
     let propagation_field = field.member("propagation");
     let propagation = match cri::MountPropagation::try_from(raw.propagation) {
         Ok(cri::MountPropagation::PropagationPrivate) => Propagation::Private,
@@ -51,36 +70,87 @@ fn mount(field: &Field<'_>, raw: &cri::Mount, platform: Platform) -> Result<Moun
             platform,
         )?;
     }
+    if raw.image.is_some() {
+        image_volume(field, raw, propagation)?;
+    }
     Ok(Mount {
         container_path: container_path(
             &field.member("container_path"),
             &raw.container_path,
-            &host_path,
+            &raw.host_path,
         )?,
-        host_path: host_path.into(),
+        source,
         readonly: raw.readonly,
         recursive_readonly: raw.recursive_read_only,
         propagation,
+        options: options(&field.member("mount_options"), &raw.mount_options)?,
     })
 }
 
-fn unsupported_parts(field: &Field<'_>, raw: &cri::Mount) -> Result<(), Rejected> {
-    if raw.image.is_some() {
+fn source(field: &Field<'_>, raw: &cri::Mount) -> Result<MountSource, Rejected> {
+    let host_path = field.member("host_path");
+    let sub_path = field.member("image_sub_path");
+    let Some(image) = &raw.image else {
+        if !raw.image_sub_path.is_empty() {
+            return Err(sub_path.invalid("needs an image"));
+        }
+        let path = text::absolute_path(&host_path, &raw.host_path)?;
+        return Ok(MountSource::Host(path.into()));
+    };
+    if !raw.host_path.is_empty() {
+        return Err(host_path.invalid("must be empty beside an image"));
+    }
+    let image_field = field.member("image");
+    text::at_most(
+        &image_field.member("user_specified_image"),
+        image.user_specified_image.len(),
+        text::MAX_TEXT,
+    )?;
+    Ok(MountSource::Image {
+        image: calls::image_reference(&image_field.member("image"), image.image.clone())?,
+        sub_path: match raw.image_sub_path.as_str() {
+            // The root, however it is written.
+            path if path.split('/').all(|part| matches!(part, "" | "."))
+                && !path.starts_with('/') =>
+            {
+                None
+            }
+            path => Some(text::relative_path(&sub_path, path)?.into()),
+        },
+    })
+}
+
+/// An image is shared by all who use it, and no mount of the node ever lies in it.
+fn image_volume(
+    field: &Field<'_>,
+    raw: &cri::Mount,
+    propagation: Propagation,
+) -> Result<(), Rejected> {
+    if !raw.readonly {
         return Err(field
-            .member("image")
-            .unsupported("image volumes are not supported yet"));
+            .member("readonly")
+            .invalid("must be true for an image"));
     }
-    if !raw.image_sub_path.is_empty() {
-        return Err(field.member("image_sub_path").invalid("needs an image"));
-    }
-    if !raw.mount_options.is_empty() {
+    if propagation == Propagation::Bidirectional {
         return Err(field
-            .member("mount_options")
-            .unsupported("mount options are not supported yet"));
+            .member("propagation")
+            .invalid("PROPAGATION_BIDIRECTIONAL is not for images"));
     }
-    // selinux_relabel is to let a confined container in. Without labels none is confined: a kubelet asks for it
-    // for every volume where SELinux is on.
     Ok(())
+}
+
+fn options(field: &Field<'_>, raw: &[String]) -> Result<Vec<String>, Rejected> {
+    text::no_more_than(field, raw.len(), OPTIONS.len())?;
+    for (index, option) in raw.iter().enumerate() {
+        if !OPTIONS.contains(&option.as_str()) {
+            return Err(field.index(index).invalid(format_args!(
+                "{} must be one of {}",
+                Shown(option),
+                OPTIONS.join(", ")
+            )));
+        }
+    }
+    Ok(raw.to_owned())
 }
 
 fn recursive_read_only(
@@ -107,7 +177,7 @@ fn container_path(field: &Field<'_>, raw: &str, host_path: &str) -> Result<Strin
         return Err(field.invalid("must not be the root"));
     }
     // What protects a container is in procfs; only procfs itself may take its place.
-    let procfs_itself = path == "/proc" && host_path == "/proc";
+    let procfs_itself = path == "/proc" && host_path.trim_end_matches('/') == "/proc";
     let below_proc = path == "/proc" || path.starts_with("/proc/");
     if below_proc && !procfs_itself && !COVERABLE.contains(&path.as_str()) {
         return Err(field.invalid(format_args!("{} would cover procfs", Shown(&path))));
@@ -135,6 +205,25 @@ fn device(field: &Field<'_>, raw: &cri::Device) -> Result<Device, Rejected> {
         host_path: host_path.into(),
         permissions: permissions(&field.member("permissions"), &raw.permissions)?,
     })
+}
+
+pub fn cdi_devices(
+    field: &Field<'_>,
+    raw: &[cri::CdiDevice],
+) -> Result<Vec<QualifiedName>, Rejected> {
+    text::no_more_than(field, raw.len(), MAX_DEVICES)?;
+    let mut names: Vec<QualifiedName> = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
+        let entry = field.index(index);
+        let entry = entry.member("name");
+        let name = QualifiedName::parse(&raw.name)
+            .map_err(|why| entry.invalid(format_args!("{} {why}", Shown(&raw.name))))?;
+        // Whoever asks twice gets it once, as with the peers.
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Some of "rwm", each once, in this order. None is all of them, as the peers have it.
@@ -175,6 +264,31 @@ mod tests {
             container_path: "/data/".into(),
             host_path: "/srv/data".into(),
             ..Default::default()
+        }
+    }
+
+    fn image(sub_path: &str) -> cri::Mount {
+        cri::Mount {
+            container_path: "/data".into(),
+            readonly: true,
+            image: Some(cri::ImageSpec {
+                image: "example.com/data:1".into(),
+                ..Default::default()
+            }),
+            image_sub_path: sub_path.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_sub_path_is_a_folder_or_the_root() {
+        for (raw, wanted) in [("", None), ("./", None), ("a//b/./", Some("a/b"))] {
+            let checked = mounts(&FIELD, vec![image(raw)], CAN).expect(raw);
+            let MountSource::Image { image, sub_path } = &checked[0].source else {
+                panic!("{checked:?}");
+            };
+            assert_eq!(image, "example.com/data:1");
+            assert_eq!(sub_path.as_deref(), wanted.map(std::path::Path::new));
         }
     }
 
@@ -263,15 +377,40 @@ mod tests {
             ),
             (
                 |m| m.image = Some(cri::ImageSpec::default()),
-                "m[0].image: image volumes are not supported yet",
+                "m[0].host_path: must be empty beside an image",
+            ),
+            (
+                |m| (m.host_path, m.image) = (String::new(), Some(cri::ImageSpec::default())),
+                "m[0].image.image: must not be empty",
+            ),
+            (
+                |m| *m = image("a/../b"),
+                "m[0].image_sub_path: \"a/../b\" must not contain \"..\"",
+            ),
+            (
+                |m| *m = image("/a"),
+                "m[0].image_sub_path: \"/a\" must be relative",
+            ),
+            (
+                |m| (*m, m.readonly) = (image("a"), false),
+                "m[0].readonly: must be true for an image",
+            ),
+            (
+                |m| (*m, m.propagation) = (image("a"), 2),
+                "m[0].propagation: PROPAGATION_BIDIRECTIONAL is not for images",
             ),
             (
                 |m| m.image_sub_path = "a".into(),
                 "m[0].image_sub_path: needs an image",
             ),
             (
-                |m| m.mount_options = vec!["noexec".into()],
-                "m[0].mount_options: mount options are not supported yet",
+                |m| m.mount_options = vec!["noexec".into(), "exec".into()],
+                "m[0].mount_options[1]: \"exec\" must be one of noexec, nodev, nosuid, nosymfollow, \
+                 rnoexec, rnodev, rnosuid, noatime, nodiratime, relatime, strictatime",
+            ),
+            (
+                |m| m.mount_options = vec!["noexec".into(); 12],
+                "m[0].mount_options: has 12 entries, more than 11",
             ),
         ];
         for (spoil, why) in cases {
@@ -304,6 +443,39 @@ mod tests {
             Err(Rejected::Unsupported(_))
         ));
         assert!(mounts(&FIELD, vec![good(); MAX_MOUNTS + 1], CAN).is_err());
+    }
+
+    #[test]
+    fn cdi_devices_have_qualified_names() {
+        let names = |names: &[&str]| {
+            let device = |name: &&str| cri::CdiDevice {
+                name: (*name).into(),
+            };
+            let raw: Vec<_> = names.iter().map(device).collect();
+            cdi_devices(&FIELD, &raw)
+                .map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>())
+                .map_err(|error| error.to_string())
+        };
+        let (a, b) = ("vendor.com/class=a", "v/c.d=0:1-2");
+        assert_eq!(names(&[a, b, a]), Ok(vec![a.to_owned(), b.to_owned()]));
+        for (bad, why) in [
+            (
+                "",
+                "m[1].name: \"\" is not of the form \"vendor.com/class=name\"",
+            ),
+            (
+                "vendor.com/class",
+                "m[1].name: \"vendor.com/class\" is not of the form",
+            ),
+            ("vendor=a", "m[1].name: \"vendor=a\" has no class"),
+            ("1v/c=a", "m[1].name: \"1v/c=a\" has no vendor"),
+            ("v/c/d=a", "m[1].name: \"v/c/d=a\" has no class"),
+            ("v/c=", "m[1].name: \"v/c=\" has no name"),
+            ("v/c=a/b", "m[1].name: \"v/c=a/b\" has no name"),
+        ] {
+            let error = names(&[a, bad]).expect_err(bad);
+            assert!(error.starts_with(why), "{error}");
+        }
     }
 
     #[test]

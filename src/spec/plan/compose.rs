@@ -156,7 +156,8 @@ impl Composer {
         pid_namespace: PidNamespace,
     ) -> Result<Compiled, Error> {
         let most = MAX_FDS - RESERVED;
-        let is_mount = |source: &&FdSource| matches!(source, FdSource::Mount(_));
+        let is_mount =
+            |source: &&FdSource| matches!(source, FdSource::Mount(_) | FdSource::Image { .. });
         if self.fds.len() > most {
             let count = self.fds.iter().filter(is_mount).count();
             return Err(Error::TooManyMounts {

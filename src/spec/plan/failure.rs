@@ -7,6 +7,17 @@ use nix::errno::Errno;
 #[must_use]
 pub fn describe_failure(steps: &[String], step: u32, errno: i32) -> String {
     let what = usize::try_from(step).ok().and_then(|step| steps.get(step));
+    if errno & carpel_wire::ENDED != 0 {
+        let status = errno & !carpel_wire::ENDED;
+        let how = match status & 0x7f {
+            0 => format!("exit status {}", status >> 8),
+            signal => format!("killed by signal {signal}"),
+        };
+        return match what {
+            Some(what) => format!("{what}: {how}"),
+            None => format!("step {step} of the plan: {how}"),
+        };
+    }
     let error = Errno::from_raw(errno);
     let reason = reason(error, errno);
     let Some(what) = what else {
@@ -73,6 +84,16 @@ mod tests {
                 7,
                 libc::EPERM,
                 "step 7 of the plan: operation not permitted",
+            ),
+            (
+                0,
+                carpel_wire::ENDED | 3 << 8,
+                "mount \"/a\" on \"/b\": exit status 3",
+            ),
+            (
+                9,
+                carpel_wire::ENDED | 9,
+                "step 9 of the plan: killed by signal 9",
             ),
             (0, 4000, "mount \"/a\" on \"/b\": error 4000"),
         ] {

@@ -1,12 +1,13 @@
 //! The steps that make a container's file system.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use carpel_wire::{FdIndex, NulList, Step, encode_nul_list};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
 use super::compose::{Composer, terminated};
-use super::{CgroupLayout, Error, FdSource, HostFacts, Source, process};
+use super::{CgroupLayout, Error, FdSource, HostFacts, Source, hooks, process};
 use crate::spec::config::Propagation;
 use crate::spec::host::CgroupHierarchy;
 use crate::spec::mounts::{IMAGE_VOLUME, POD_SHM, POD_SYS};
@@ -57,7 +58,8 @@ pub(super) fn compose(
         prepare(composer, mounts)?;
     }
     let root = composer.fd(FdSource::Rootfs);
-    composer.step("enter the root file system", &Step::PivotRoot { root });
+    hooks::enter(composer, source, root)?;
+    let mut images = HashSet::new();
     for mount in mounts {
         if pod_shm(mount) {
             attach(
@@ -75,6 +77,8 @@ pub(super) fn compose(
             attach(composer, "devpts", devpts, mount.destination(), true)?;
         } else if mount.source().as_deref() == Some(Path::new(IMAGE_VOLUME)) {
             image_volume(composer, mount.destination())?;
+        } else if let Some(volume) = image_index(source, mount, &mut images) {
+            mounted_image(composer, mount, volume)?;
         } else if mount.typ().as_deref() == Some("cgroup") {
             cgroup(composer, mount, linux, host)?;
         } else {
@@ -102,9 +106,22 @@ pub(super) fn compose(
             mode: 0o755,
         },
     );
+    hooks::leave(composer, source)?;
     hide(composer, linux)?;
     protect_root(composer, spec);
     Ok(())
+}
+
+/// Which of the container's image volumes a mount is. Each is used once.
+fn image_index(source: &Source, mount: &Mount, used: &mut HashSet<usize>) -> Option<usize> {
+    let mut volumes = source.image_volumes.iter().enumerate();
+    let (index, _) = volumes.find(|(index, volume)| {
+        volume.container_path == *mount.destination()
+            && Some(volume.source()) == *mount.source()
+            && !used.contains(index)
+    })?;
+    used.insert(index);
+    Some(index)
 }
 
 /// Where a mount waits that is made, or copied from the supervisor's, before the supervisor's root is left.
@@ -151,7 +168,10 @@ fn is_bind(mount: &Mount) -> bool {
 #[derive(Debug)]
 struct Options {
     attrs: u64,
-    recursive_readonly: bool,
+    /// Those of what is mounted below it, too.
+    recursive_attrs: u64,
+    /// A bind mount of the mount alone.
+    shallow: bool,
     propagation: Propagation,
     /// Seen in the ids of the user namespace.
     mapped: bool,
@@ -163,7 +183,8 @@ impl Options {
     fn parse(mount: &Mount) -> Result<Self, Error> {
         let mut options = Self {
             attrs: 0,
-            recursive_readonly: false,
+            recursive_attrs: 0,
+            shallow: false,
             propagation: Propagation::Private,
             mapped: false,
             data: Vec::new(),
@@ -173,21 +194,25 @@ impl Options {
                 "idmap" | "ridmap" => options.mapped = true,
                 "defaults" | "rbind" | "rw" | "suid" | "dev" | "exec" | "relatime" | "atime" => {}
                 "ro" => options.attrs |= libc::MOUNT_ATTR_RDONLY,
-                "rro" => {
-                    options.attrs |= libc::MOUNT_ATTR_RDONLY;
-                    options.recursive_readonly = true;
-                }
+                "rro" => options.recursive_attrs |= libc::MOUNT_ATTR_RDONLY,
+                "rnosuid" => options.recursive_attrs |= libc::MOUNT_ATTR_NOSUID,
+                "rnodev" => options.recursive_attrs |= libc::MOUNT_ATTR_NODEV,
+                "rnoexec" => options.recursive_attrs |= libc::MOUNT_ATTR_NOEXEC,
                 "nosuid" => options.attrs |= libc::MOUNT_ATTR_NOSUID,
                 "nodev" => options.attrs |= libc::MOUNT_ATTR_NODEV,
                 "noexec" => options.attrs |= libc::MOUNT_ATTR_NOEXEC,
-                "noatime" => options.attrs |= libc::MOUNT_ATTR_NOATIME,
-                "strictatime" => options.attrs |= libc::MOUNT_ATTR_STRICTATIME,
+                // The last word counts: the kernel takes one.
+                "noatime" => options.attrs = options.attrs & !ATIME_MASK | libc::MOUNT_ATTR_NOATIME,
+                "strictatime" => {
+                    options.attrs = options.attrs & !ATIME_MASK | libc::MOUNT_ATTR_STRICTATIME;
+                }
                 "nodiratime" => options.attrs |= libc::MOUNT_ATTR_NODIRATIME,
                 "nosymfollow" => options.attrs |= libc::MOUNT_ATTR_NOSYMFOLLOW,
                 "private" | "rprivate" => options.propagation = Propagation::Private,
                 "slave" | "rslave" => options.propagation = Propagation::HostToContainer,
                 "shared" | "rshared" => options.propagation = Propagation::Bidirectional,
-                "bind" | "unbindable" | "runbindable" | "tmpcopyup" | "remount" => {
+                "bind" => options.shallow = true,
+                "unbindable" | "runbindable" | "tmpcopyup" | "remount" => {
                     return Err(Error::Mount {
                         path: mount.destination().display().to_string(),
                         reason: format!("option {option:?} is not supported"),
@@ -222,8 +247,10 @@ fn compose_mount(composer: &mut Composer, mount: &Mount) -> Result<(), Error> {
     }
     let bind = BindMount {
         source: mount.source().clone().unwrap_or_default(),
-        readonly: options.attrs & libc::MOUNT_ATTR_RDONLY != 0,
-        recursive_readonly: options.recursive_readonly,
+        // "rbind" beside it says more.
+        recursive: !options.shallow || mount.options().iter().flatten().any(|o| o == "rbind"),
+        attrs: options.attrs,
+        recursive_attrs: options.recursive_attrs,
         propagation: options.propagation,
         mapped: options.mapped,
     };
@@ -231,20 +258,19 @@ fn compose_mount(composer: &mut Composer, mount: &Mount) -> Result<(), Error> {
     let protected = ["/proc", "/sys", "/dev"]
         .iter()
         .any(|path| target == Path::new(path));
-    bind_mount(composer, bind, target, protected)?;
-    let set = options.attrs & !libc::MOUNT_ATTR_RDONLY;
-    if set != 0 {
-        let clear = if set & ATIME_MASK != 0 { ATIME_MASK } else { 0 };
-        let path = terminated(target)?;
-        let step = Step::SetAttr {
-            path: &path,
-            set,
-            clear,
-            recursive: false,
-        };
-        composer.step(format!("set options of mount {target:?}"), &step);
-    }
-    Ok(())
+    bind_mount(composer, bind, target, protected)
+}
+
+/// Of an image there is one mount, which nothing else is mounted below.
+fn mounted_image(composer: &mut Composer, mount: &Mount, volume: usize) -> Result<(), Error> {
+    let options = Options::parse(mount)?;
+    let what = format!("{:?}", mount.source().clone().unwrap_or_default());
+    let attrs = options.attrs | options.recursive_attrs;
+    let mounted = composer.fd(FdSource::Image {
+        volume,
+        attrs: attrs | libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV,
+    });
+    attach(composer, &what, mounted, mount.destination(), false)
 }
 
 fn bind_mount(
@@ -378,8 +404,9 @@ fn show(
         source: hierarchy
             .mounted_on
             .join(cgroup.strip_prefix("/").unwrap_or(cgroup)),
-        readonly,
-        recursive_readonly: false,
+        recursive: true,
+        attrs: if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 },
+        recursive_attrs: 0,
         propagation: Propagation::Private,
         mapped: false,
     };

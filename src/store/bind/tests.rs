@@ -44,8 +44,9 @@ fn share(path: &Path, how: MsFlags) {
 fn bind(path: &Path, propagation: Propagation) -> BindMount {
     BindMount {
         source: path.join("source"),
-        readonly: false,
-        recursive_readonly: false,
+        recursive: true,
+        attrs: 0,
+        recursive_attrs: 0,
         propagation,
         mapped: false,
     }
@@ -162,9 +163,10 @@ fn read_only_is_of_the_mount_or_of_the_tree() {
         (true, true, false, false),
     ] {
         in_namespace(move |path| {
+            let attrs = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
             let mount = BindMount {
-                readonly,
-                recursive_readonly: recursive,
+                attrs,
+                recursive_attrs: if recursive { attrs } else { 0 },
                 ..bind(path, Propagation::Private)
             };
             let clone = clone_mount(&mount).unwrap();
@@ -177,10 +179,50 @@ fn read_only_is_of_the_mount_or_of_the_tree() {
 }
 
 #[test]
+fn a_clone_is_of_the_mount_alone_unless_recursive() {
+    in_namespace(|path| {
+        let mount = BindMount {
+            recursive: false,
+            ..bind(path, Propagation::Private)
+        };
+        attach(&clone_mount(&mount).unwrap(), &path.join("target"));
+        assert!(path.join("target/below").is_dir() && !is_mount(&path.join("target/below")));
+    });
+}
+
+#[test]
+fn options_are_the_mounts_own_or_the_trees() {
+    assert!(can_protect_recursively());
+    in_namespace(|path| {
+        let mount = BindMount {
+            attrs: libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NOATIME,
+            recursive_attrs: libc::MOUNT_ATTR_NODEV,
+            ..bind(path, Propagation::Private)
+        };
+        attach(&clone_mount(&mount).unwrap(), &path.join("target"));
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let options = |point: &Path| {
+            let point = format!(" {} ", point.display());
+            let line = table.lines().find(|line| line.contains(&point)).unwrap();
+            line.split(' ').nth(5).unwrap().to_owned()
+        };
+        assert_eq!(options(&path.join("target")), "rw,nodev,noexec,noatime");
+        assert_eq!(options(&path.join("target/below")), "rw,nodev,relatime");
+        assert_eq!(options(&path.join("source")), "rw,relatime");
+    });
+}
+
+#[test]
 fn a_missing_path_is_made_and_links_are_followed() {
     in_namespace(|path| {
         let mut mount = bind(path, Propagation::Private);
         mount.source = path.join("made/of/folders");
+        let error = clone_mount(&mount).unwrap_err().to_string();
+        assert!(
+            error.contains("made/of/folders: open_tree: No such file"),
+            "{error}"
+        );
+        prepare(&mount.source, Propagation::Private).unwrap();
         clone_mount(&mount).unwrap();
         let meta = fs::metadata(path.join("made/of")).unwrap();
         assert!(meta.is_dir());
@@ -204,7 +246,7 @@ fn a_missing_path_is_made_and_links_are_followed() {
         );
         mount.source = "/proc/missing".into();
         assert!(matches!(
-            clone_mount(&mount).unwrap_err(),
+            prepare(&mount.source, Propagation::Private).unwrap_err(),
             Error::Path { .. }
         ));
     });

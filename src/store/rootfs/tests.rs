@@ -376,3 +376,73 @@ async fn times() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_volume_shows_layers_and_takes_nothing() {
+    for method in methods() {
+        let builder = Builder::start_with(Some(method)).unwrap();
+        for layers in [0, 1, 3] {
+            let fixture = Fixture::new(layers);
+            let volume = Volume {
+                layers: fixture.overlay().layers,
+                sub_path: None,
+                user_namespace: None,
+            };
+            let root = RootFd::from(builder.volume(volume).await.unwrap());
+            if let Some(top) = layers.checked_sub(1) {
+                assert_eq!(read(&root, "top").unwrap(), top.to_string(), "{method:?}");
+                assert_eq!(read(&root, "file-0").unwrap(), "0");
+            }
+            let flags = OFlags::CREATE | OFlags::WRONLY;
+            let error = root.open_in(Path::new("new"), flags, Mode::from_raw_mode(0o644));
+            let kind = error.unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::ReadOnlyFilesystem, "{method:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sub_path_is_a_folder_within_the_volume() {
+    use std::os::unix::fs::symlink;
+    for method in methods() {
+        let builder = Builder::start_with(Some(method)).unwrap();
+        let fixture = Fixture::new(2);
+        let bottom = fixture.folder.path().join("layers/0");
+        fs::create_dir_all(bottom.join("a/b")).unwrap();
+        fs::write(bottom.join("a/b/f"), "deep").unwrap();
+        symlink("/a", bottom.join("absolute")).unwrap();
+        symlink("../../../../../../../../etc", bottom.join("out")).unwrap();
+        symlink("/proc", bottom.join("proc")).unwrap();
+        let make = async |path: &str| {
+            let volume = Volume {
+                layers: fixture.overlay().layers,
+                sub_path: Some(path.into()),
+                user_namespace: None,
+            };
+            builder.volume(volume).await.map(RootFd::from)
+        };
+        for (path, file) in [("a", "b/f"), ("a/b", "f"), ("absolute/b", "f")] {
+            let root = make(path).await.unwrap();
+            assert_eq!(read(&root, file).unwrap(), "deep", "{method:?} {path}");
+            // What lies above it is out of reach.
+            assert!(read(&root, "../../top").is_err());
+        }
+        for (path, errno) in [
+            ("none", libc::ENOENT),
+            ("top", libc::ENOTDIR),
+            ("out", libc::ENOENT),
+            // In there it is a link to itself.
+            ("proc", libc::ELOOP),
+        ] {
+            match make(path).await.unwrap_err() {
+                Error::SubPath { source, .. } => {
+                    assert_eq!(source.raw_os_error(), Some(errno), "{path}");
+                }
+                other => panic!("{path}: {other}"),
+            }
+        }
+        // The builder is as good as before.
+        let root = RootFd::from(builder.overlay(fixture.overlay()).await.unwrap());
+        assert_eq!(read(&root, "top").unwrap(), "1");
+    }
+}

@@ -1,74 +1,37 @@
 //! CHECK: what ADD made is still there.
 
-use std::net::IpAddr;
-
-use netlink_packet_route::AddressFamily;
-
-use super::{KIND, PORT_KIND, config::Config};
+use super::{KIND, config::Config, spoofing};
 use crate::{
     error::{Code, Doing, Error},
     ipam::Ipam,
     netlink::{Socket, link::Link},
     netns::Netns,
+    pair,
     request::Request,
-    result::{AddResult, Interface},
+    result::AddResult,
+    verify::{self, find, same_mac},
 };
 
 /// Checks addresses, the bridge, both ends of the pair, and the container's routes against the
 /// result of ADD.
 pub fn check(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
-    let attachment = request.attachment()?;
     let netns = Netns::open(&request.netns, request.own_netns_allowed)?;
     Ipam::find(request)?.check(request)?;
-    let result = request
-        .prev_result()?
-        .ok_or_else(|| Error::config("no \"prevResult\" in the configuration"))?;
+    let result = request.required_prev_result()?;
 
-    let sandbox = request.netns.to_string_lossy();
-    let is_container =
-        |found: &&Interface| found.name == attachment.interface && found.sandbox == sandbox;
-    let expected = result.interfaces.iter().find(is_container).ok_or_else(|| {
-        Error::internal(format!(
-            "prevResult has no {} in {sandbox}",
-            attachment.interface
-        ))
-    })?;
+    let expected = verify::container(request, &result)?;
     let mut host = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
     let mut inside = netns.socket()?;
     let bridge = check_bridge(&mut host, &config, &result)?;
-    let end = find(&mut inside, &expected.name, PORT_KIND)?;
+    let end = find(&mut inside, &expected.name, pair::KIND)?;
     same_mac(expected, &end)?;
     check_host_end(&mut host, &config, &result, &bridge, &end)?;
     if !config.leave_down {
-        check_addresses(&mut inside, &end, &result)?;
-        check_routes(&mut inside, &result)?;
+        verify::addresses(&mut inside, &end, &result)?;
+        verify::routes(&mut inside, &result)?;
     }
     Ok(())
-}
-
-fn find(socket: &mut Socket, name: &str, kind: &str) -> Result<Link, Error> {
-    let link = socket
-        .link(name)
-        .doing(Code::Internal, || format!("find {name}"))?
-        .ok_or_else(|| Error::internal(format!("link {name} is not there")))?;
-    if link.kind != kind {
-        return Err(Error::internal(format!(
-            "link {name} is not of kind {kind}"
-        )));
-    }
-    Ok(link)
-}
-
-fn same_mac(expected: &Interface, found: &Link) -> Result<(), Error> {
-    if expected.mac.is_empty() || found.mac.to_string().eq_ignore_ascii_case(&expected.mac) {
-        return Ok(());
-    }
-    let Interface { name, mac, .. } = expected;
-    Err(Error::internal(format!(
-        "link {name} has hardware address {}, not {mac}",
-        found.mac
-    )))
 }
 
 fn check_bridge(host: &mut Socket, config: &Config, result: &AddResult) -> Result<Link, Error> {
@@ -112,6 +75,10 @@ fn check_host_end(
             && end.peer == Some(link.index)
             && link.master == Some(bridge.index)
         {
+            if config.check_macs && !spoofing::is_checked(&link.name, end.mac)? {
+                let msg = format!("what comes from {} is not checked", link.name);
+                return Err(Error::internal(msg));
+            }
             return same_mac(expected, &link);
         }
     }
@@ -119,49 +86,4 @@ fn check_host_end(
         "no port of bridge {} leads to {}",
         config.bridge, end.name
     )))
-}
-
-fn check_addresses(inside: &mut Socket, end: &Link, result: &AddResult) -> Result<(), Error> {
-    let found = inside
-        .addresses(end.index, AddressFamily::Unspec)
-        .doing(Code::Internal, || format!("addresses of {}", end.name))?;
-    for ip in &result.ips {
-        if !found.iter().any(|address| address.net == ip.address) {
-            return Err(Error::internal(format!(
-                "{} has not address {}",
-                end.name, ip.address
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn check_routes(inside: &mut Socket, result: &AddResult) -> Result<(), Error> {
-    for (of, is_family) in [
-        (AddressFamily::Inet, IpAddr::is_ipv4 as fn(&IpAddr) -> bool),
-        (AddressFamily::Inet6, IpAddr::is_ipv6),
-    ] {
-        let expected: Vec<_> = result
-            .routes
-            .iter()
-            .filter(|route| is_family(&route.dst.addr()))
-            .collect();
-        if expected.is_empty() {
-            continue;
-        }
-        let found = inside
-            .routes(of)
-            .doing(Code::Internal, || "routes of the container".into())?;
-        for route in expected {
-            let matches = found.iter().any(|other| {
-                other.dst == route.dst.network()
-                    && route.gw.is_none_or(|gw| other.gateway == Some(gw))
-            });
-            if !matches {
-                let msg = format!("the container has no route to {}", route.dst);
-                return Err(Error::internal(msg));
-            }
-        }
-    }
-    Ok(())
 }

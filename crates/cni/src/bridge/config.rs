@@ -4,7 +4,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    error::{Code, Doing, Error},
+    error::{Code, Error},
+    netfilter::masquerade,
     netlink::link::Mac,
     request::{Request, check_interface_name},
     result::Dns,
@@ -70,23 +71,17 @@ pub struct Config {
     /// The container's end stays down.
     pub leave_down: bool,
     pub isolated: bool,
+    /// Frames under another hardware address than the container's are dropped.
+    pub check_macs: bool,
     pub dns: Dns,
     /// Of the container's interface; none for a random one.
     pub mac: Option<Mac>,
 }
 
 impl Config {
-    /// Errors: `UnsupportedField` for what would be ignored at the user's cost: VLANs and the check
-    /// for forged hardware addresses.
+    /// Errors: `UnsupportedField` for what would be ignored at the user's cost: VLANs.
     pub fn parse(request: &Request) -> Result<Config, Error> {
-        // A null is as good as nothing.
-        let given = request.config.as_object().into_iter().flatten();
-        let given = given.filter(|(key, value)| !value.is_null() && *key != "prevResult");
-        let given = given
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let raw: RawConfig =
-            serde_json::from_value(Value::Object(given)).doing(Code::Decode, || "bridge".into())?;
+        let raw: RawConfig = request.config_of("bridge")?;
         refuse_unsupported(&raw)?;
 
         let bridge = if raw.bridge.is_empty() {
@@ -125,6 +120,7 @@ impl Config {
             detect_duplicates: raw.enabledad,
             leave_down: raw.disable_container_interface,
             isolated: raw.port_isolation,
+            check_macs: raw.macspoofchk,
             dns: raw.dns,
             mac,
         })
@@ -135,16 +131,11 @@ fn refuse_unsupported(raw: &RawConfig) -> Result<(), Error> {
     let unsupported = [
         ("vlan", raw.vlan != 0),
         ("vlanTrunk", !raw.vlan_trunk.is_empty()),
-        ("macspoofchk", raw.macspoofchk),
         ("uplinkInterface", !raw.uplink_interface.is_empty()),
     ];
     if let Some((key, _)) = unsupported.into_iter().find(|(_, wanted)| *wanted) {
         let msg = format!("bridge: {key} is not supported");
         return Err(Error::new(Code::UnsupportedField, msg));
     }
-    // Both names stand for the same packets being masqueraded; how is up to the plugin.
-    match raw.ip_masq_backend.as_str() {
-        "" | "iptables" | "nftables" => Ok(()),
-        other => Err(Error::config(format!("unknown ipMasqBackend {other:?}"))),
-    }
+    masquerade::check_backend(&raw.ip_masq_backend)
 }

@@ -1,11 +1,10 @@
 //! The bridge itself, and its side of the network: gateway addresses and forwarding.
 
-use std::net::IpAddr;
-
 use rustix::io;
 
 use super::{KIND, config::Config};
 use crate::{
+    container,
     error::{Code, Doing, Error},
     ipnet::{IpNet, next_ip},
     netlink::{
@@ -65,13 +64,8 @@ pub fn complete(result: &mut AddResult, config: &Config, interface: usize) {
         let is_default = |route: &Route| route.gw.is_some() && route.dst == everything;
         if config.is_default_gateway && !result.routes.iter().any(is_default) {
             result.routes.push(Route {
-                dst: everything,
                 gw: ip.gateway,
-                mtu: 0,
-                advmss: 0,
-                priority: 0,
-                table: None,
-                scope: None,
+                ..Route::to(everything)
             });
         }
     }
@@ -84,7 +78,6 @@ pub fn serve(
     config: &Config,
     result: &AddResult,
 ) -> Result<(), Error> {
-    let mut forwarded = [false; 2];
     for ip in &result.ips {
         let Some(gateway) = ip.gateway else { continue };
         let net = IpNet::new(gateway, ip.address.prefix()).ok_or_else(|| {
@@ -94,15 +87,9 @@ pub fn serve(
             ))
         })?;
         ensure_address(socket, bridge, net, config.force_address)?;
-        if !std::mem::replace(&mut forwarded[usize::from(gateway.is_ipv6())], true) {
-            let key = match gateway {
-                IpAddr::V4(_) => "ipv4/ip_forward",
-                IpAddr::V6(_) => "ipv6/conf/all/forwarding",
-            };
-            sysctl::set(key, "1").doing(Code::Internal, || format!("turn {key} on"))?;
-        }
     }
-    Ok(())
+    let gateways = result.ips.iter().filter_map(|ip| ip.gateway);
+    container::forward(gateways)
 }
 
 fn ensure_address(

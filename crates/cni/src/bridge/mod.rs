@@ -9,92 +9,27 @@ mod add;
 mod check;
 mod config;
 mod gateway;
+mod spoofing;
 
-use std::collections::HashSet;
-
-use rustix::io;
-
-use crate::{
-    error::{Code, Doing, Error},
-    hash::hash,
-    ipam::Ipam,
-    netfilter::masquerade,
-    netlink::{Socket, link::Link},
-    netns::Netns,
-    request::{Attachment, Request},
-};
+use crate::{error::Error, ipam::Ipam, pair, request::Request};
 use config::Config;
 
 pub use add::add;
 pub use check::check;
 
 const KIND: &str = "bridge";
-const PORT_KIND: &str = "veth";
-
-/// Marks the host's ends of our pairs; network, container and interface follow.
-const ALIAS: &str = "carpel-cni";
-/// The kernel keeps no longer alias, in bytes.
-const MAX_ALIAS: usize = 255;
-
-/// Name of the host's end of an attachment's pair. Others may have the name; the alias decides.
-fn host_name(network: &str, attachment: &Attachment, attempt: u32) -> String {
-    let Attachment {
-        container,
-        interface,
-    } = attachment;
-    format!(
-        "veth{:08x}",
-        hash(&[network, container, interface, &attempt.to_string()]) as u32
-    )
-}
-
-/// What the aliases of a network's links start with, in the full and in the short form.
-fn alias_prefixes(network: &str) -> [String; 2] {
-    [
-        format!("{ALIAS} {network} "),
-        format!("{ALIAS} #{:016x} ", hash(&[network])),
-    ]
-}
-
-fn alias(network: &str, attachment: &Attachment) -> String {
-    let Attachment {
-        container,
-        interface,
-    } = attachment;
-    let [full, short] = alias_prefixes(network);
-    let full = format!("{full}{container} {interface}");
-    if full.len() <= MAX_ALIAS {
-        return full;
-    }
-    format!("{short}#{:016x}", hash(&[container, interface]))
-}
-
-/// The links of a network's pods.
-fn links(network: &str) -> Result<Vec<Link>, Error> {
-    let prefixes = alias_prefixes(network);
-    let is_ours = |link: &Link| {
-        link.kind == PORT_KIND && prefixes.iter().any(|prefix| link.alias.starts_with(prefix))
-    };
-    let listed = Socket::route().and_then(|mut socket| socket.links());
-    let mut links = listed.doing(Code::Internal, || "list links".into())?;
-    links.retain(is_ours);
-    Ok(links)
-}
-
-/// Ends the masquerading of a network that has no pods any more.
-fn end_masquerading(network: &str) -> Result<(), Error> {
-    masquerade::release(network, || Ok(!links(network)?.is_empty()))
-}
 
 /// Removes the pair, frees the addresses, ends the masquerading.
 pub fn del(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
-    let attachment = request.attachment()?;
     let ipam = Ipam::find(request)?;
-    remove_pair(request, &config, attachment)?;
+    pair::remove(request, Some(&config.bridge))?;
+    if config.check_macs {
+        spoofing::end(&request.network, request.attachment()?)?;
+    }
     ipam.del(request)?;
     if config.ip_masq && ipam != Ipam::None {
-        end_masquerading(&request.network)?;
+        pair::end_masquerading(&request.network)?;
     }
     Ok(())
 }
@@ -102,24 +37,13 @@ pub fn del(request: &Request) -> Result<(), Error> {
 /// Removes whatever belongs to attachments that are not valid any more.
 pub fn gc(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
-    let valid = request.valid_attachments()?;
-    let network = &request.network;
-    let valid: HashSet<_> = valid
-        .iter()
-        .map(|attachment| alias(network, attachment))
-        .collect();
-    let mut socket = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
-    for link in links(network)?
-        .into_iter()
-        .filter(|link| !valid.contains(&link.alias))
-    {
-        socket
-            .delete_link(&link.name)
-            .doing(Code::Internal, || format!("remove {}", link.name))?;
+    pair::gc(request)?;
+    if config.check_macs {
+        spoofing::gc(request)?;
     }
     Ipam::find(request)?.gc(request)?;
     if config.ip_masq {
-        end_masquerading(network)
+        pair::end_masquerading(&request.network)
     } else {
         Ok(())
     }
@@ -129,61 +53,4 @@ pub fn gc(request: &Request) -> Result<(), Error> {
 pub fn status(request: &Request) -> Result<(), Error> {
     Config::parse(request)?;
     Ipam::find(request)?.status(request)
-}
-
-/// Removing one end of the pair removes the other. With the container's namespace gone the kernel
-/// has done it, unless something else keeps the namespace alive: then the host's end is looked for.
-fn remove_pair(request: &Request, config: &Config, attachment: &Attachment) -> Result<(), Error> {
-    let name = &attachment.interface;
-    if !request.netns.as_os_str().is_empty()
-        && let Some(netns) = Netns::find(&request.netns, request.own_netns_allowed)?
-        && netns
-            .socket()?
-            .delete_link(name)
-            .doing(Code::Internal, || format!("remove {name}"))?
-    {
-        return Ok(());
-    }
-    let mut socket = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
-    let found = find_host_end(&mut socket, request, config, attachment)
-        .doing(Code::Internal, || format!("find the link of {name}"))?;
-    if let Some(link) = found {
-        socket
-            .delete_link(&link.name)
-            .doing(Code::Internal, || format!("remove {}", link.name))?;
-    }
-    Ok(())
-}
-
-/// The host's end of an attachment's pair: the link of its name and alias, or else what the result
-/// of ADD says, if that is still a port with the hardware address noted there.
-fn find_host_end(
-    socket: &mut Socket,
-    request: &Request,
-    config: &Config,
-    attachment: &Attachment,
-) -> io::Result<Option<Link>> {
-    for attempt in 0..add::NAMES {
-        let link = socket.link(&host_name(&request.network, attachment, attempt))?;
-        match link {
-            Some(link) if link.alias == alias(&request.network, attachment) => {
-                return Ok(Some(link));
-            }
-            Some(_) => {}
-            None => break,
-        }
-    }
-    // A previous result that cannot be read must not hold up a DEL.
-    let previous = request.prev_result().ok().flatten().unwrap_or_default();
-    for interface in previous.interfaces {
-        if interface.sandbox.is_empty()
-            && interface.name != config.bridge
-            && let Some(link) = socket.link(&interface.name)?
-            && link.kind == PORT_KIND
-            && link.mac.to_string() == interface.mac
-        {
-            return Ok(Some(link));
-        }
-    }
-    Ok(None)
 }

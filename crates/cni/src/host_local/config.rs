@@ -82,7 +82,7 @@ impl Config {
             .ok_or_else(|| Error::config("no \"ipam\" in the configuration"))?;
         let runtime = raw.runtime.unwrap_or_default();
 
-        let mut requested: Vec<IpAddr> = args.ip.into_iter().collect();
+        let mut requested: Vec<IpAddr> = args.ips.clone();
         let in_config = raw.args.and_then(|args| args.cni).unwrap_or_default().ips;
         for text in in_config.iter().chain(&runtime.ips) {
             // A prefix length may follow; the range knows it better.

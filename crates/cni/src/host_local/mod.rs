@@ -20,7 +20,8 @@ use crate::{
 /// Allocates one address of each range set. Either all are allocated or none.
 ///
 /// Errors: also if the container's interface has an address of these ranges already.
-pub fn add(request: &Request, attachment: &Attachment) -> Result<AddResult, Error> {
+pub fn add(request: &Request) -> Result<AddResult, Error> {
+    let attachment = request.attachment()?;
     let config = config(request)?;
     let dns = config
         .resolv_conf
@@ -48,7 +49,8 @@ pub fn add(request: &Request, attachment: &Attachment) -> Result<AddResult, Erro
 }
 
 /// Checks that the container's interface has an address.
-pub fn check(request: &Request, attachment: &Attachment) -> Result<(), Error> {
+pub fn check(request: &Request) -> Result<(), Error> {
+    let attachment = request.attachment()?;
     let config = config(request)?;
     let store = Store::open_existing(&config.folder).doing(Code::Io, || store_name(&config))?;
     let found = store.map(|store| store.of(owner(attachment))).transpose();
@@ -66,7 +68,8 @@ pub fn check(request: &Request, attachment: &Attachment) -> Result<(), Error> {
 }
 
 /// Frees all addresses of the container's interface; none is fine.
-pub fn del(request: &Request, attachment: &Attachment) -> Result<(), Error> {
+pub fn del(request: &Request) -> Result<(), Error> {
+    let attachment = request.attachment()?;
     let config = config(request)?;
     let free = || -> rustix::io::Result<()> {
         let Some(store) = Store::open_existing(&config.folder)? else {

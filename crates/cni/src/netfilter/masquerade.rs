@@ -17,14 +17,13 @@
 //! network is left; whoever looks at links and then at tables holds the lock, and an ADD has made its
 //! link before, so a pod that is added while another leaves never loses its rule.
 
-use std::os::fd::OwnedFd;
+use rustix::io::{self, Errno};
 
-use rustix::{
-    fs::{self, CWD, FlockOperation, Mode, OFlags},
-    io::{self, Errno},
+use super::{
+    Family, Hook, Table, Transaction,
+    expression::{Expression, in_network, masked},
+    has_table, lock, tables,
 };
-
-use super::{Table, Transaction, has_table, masquerade_expressions, tables};
 use crate::{
     error::{Code, Doing, Error},
     hash::hash,
@@ -35,11 +34,17 @@ use crate::{
 const PREFIX: &str = "carpel-masq";
 const CHAIN: &str = "postrouting";
 
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
-
 /// A longer name of a network is replaced by its hash, so that the table's name fits.
 const MAX_NETWORK: usize = 128;
+
+/// Checks an `ipMasqBackend`. Both names stand for the same packets being masqueraded; how is up to the
+/// plugin.
+pub fn check_backend(name: &str) -> Result<(), Error> {
+    match name {
+        "" | "iptables" | "nftables" => Ok(()),
+        other => Err(Error::config(format!("unknown ipMasqBackend {other:?}"))),
+    }
+}
 
 /// Masquerades what leaves `subnets`, unless that is so already. The pod's link must be there.
 pub fn ensure(network: &str, subnets: &[IpNet]) -> io::Result<()> {
@@ -52,7 +57,7 @@ pub fn ensure(network: &str, subnets: &[IpNet]) -> io::Result<()> {
         }
         let mut transaction = Transaction::new();
         transaction.add_table(&table);
-        transaction.add_postrouting_chain(&table, CHAIN);
+        transaction.add_chain(&table, CHAIN, Some(Hook::SNAT));
         transaction.add_rule(&table, CHAIN, masquerade_expressions(subnet));
         transaction.commit(&mut socket)?;
     }
@@ -77,11 +82,7 @@ pub fn release(network: &str, in_use: impl FnOnce() -> Result<bool, Error>) -> R
 }
 
 fn remove(socket: &mut Socket, network: &str) -> io::Result<()> {
-    let found = match tables(socket, &table_prefix(network)) {
-        // The kernel has a packet filter but no tables.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(()),
-        found => found?,
-    };
+    let found = tables(socket, &table_prefix(network))?;
     if found.is_empty() {
         return Ok(());
     }
@@ -92,16 +93,19 @@ fn remove(socket: &mut Socket, network: &str) -> io::Result<()> {
     transaction.commit(socket)
 }
 
-/// Keeps others of this host's network namespace out until it is dropped.
-fn lock() -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let namespace = fs::openat(CWD, "/proc/self/ns/net", flags, Mode::empty())?;
-    while let Err(errno) = fs::flock(&namespace, FlockOperation::LockExclusive) {
-        if errno != Errno::INTR {
-            return Err(errno);
-        }
-    }
-    Ok(namespace)
+/// The match "from this network to outside of it, but not to a multicast group", then masquerade.
+fn masquerade_expressions(subnet: &IpNet) -> Vec<Expression> {
+    let (destination, multicast, multicast_mask) = if subnet.addr().is_ipv4() {
+        (16, 0xe0, 0xf0)
+    } else {
+        (24, 0xff, 0xff)
+    };
+    let mut expressions = Vec::new();
+    expressions.extend(in_network(true, subnet, true));
+    expressions.extend(in_network(false, subnet, false));
+    expressions.extend(masked(destination, &[multicast_mask], &[multicast], false));
+    expressions.push(Expression::masquerade());
+    expressions
 }
 
 /// What the names of a network's tables start with. No network's name holds a slash.
@@ -118,11 +122,7 @@ fn table(network: &str, subnet: &IpNet) -> Table {
     let subnet = subnet.network();
     let addr = subnet.addr().to_string().replace(':', "_");
     Table {
-        family: if subnet.addr().is_ipv4() {
-            NFPROTO_IPV4
-        } else {
-            NFPROTO_IPV6
-        },
+        family: Family::of(subnet.addr()),
         name: format!("{}{addr}/{}", table_prefix(network), subnet.prefix()),
     }
 }

@@ -84,17 +84,25 @@ impl Batch {
     /// Gives a link an address. Without `detect`, an IPv6 address is usable at once: nobody looks
     /// for duplicates of it.
     pub fn add_address(&mut self, index: u32, net: IpNet, detect: bool) {
+        self.push_address(index, net, detect, AddressFlags::empty());
+    }
+
+    /// Gives a link an address without a route to its subnet.
+    pub fn add_lone_address(&mut self, index: u32, net: IpNet) {
+        self.push_address(index, net, false, AddressFlags::Noprefixroute);
+    }
+
+    fn push_address(&mut self, index: u32, net: IpNet, detect: bool, mut flags: AddressFlags) {
         let mut message = message(index, net);
         match net.last() {
             IpAddr::V4(last) if net.prefix() < 31 => {
                 message.attributes.push(AddressAttribute::Broadcast(last));
             }
-            IpAddr::V6(_) if !detect => {
-                message
-                    .attributes
-                    .push(AddressAttribute::Flags(AddressFlags::Nodad));
-            }
+            IpAddr::V6(_) if !detect => flags |= AddressFlags::Nodad,
             _ => {}
+        }
+        if !flags.is_empty() {
+            message.attributes.push(AddressAttribute::Flags(flags));
         }
         self.emit(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &message);
     }

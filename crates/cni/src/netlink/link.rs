@@ -11,20 +11,23 @@ use rustix::io::{self, Errno};
 
 use super::{Answer, Batch, Socket, as_text, as_u32, attributes};
 
-const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
+pub(super) const RTM_SETLINK: u16 = 19;
 
 const HEADER: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_PROMISCUITY: u16 = 30;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 
 /// A hardware address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +72,11 @@ pub struct Link {
     pub name: String,
     pub mac: Mac,
     pub up: bool,
+    pub all_multicast: bool,
+    /// Packets that may wait to be sent.
+    pub queue: u32,
+    /// In bytes.
+    pub mtu: u32,
     /// How often promiscuous mode was asked for.
     pub promiscuity: u32,
     /// Index of the bridge it is a port of.
@@ -77,6 +85,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// `veth`, `bridge`, …; empty for hardware.
     pub kind: String,
+    /// What is particular to links of the kind, as attributes.
+    pub details: Vec<u8>,
     pub alias: String,
 }
 
@@ -86,6 +96,7 @@ impl Link {
         let mut link = Link {
             index: as_u32(&header[4..]),
             up: as_u32(&header[8..]) & LinkFlags::Up.bits() != 0,
+            all_multicast: as_u32(&header[8..]) & LinkFlags::Allmulti.bits() != 0,
             ..Link::default()
         };
         for attribute in attributes(&answer.payload, HEADER) {
@@ -93,15 +104,20 @@ impl Link {
             match attribute.kind() {
                 IFLA_ADDRESS => link.mac = Mac(value.try_into().unwrap_or_default()),
                 IFLA_IFNAME => link.name = as_text(value),
+                IFLA_MTU => link.mtu = as_u32(value),
+                IFLA_TXQLEN => link.queue = as_u32(value),
                 IFLA_LINK => link.peer = Some(as_u32(value)),
                 IFLA_MASTER => link.master = Some(as_u32(value)),
                 IFLA_IFALIAS => link.alias = as_text(value),
                 IFLA_PROMISCUITY => link.promiscuity = as_u32(value),
                 IFLA_LINKINFO => {
-                    link.kind = attributes(value, 0)
-                        .find(|inner| inner.kind() == IFLA_INFO_KIND)
-                        .map(|inner| as_text(inner.value()))
-                        .unwrap_or_default();
+                    for inner in attributes(value, 0) {
+                        match inner.kind() {
+                            IFLA_INFO_KIND => link.kind = as_text(inner.value()),
+                            IFLA_INFO_DATA => link.details = inner.value().to_vec(),
+                            _ => {}
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -110,7 +126,7 @@ impl Link {
     }
 }
 
-fn named(name: &str) -> LinkMessage {
+pub(super) fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     message
@@ -124,6 +140,18 @@ fn without_statistics() -> LinkAttribute {
 fn raised(message: &mut LinkMessage, flags: LinkFlags) {
     message.header.flags |= flags;
     message.header.change_mask |= flags;
+}
+
+/// What can be changed of any link.
+#[derive(Clone, Copy, Debug)]
+pub enum Setting {
+    Up(bool),
+    Promiscuous(bool),
+    AllMulticast(bool),
+    /// In bytes.
+    Mtu(u32),
+    /// Packets that may wait to be sent.
+    Queue(u32),
 }
 
 /// How the host's end of a pair joins its bridge.
@@ -167,6 +195,16 @@ impl Batch {
         self.emit(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &host);
     }
 
+    /// Labels a link and raises it.
+    pub fn label_and_raise(&mut self, name: &str, alias: &str) {
+        let mut message = named(name);
+        message
+            .attributes
+            .push(LinkAttribute::IfAlias(alias.into()));
+        raised(&mut message, LinkFlags::Up);
+        self.emit(RTM_SETLINK, 0, &message);
+    }
+
     /// Makes a link a port of a bridge and raises it.
     pub fn join_bridge(&mut self, port: &Port<'_>) {
         let mut message = named(port.name);
@@ -196,7 +234,17 @@ impl Batch {
 impl Socket {
     /// Finds a link by its name.
     pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
-        let mut message = named(name);
+        self.find_link(named(name))
+    }
+
+    /// Finds a link by its index.
+    pub fn link_at(&mut self, index: u32) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.find_link(message)
+    }
+
+    fn find_link(&mut self, mut message: LinkMessage) -> io::Result<Option<Link>> {
         message.attributes.push(without_statistics());
         match self.request(RTM_GETLINK, 0, &message) {
             Ok(answers) => Ok(answers.iter().find_map(Link::parse)),
@@ -234,6 +282,18 @@ impl Socket {
         }
     }
 
+    /// Makes a link of the kind that sends on what is sent to it, up.
+    pub fn add_ifb(&mut self, name: &str, mtu: u32) -> io::Result<()> {
+        let mut message = named(name);
+        raised(&mut message, LinkFlags::Up);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+        self.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message)
+            .map(drop)
+    }
+
     /// Raises a link, and makes it promiscuous if asked to.
     pub fn raise(&mut self, index: u32, promiscuous: bool) -> io::Result<()> {
         let mut message = LinkMessage::default();
@@ -256,12 +316,27 @@ impl Socket {
         self.request(RTM_SETLINK, 0, &message).map(drop)
     }
 
-    /// Lowers a link.
-    pub fn lower(&mut self, index: u32) -> io::Result<()> {
+    /// Changes a setting of a link.
+    pub fn set(&mut self, index: u32, setting: Setting) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.header.change_mask = LinkFlags::Up;
+        let mut flag = |flag, on| {
+            message.header.change_mask = flag;
+            message.header.flags = if on { flag } else { LinkFlags::empty() };
+        };
+        match setting {
+            Setting::Up(on) => flag(LinkFlags::Up, on),
+            Setting::Promiscuous(on) => flag(LinkFlags::Promisc, on),
+            Setting::AllMulticast(on) => flag(LinkFlags::Allmulti, on),
+            Setting::Mtu(mtu) => message.attributes.push(LinkAttribute::Mtu(mtu)),
+            Setting::Queue(length) => message.attributes.push(LinkAttribute::TxQueueLen(length)),
+        }
         self.request(RTM_SETLINK, 0, &message).map(drop)
+    }
+
+    /// Lowers a link.
+    pub fn lower(&mut self, index: u32) -> io::Result<()> {
+        self.set(index, Setting::Up(false))
     }
 
     /// Removes a link; false if there was none.

@@ -7,7 +7,11 @@
 
 pub mod addr;
 pub mod link;
+pub mod macvlan;
+pub mod message;
+mod moving;
 pub mod route;
+pub mod traffic;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -10,12 +10,12 @@ use netlink_packet_route::{
         RouteType,
     },
 };
-use rustix::io;
+use rustix::io::{self, Errno};
 
 use super::{
     Answer, Batch, Socket,
     addr::{family, ip},
-    attributes,
+    as_u32, attributes,
 };
 use crate::{ipnet::IpNet, result::Route};
 
@@ -24,6 +24,7 @@ const RTM_GETROUTE: u16 = 26;
 
 const HEADER: usize = 12;
 const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
 /// A route that the kernel has.
@@ -31,6 +32,8 @@ const RTA_GATEWAY: u16 = 5;
 pub struct Found {
     pub dst: IpNet,
     pub gateway: Option<IpAddr>,
+    /// Index of the link it leads out of.
+    pub link: Option<u32>,
 }
 
 impl Found {
@@ -41,10 +44,11 @@ impl Found {
             10 => IpAddr::V6([0; 16].into()),
             _ => return None,
         };
-        let (mut dst, mut gateway) = (unspecified, None);
+        let (mut dst, mut gateway, mut link) = (unspecified, None, None);
         for attribute in attributes(&answer.payload, HEADER) {
             match attribute.kind() {
                 RTA_DST => dst = ip(attribute.value())?,
+                RTA_OIF => link = Some(as_u32(attribute.value())),
                 RTA_GATEWAY => gateway = ip(attribute.value()),
                 _ => {}
             }
@@ -52,6 +56,7 @@ impl Found {
         Some(Found {
             dst: IpNet::new(dst, header[1])?,
             gateway,
+            link,
         })
     }
 }
@@ -59,6 +64,17 @@ impl Found {
 impl Batch {
     /// Adds a route out of the link `index`, through `gateway` if there is one.
     pub fn add_route(&mut self, index: u32, route: &Route, gateway: Option<IpAddr>) {
+        self.add_route_from(index, route, gateway, None);
+    }
+
+    /// The same; what takes the route has `source` as its address, unless it has chosen another.
+    pub fn add_route_from(
+        &mut self,
+        index: u32,
+        route: &Route,
+        gateway: Option<IpAddr>,
+        source: Option<IpAddr>,
+    ) {
         let dst = route.dst.network();
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
@@ -79,6 +95,7 @@ impl Batch {
         attributes.push(RouteAttribute::Destination(dst.addr().into()));
         attributes.push(RouteAttribute::Oif(index));
         attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+        attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
         if route.priority != 0 {
             attributes.push(RouteAttribute::Priority(route.priority));
         }
@@ -98,6 +115,26 @@ impl Batch {
 }
 
 impl Socket {
+    /// Index of the link by which the machine would send to an address; nothing if it could not.
+    pub fn link_to(&mut self, addr: IpAddr) -> io::Result<Option<u32>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(addr);
+        message.header.destination_prefix_length = if addr.is_ipv4() { 32 } else { 128 };
+        message
+            .attributes
+            .push(RouteAttribute::Destination(addr.into()));
+        let answers = match self.request(RTM_GETROUTE, 0, &message) {
+            Err(Errno::NETUNREACH | Errno::HOSTUNREACH) => return Ok(None),
+            answers => answers?,
+        };
+        let mut found = answers
+            .iter()
+            .flat_map(|answer| attributes(&answer.payload, HEADER));
+        Ok(found
+            .find(|attribute| attribute.kind() == RTA_OIF)
+            .map(|attribute| as_u32(attribute.value())))
+    }
+
     /// All routes of a family, of every table.
     pub fn routes(&mut self, of: AddressFamily) -> io::Result<Vec<Found>> {
         let mut message = RouteMessage::default();

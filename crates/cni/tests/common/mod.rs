@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "every test file uses another part")]
 
+pub mod net;
+
 use std::{
     fs,
     io::Write,

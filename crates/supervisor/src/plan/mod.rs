@@ -4,6 +4,7 @@
 //! needs is prepared before a seccomp filter is loaded, so that after it only the steps themselves make
 //! system calls.
 
+mod hooks;
 mod mounts;
 mod paths;
 mod procfs;
@@ -245,7 +246,7 @@ impl<'p> Process<'_, 'p> {
             }
             Step::Chdir { path } => self.change_directory(string(path)?),
             Step::Exec { candidates, .. } => Err(self.execute(candidates)),
-            _ => match self.privilege_step(step) {
+            _ => match self.privilege_step(step).or_else(|| self.hook_step(step)) {
                 Some(result) => result,
                 None => self.mount_step(step),
             },

@@ -42,6 +42,13 @@ pub fn write_whole(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     }
 }
 
+/// To the beginning of a file.
+pub fn rewind(fd: BorrowedFd<'_>) -> Result<()> {
+    let whence = nr::SEEK_SET as usize;
+    // SAFETY: reads no memory.
+    unsafe { call(nr::__NR_lseek, [fd.arg(), 0, whence, 0, 0, 0]) }.map(drop)
+}
+
 /// A close-on-exec pipe: read end, write end.
 pub fn pipe() -> Result<(Fd, Fd)> {
     let mut ends = [0_u32; 2];

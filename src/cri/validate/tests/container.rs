@@ -103,11 +103,11 @@ fn bad_containers_are_named() {
         assert_eq!(result, Err(invalid(why, "container \"web\"")));
     }
     let cdi = container(
-        |c| c.cdi_devices = vec![cri::CdiDevice::default()],
+        |c| c.cdi_devices = vec![cri::CdiDevice { name: "v/c".into() }],
         PLATFORM,
     );
-    let why = "CDI_devices: CDI devices are not supported yet";
-    assert_eq!(cdi.map(|_| ()), Err(unsupported(why, "container \"web\"")));
+    let why = "CDI_devices[0].name: \"v/c\" is not of the form \"vendor.com/class=name\"";
+    assert_eq!(cdi.map(|_| ()), Err(invalid(why, "container \"web\"")));
     let long = container(
         |c| c.metadata.get_or_insert_default().name = "x".repeat(1 << 16),
         PLATFORM,

@@ -21,6 +21,7 @@ pub(super) struct Fixture {
     pub(super) config: ContainerConfig,
     pub(super) image: ImageConfiguration,
     pub(super) user: User,
+    pub(super) image_volumes: Vec<oci::ImageVolume>,
     pub(super) host: HostFacts,
 }
 
@@ -56,6 +57,7 @@ impl Fixture {
             env: Vec::new(),
             mounts: Vec::new(),
             devices: Vec::new(),
+            cdi_devices: Vec::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::from([("org.systemd.property.X".into(), "1".into())]),
             log_path: None,
@@ -78,6 +80,7 @@ impl Fixture {
                 home: Some("/home/a".into()),
                 name: None,
             },
+            image_volumes: Vec::new(),
             host: host(true),
         }
     }
@@ -95,6 +98,7 @@ impl Fixture {
                 hostname: "/run/s/hostname".into(),
                 resolv_conf: "/run/s/resolv.conf".into(),
             },
+            image_volumes: &self.image_volumes,
             host: &self.host,
         })
     }
@@ -186,9 +190,10 @@ pub(super) fn image(
 pub(super) fn mount(path: &str, source: &str) -> Mount {
     Mount {
         container_path: path.into(),
-        host_path: source.into(),
+        source: MountSource::Host(source.into()),
         readonly: false,
         recursive_readonly: false,
         propagation: Propagation::Private,
+        options: Vec::new(),
     }
 }

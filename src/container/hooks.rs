@@ -1,0 +1,378 @@
+//! The hooks of a container: programs that its spec wants to be run at points of its life.
+//!
+//! ```text
+//!  daemon                                        the container's process
+//!    bundle, a socket, files for the state ──▶     root file system complete, in sight of the host
+//!    createRuntime (prestart) hooks        ◀──     "here I am" (the socket tells the pid)
+//!                                          ──▶     createContainer hooks, leaves the host
+//!                                                  privileges given up, startContainer hooks, exec
+//!    poststart hooks, then the answer      ◀──
+//!    … exit, poststop hooks, and only then it counts as exited
+//! ```
+//!
+//! Each gets the container's state on its standard input, and is given a minute unless it says another time. What runs
+//! before the program may fail the start; what runs after is only reported. Poststop hooks run once more if the daemon
+//! dies while they run. A container without hooks passes none of this.
+
+use std::fs::File;
+use std::io::{IoSliceMut, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
+};
+use nix::unistd::Pid;
+use oci_spec::runtime::Hook;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe::Receiver;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::Container;
+use crate::error::Error;
+use crate::failpoint;
+use crate::ids::ContainerId;
+use crate::node::Node;
+use crate::spec::env::DEFAULT_PATH;
+use crate::spec::hooks::{self, Point};
+
+/// How long the container's process may take until its file system is there.
+const ARRIVAL: Duration = Duration::from_secs(60);
+/// What is kept of a hook's output.
+const MAX_OUTPUT: u64 = 4 << 10;
+/// How long output is awaited of a hook that has ended.
+const AFTER_EXIT: Duration = Duration::from_millis(100);
+
+/// The ends that go to the container's process.
+#[derive(Default)]
+pub(crate) struct HookFds {
+    pub(crate) channel: Option<OwnedFd>,
+    pub(crate) creating: Option<OwnedFd>,
+    pub(crate) created: Option<OwnedFd>,
+    pub(crate) output: Option<OwnedFd>,
+}
+
+/// The daemon's ends.
+pub(super) struct Meeting {
+    channel: UnixStream,
+    creating: File,
+    created: File,
+    output: OwnedFd,
+}
+
+/// Hooks that are under way while a container starts.
+pub(super) struct UnderWay {
+    meeting: tokio::task::JoinHandle<Result<(), Error>>,
+    output: tokio::task::JoinHandle<String>,
+}
+
+impl Node {
+    /// What the start of a container with hooks needs. `None`: it has none that run before its program.
+    pub(super) fn prepare_hooks(
+        &self,
+        container: &Container,
+    ) -> Result<Option<(HookFds, Meeting)>, Error> {
+        let spec = &container.source.spec;
+        if container.source.bundle.is_none() {
+            return Ok(None);
+        }
+        self.make_bundle(container)?;
+        failpoint::hit("start:bundle")?;
+        let before = [
+            Point::CreateRuntime,
+            Point::CreateContainer,
+            Point::StartContainer,
+        ];
+        if before
+            .iter()
+            .all(|&point| hooks::of(spec, point).is_empty())
+        {
+            return Ok(None);
+        }
+        let made = meeting().map_err(Error::at(format_args!(
+            "prepare the hooks of container {}",
+            container.id
+        )))?;
+        Ok(Some(made))
+    }
+
+    /// The bundle as other runtimes have it: config.json, and a folder for the root file system.
+    fn make_bundle(&self, container: &Container) -> Result<(), Error> {
+        let at = || format!("make the bundle of container {}", container.id);
+        let bundle = self.paths.bundle(&container.id);
+        crate::node::make_dir(&bundle).map_err(Error::at(at()))?;
+        crate::node::make_dir(&bundle.join("rootfs")).map_err(Error::at(at()))?;
+        let config = serde_json::to_vec(&container.source.spec).map_err(Error::at(at()))?;
+        std::fs::write(bundle.join("config.json"), config).map_err(Error::at(at()))
+    }
+
+    /// Removes what [`Node::make_bundle`] made.
+    pub(super) fn delete_bundle(&self, id: &ContainerId) -> Result<(), Error> {
+        let bundle = self.paths.bundle(id);
+        crate::node::remove_tree(&bundle).map_err(Error::at(format_args!(
+            "remove the bundle of container {id}"
+        )))
+    }
+
+    /// Does the daemon's part of a start with hooks.
+    pub(super) fn run_hooks(&self, container: &Container, meeting: Meeting) -> UnderWay {
+        let state = State::of(self, container);
+        let spec = container.source.spec.clone();
+        let Meeting {
+            channel,
+            creating,
+            created,
+            output,
+        } = meeting;
+        let output = tokio::spawn(read_output(output));
+        let meeting = tokio::spawn(async move {
+            let arrived = tokio::task::spawn_blocking(move || arrival(channel)).await;
+            let arrived = arrived.map_err(Error::at("wait for the container's process"))?;
+            // It failed on its way, and has said why.
+            let Some((pid, mut channel)) = arrived else {
+                return Ok(());
+            };
+            for (mut file, status) in [(&creating, "creating"), (&created, "created")] {
+                let text = state.json(status, Some(pid));
+                file.write_all(text.as_bytes())
+                    .map_err(Error::at("write the state for hooks"))?;
+            }
+            for hook in hooks::of(&spec, Point::CreateRuntime) {
+                run(
+                    Point::CreateRuntime,
+                    hook,
+                    &state.json("creating", Some(pid)),
+                )
+                .await?;
+            }
+            failpoint::hit("start:hooks")?;
+            // One that has gone meanwhile says so by itself.
+            let _ = channel.write_all(b"!");
+            Ok(())
+        });
+        UnderWay { meeting, output }
+    }
+
+    /// Runs the hooks of a container whose program runs, or has ended. What fails is reported.
+    pub(crate) async fn run_late_hooks(&self, container: &Container, point: Point) {
+        let list = hooks::of(&container.source.spec, point);
+        if list.is_empty() {
+            return;
+        }
+        let status = if point == Point::Poststart {
+            "running"
+        } else {
+            "stopped"
+        };
+        let pid = container.running().map(|running| running.pid);
+        let state = State::of(self, container).json(status, pid.filter(|_| status == "running"));
+        for hook in list {
+            if let Err(error) = run(point, hook, &state).await {
+                tracing::warn!(container.id = %container.id, %error, "hook");
+            }
+        }
+    }
+}
+
+impl UnderWay {
+    /// Why hooks of the daemon's failed, if they did, and what those in the container's process wrote.
+    pub(super) async fn outcome(self) -> (Result<(), Error>, String) {
+        let met = match self.meeting.await {
+            Ok(met) => met,
+            Err(error) => Err(Error::wrap("run hooks", error)),
+        };
+        let reader = self.output.abort_handle();
+        let output = match timeout(AFTER_EXIT, self.output).await {
+            Ok(Ok(text)) => text,
+            // Something that a hook left running has it still.
+            _ => String::new(),
+        };
+        reader.abort();
+        (met, output)
+    }
+}
+
+/// How long all hooks of a container's start may take together.
+pub(super) fn patience(container: &Container) -> Duration {
+    let seconds = hooks::POINTS
+        .iter()
+        .flat_map(|&point| hooks::of(&container.source.spec, point))
+        .map(|hook| u64::from(hooks::seconds(hook)))
+        .sum();
+    Duration::from_secs(seconds)
+}
+
+fn meeting() -> std::io::Result<(HookFds, Meeting)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // So that the kernel says who writes, by the pid that it has here.
+    setsockopt(&ours, sockopt::PassCred, &true)?;
+    ours.set_read_timeout(Some(ARRIVAL))?;
+    let file = || memfd_create("state", MemfdFlags::CLOEXEC).map(File::from);
+    let (creating, created) = (file()?, file()?);
+    let (output, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let fds = HookFds {
+        channel: Some(theirs.into()),
+        creating: Some(creating.try_clone()?.into()),
+        created: Some(created.try_clone()?.into()),
+        output: Some(writer),
+    };
+    let meeting = Meeting {
+        channel: ours,
+        creating,
+        created,
+        output,
+    };
+    Ok((fds, meeting))
+}
+
+/// Waits for the container's process. `None`: it will not come.
+fn arrival(channel: UnixStream) -> Option<(u32, UnixStream)> {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!(UnixCredentials);
+    let pid = {
+        let mut buffers = [IoSliceMut::new(&mut byte)];
+        let received = recvmsg::<()>(
+            channel.as_raw_fd(),
+            &mut buffers,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )
+        .ok()?;
+        if received.bytes != 1 {
+            return None;
+        }
+        received.cmsgs().ok()?.find_map(|message| match message {
+            ControlMessageOwned::ScmCredentials(sender) => Some(sender.pid()),
+            _ => None,
+        })?
+    };
+    Some((u32::try_from(pid).ok()?, channel))
+}
+
+/// The beginning of what comes, on one line. The rest is read, so that nobody waits, and lost.
+async fn read_output(output: OwnedFd) -> String {
+    let mut kept = Vec::new();
+    if let Ok(mut output) = Receiver::from_owned_fd(output) {
+        let _ = (&mut output).take(MAX_OUTPUT).read_to_end(&mut kept).await;
+        let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
+    }
+    one_line(&kept)
+}
+
+fn one_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    text.trim().chars().map(plain).collect()
+}
+
+/// The container's state, as hooks get it.
+struct State(serde_json::Value);
+
+impl State {
+    fn of(node: &Node, container: &Container) -> Self {
+        let spec = &container.source.spec;
+        Self(json!({
+            "ociVersion": spec.version(),
+            "id": container.id.to_string(),
+            "bundle": node.paths.bundle(&container.id),
+            "annotations": spec.annotations(),
+        }))
+    }
+
+    fn json(&self, status: &str, pid: Option<u32>) -> String {
+        let mut state = self.0.clone();
+        state["status"] = status.into();
+        if let Some(pid) = pid {
+            state["pid"] = pid.into();
+        }
+        state.to_string()
+    }
+}
+
+/// Runs a hook in the daemon's own namespaces.
+async fn run(point: Point, hook: &Hook, state: &str) -> Result<(), Error> {
+    let what = hooks::describe(point, hook);
+    let mut command = Command::new(hook.path());
+    if let Some([name, rest @ ..]) = hook.args().as_deref() {
+        command.arg0(name).args(rest);
+    }
+    command.env_clear();
+    match hook.env() {
+        Some(env) => {
+            command.envs(env.iter().filter_map(|variable| variable.split_once('=')));
+        }
+        None => {
+            command.env("PATH", DEFAULT_PATH);
+        }
+    }
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(Error::at(&what))?;
+    let group = child
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .map(Pid::from_raw);
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let state = state.to_owned();
+    // A hook that does not read its state is free not to.
+    let feed = tokio::spawn(async move {
+        if let Some(mut stdin) = stdin {
+            let _ = stdin.write_all(state.as_bytes()).await;
+        }
+    });
+    let collect = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        if let Some(mut stderr) = stderr {
+            let _ = (&mut stderr).take(MAX_OUTPUT).read_to_end(&mut kept).await;
+            let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+        }
+        kept
+    });
+    let limit = Duration::from_secs(hooks::seconds(hook).into());
+    let ended = timeout(limit, child.wait()).await;
+    if let (Err(_), Some(group)) = (&ended, group) {
+        let _ = killpg(group, Signal::SIGKILL);
+        let _ = timeout(AFTER_EXIT, child.wait()).await;
+    }
+    feed.abort();
+    let output = collect.abort_handle();
+    // What it wrote is in the pipe already; what it left running may hold that open.
+    let kept = match timeout(AFTER_EXIT, collect).await {
+        Ok(Ok(kept)) => kept,
+        _ => Vec::new(),
+    };
+    output.abort();
+    let said = match one_line(&kept) {
+        text if text.is_empty() => text,
+        text => format!(": {text}"),
+    };
+    match ended {
+        Err(_) => {
+            let limit = limit.as_secs();
+            Err(Error::Internal(format!(
+                "{what}: killed: not done after {limit} s{said}"
+            )))
+        }
+        Ok(Err(error)) => Err(Error::wrap(what, error)),
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => {
+            let how = match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit status {code}"),
+                (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
+            };
+            Err(Error::Internal(format!("{what}: {how}{said}")))
+        }
+    }
+}
