@@ -313,7 +313,7 @@ async fn a_pod_with_a_user_namespace_sees_the_owners_of_an_image() {
         length: 65536,
     };
     let mut ids = UserNamespace {
-        uids: vec![range.clone()],
+        uids: vec![range],
         gids: vec![range],
         ..UserNamespace::default()
     };
