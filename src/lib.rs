@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod apparmor;
 pub mod cgroup;
 pub mod cli;
 pub mod config;

@@ -162,6 +162,13 @@ pub fn cgroup_mounts() -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether the kernel enforces AppArmor profiles.
+#[must_use]
+pub fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.first() == Some(&b'Y'))
+}
+
 /// Whether the host has cgroup version 2 alone.
 #[must_use]
 pub fn is_unified() -> bool {

@@ -29,7 +29,7 @@ use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
 use crate::supervisor::Binary;
 use crate::telemetry::{self, trace};
-use crate::{cri, metrics, streaming, sys};
+use crate::{apparmor, cri, metrics, streaming, sys};
 
 /// The network of `--default-network`.
 const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
@@ -254,6 +254,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     node.set_user_namespaces(user_namespaces);
     tokio::spawn(streaming.serve(Arc::clone(&node)));
     tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
+    tokio::spawn(load_apparmor_profile(Arc::clone(&node)));
     tokio::spawn(Arc::clone(&node).release_networks());
     tokio::spawn(give_memory_back());
     if let Some(address) = config.telemetry.metrics {
@@ -291,6 +292,15 @@ async fn streaming_server(config: &Config) -> anyhow::Result<streaming::Server> 
     let server = server.context("streaming")?;
     tracing::info!(url = server.base(), "streams served");
     Ok(server)
+}
+
+/// Loads the containers' default profile, so that the first of them need not wait for it.
+async fn load_apparmor_profile(node: Arc<Node>) {
+    if apparmor::is_enabled()
+        && let Err(error) = node.apparmor.load_default().await
+    {
+        tracing::warn!(%error, "no AppArmor profile: containers are unconfined");
+    }
 }
 
 /// Gives back, now and then, what pods that have gone left free between what others still use.

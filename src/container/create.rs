@@ -44,7 +44,7 @@ impl Node {
     async fn make_container(
         self: Arc<Self>,
         sandbox: &SandboxId,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
         request: Vec<u8>,
     ) -> Result<ContainerId, Error> {
         let sandbox = self.sandbox(sandbox).ok_or_else(|| Error::NotFound {
@@ -83,6 +83,8 @@ impl Node {
                 kind: "image",
                 id: config.image.clone(),
             })?;
+        let apparmor = self.apparmor.available(config.security.apparmor).await;
+        config.security.apparmor = apparmor?;
         let id = ContainerId::random();
         let made = self.prepare(id, &sandbox, config, request, &image).await;
         if made.is_err() {

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::validate::Platform;
+use crate::apparmor;
 use crate::cgroup::{Cgroups, Version};
 
 /// Asks the kernel, once, at the daemon's start.
 #[must_use]
 pub fn probe() -> Platform {
-    let apparmor = std::fs::read("/sys/module/apparmor/parameters/enabled");
     Platform {
-        apparmor: apparmor.is_ok_and(|enabled| enabled.first() == Some(&b'Y')),
+        apparmor: apparmor::is_enabled(),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         // mount_setattr(2) is there from 5.12 on.
         recursive_read_only: kernel_version().is_some_and(|version| version >= (5, 12)),

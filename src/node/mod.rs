@@ -33,6 +33,7 @@ use recover::report;
 use tables::Table;
 use work::Work;
 
+use crate::apparmor::AppArmor;
 use crate::cgroup::Cgroups;
 use crate::container::Container;
 use crate::error::Error;
@@ -84,6 +85,7 @@ pub struct Node {
     pub registries: Registries,
     pub network: Network,
     pub cgroups: Cgroups,
+    pub apparmor: AppArmor,
     pub(crate) binary: Binary,
     pub(crate) builder: Builder,
     pub(crate) runs: Work<PodName, SandboxId>,
@@ -126,6 +128,7 @@ impl Node {
             registries: parts.registries,
             network: parts.network,
             cgroups: parts.cgroups,
+            apparmor: AppArmor::default(),
             binary: parts.binary,
             builder: parts.builder,
             runs: Work::default(),

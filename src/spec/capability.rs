@@ -106,7 +106,18 @@ pub fn from_oci(capabilities: &Capabilities) -> u64 {
 /// # Errors
 /// The name that is no capability.
 pub fn resolve(add: &[String], drop: &[String]) -> Result<u64, String> {
-    let mut bits = DEFAULT;
+    changed(DEFAULT, add, drop)
+}
+
+/// What is added and not dropped, without a default: "ALL" as in [`resolve`].
+///
+/// # Errors
+/// The name that is no capability.
+pub fn added(add: &[String], drop: &[String]) -> Result<u64, String> {
+    changed(0, add, drop)
+}
+
+fn changed(mut bits: u64, add: &[String], drop: &[String]) -> Result<u64, String> {
     if add.iter().any(|name| name == "ALL") {
         bits = ALL;
     }
@@ -161,6 +172,13 @@ mod tests {
             Ok((DEFAULT | 1 << 12) & !(1 << 5))
         );
         assert_eq!(resolve(&names(&["NOPE"]), &[]), Err("NOPE".into()));
+        assert_eq!(added(&[], &[]), Ok(0));
+        assert_eq!(added(&names(&["CHOWN"]), &names(&["ALL"])), Ok(chown));
+        assert_eq!(
+            added(&names(&["ALL"]), &names(&["CHOWN"])),
+            Ok(ALL & !chown)
+        );
+        assert_eq!(added(&names(&["CHOWN"]), &names(&["CHOWN"])), Ok(0));
         assert_eq!(resolve(&[], &names(&["NOPE"])), Err("NOPE".into()));
     }
 }

@@ -227,6 +227,8 @@ pub struct Security {
     /// Capability names without "CAP_", upper case; "ALL" is allowed.
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
+    /// Added, and kept by a process that is not root. Names as above.
+    pub add_ambient_capabilities: Vec<String>,
     pub pid: PidScope,
     pub user: Option<UserSpec>,
     pub run_as_group: Option<u32>,
@@ -237,6 +239,7 @@ pub struct Security {
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub seccomp: SeccompProfile,
+    pub apparmor: AppArmorProfile,
 }
 
 /// Who runs the container, as the request says it.
@@ -261,4 +264,16 @@ pub enum SeccompProfile {
     Unconfined,
     /// Absolute path of a profile on the host.
     Localhost(PathBuf),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AppArmorProfile {
+    Unconfined,
+    /// The runtime's own, by name or because nothing was said. Who asks for it in so many words does not
+    /// run without it.
+    Default {
+        asked_for: bool,
+    },
+    /// One that the kernel is to have already.
+    Localhost(String),
 }

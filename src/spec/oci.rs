@@ -17,13 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use super::capability;
 use super::config::{
-    Ceiling, ContainerConfig, IdMap, PidScope, Resources, SandboxConfig, SeccompProfile, Security,
+    AppArmorProfile, Ceiling, ContainerConfig, IdMap, PidScope, Resources, SandboxConfig,
+    SeccompProfile, Security,
 };
 use super::devices::{self, Devices};
 use super::env::{BinaryEnv, DEFAULT_PATH, Environment};
 use super::host::{CgroupLayout, HostFacts};
 use super::mounts;
 use super::user::User;
+use crate::apparmor;
 use crate::ids::ContainerId;
 use crate::seccomp;
 
@@ -113,13 +115,14 @@ pub enum Filter {
 /// [`Error`] for whatever the user has to change.
 pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
     let security = &input.config.security;
-    let capabilities = capabilities(security)?;
-    // In a user namespace every right can be had: it is one over what belongs to the namespace.
-    let capabilities = match &input.sandbox.user_namespace {
-        Some(_) => capabilities,
-        None => capabilities & input.host.bounding_set,
-    };
     let in_user_namespace = input.sandbox.user_namespace.is_some();
+    // In a user namespace every right can be had: it is one over what belongs to the namespace.
+    let possible = match in_user_namespace {
+        true => capability::ALL,
+        false => input.host.bounding_set,
+    };
+    let ambient = ambient(security)? & possible;
+    let capabilities = capabilities(security)? & possible | ambient;
     let devices = devices::build(
         &input.config.devices,
         security.privileged,
@@ -129,7 +132,7 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
     if in_user_namespace {
         mounts::bind_devices(&mut mounts, &devices);
     }
-    let (process, binary_env) = process(input, capabilities)?;
+    let (process, binary_env) = process(input, capabilities, ambient)?;
     let mut root = Root::default();
     root.set_path("rootfs".into())
         .set_readonly(Some(security.readonly_rootfs));
@@ -180,7 +183,20 @@ fn capabilities(security: &Security) -> Result<u64, Error> {
         .map_err(Error::Capability)
 }
 
-fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, BinaryEnv), Error> {
+/// What a process that is not root keeps, too. What is dropped is dropped.
+fn ambient(security: &Security) -> Result<u64, Error> {
+    capability::added(
+        &security.add_ambient_capabilities,
+        &security.drop_capabilities,
+    )
+    .map_err(Error::Capability)
+}
+
+fn process(
+    input: &ContainerInput<'_>,
+    capabilities: u64,
+    ambient: u64,
+) -> Result<(Process, BinaryEnv), Error> {
     let ContainerInput { config, user, .. } = input;
     let (env, binary_env) = environment(input)?.split();
     let mut oci_user = OciUser::default();
@@ -190,12 +206,13 @@ fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, Bi
         .set_additional_gids(Some(user.groups.clone()))
         .set_username(user.name.clone());
     let held = || Some(capability::to_oci(capabilities));
-    let none = || Some(capability::to_oci(0));
+    // The kernel raises nothing that is not inheritable; nothing else is.
+    let kept = || Some(capability::to_oci(ambient));
     let mut sets = LinuxCapabilities::default();
     sets.set_bounding(held())
         .set_permitted(held())
         .set_effective(held());
-    sets.set_inheritable(none()).set_ambient(none());
+    sets.set_inheritable(kept()).set_ambient(kept());
     let mut process = Process::default();
     process
         .set_terminal(Some(config.tty))
@@ -206,7 +223,12 @@ fn process(input: &ContainerInput<'_>, capabilities: u64) -> Result<(Process, Bi
         .set_capabilities(Some(sets))
         .set_rlimits(Some(vec![open_files(input.host)]))
         .set_no_new_privileges(Some(config.security.no_new_privs))
-        .set_oom_score_adj(Some(config.resources.oom_score_adj));
+        .set_oom_score_adj(Some(config.resources.oom_score_adj))
+        .set_apparmor_profile(match &config.security.apparmor {
+            AppArmorProfile::Unconfined => None,
+            AppArmorProfile::Default { .. } => Some(apparmor::DEFAULT.to_owned()),
+            AppArmorProfile::Localhost(name) => Some(name.clone()),
+        });
     Ok((process, binary_env))
 }
 

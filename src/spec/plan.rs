@@ -6,9 +6,9 @@
 //! there; the session; and its privileges, one after the other as the kernel lets go of them:
 //!
 //! ```text
-//! cgroup ▸ oom score (▸ root of the user namespace) ▸ pod's /dev/shm ▸ root ▸ mounts ▸ devices ▸ working directory ▸ read-only, masks
-//!   ▸ session, streams, limits ▸ bounding set ▸ user ▸ capabilities + SYS_ADMIN ▸ chdir ▸ seccomp
-//!   ▸ capabilities ▸ no_new_privs (▸ seccomp, if it may load only now) ▸ exec
+//! cgroup ▸ oom score (▸ root of the user namespace) ▸ pod's /dev/shm ▸ root ▸ mounts ▸ devices ▸ working directory
+//!   ▸ read-only, masks ▸ session, streams, limits ▸ bounding set ▸ user ▸ capabilities + SYS_ADMIN ▸ chdir ▸ AppArmor
+//!   ▸ seccomp ▸ capabilities ▸ ambient ones ▸ no_new_privs (▸ seccomp, if it may load only now) ▸ exec
 //! ```
 
 mod compose;

@@ -280,7 +280,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::spec::config::{PidScope, SeccompProfile};
+    use crate::spec::config::{AppArmorProfile, PidScope, SeccompProfile};
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
         # a comment\n\
@@ -307,6 +307,7 @@ mod tests {
             privileged: false,
             add_capabilities: Vec::new(),
             drop_capabilities: Vec::new(),
+            add_ambient_capabilities: Vec::new(),
             pid: PidScope::Container,
             user: None,
             run_as_group: None,
@@ -317,6 +318,7 @@ mod tests {
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
             seccomp: SeccompProfile::Unconfined,
+            apparmor: AppArmorProfile::Unconfined,
         }
     }
 

@@ -7,6 +7,7 @@
 #![allow(clippy::cloned_ref_to_slice_refs)]
 
 mod adoption;
+mod apparmor;
 mod cgroups;
 mod cli_doctor;
 mod cli_inspect;
@@ -30,10 +31,12 @@ mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
+mod privileges;
 mod process;
 mod recovery;
 mod registry;
 mod resources;
+mod resources_update;
 mod serve;
 mod stats;
 mod streaming_attach;

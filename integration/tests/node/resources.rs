@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::refused;
 
 /// A file of a container's cgroup by its name in v1 or v2: `None` if no hierarchy has it.
-fn file(node: &TestNode, id: &str, v1: &str, v2: &str) -> Option<String> {
+pub fn file(node: &TestNode, id: &str, v1: &str, v2: &str) -> Option<String> {
     let name = if host::is_unified() { v2 } else { v1 };
     host::cgroup_dirs(node.cgroup_parent())
         .iter()
@@ -22,7 +22,7 @@ fn file(node: &TestNode, id: &str, v1: &str, v2: &str) -> Option<String> {
         .map(|text| text.trim().to_owned())
 }
 
-fn memory(megabytes: i64) -> LinuxContainerResources {
+pub fn memory(megabytes: i64) -> LinuxContainerResources {
     LinuxContainerResources {
         memory_limit_in_bytes: megabytes << 20,
         ..Default::default()

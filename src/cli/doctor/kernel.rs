@@ -12,6 +12,7 @@ use rustix::mount::{
 
 use super::userns::UserNamespace;
 use super::{Check, fail, ok, warn};
+use crate::apparmor;
 use crate::cri::parse_kernel_version;
 use crate::store::rootfs::Builder;
 
@@ -181,14 +182,16 @@ fn seccomp() -> Check {
 }
 
 fn security_module() -> Check {
-    let apparmor = fs::read("/sys/module/apparmor/parameters/enabled");
-    let apparmor = apparmor.is_ok_and(|enabled| enabled.first() == Some(&b'Y'));
     let selinux = fs::read_to_string("/sys/fs/selinux/enforce");
-    match (apparmor, selinux.as_deref().map(str::trim)) {
-        // Pods that ask for nothing run as ever; the others are told, not run without what they ask for.
-        (true, _) => ok(
+    match (apparmor::is_enabled(), selinux.as_deref().map(str::trim)) {
+        (true, _) if apparmor::has_parser() => ok(
             "security module",
-            "AppArmor: containers are unconfined, pods that ask for a profile are refused",
+            "AppArmor: containers have the profile carpel-default unless they ask for another",
+        ),
+        (true, _) => warn(
+            "security module",
+            "AppArmor, but apparmor_parser is not installed",
+            "install it (Debian: apparmor), or load the profile carpel-default by other means: without it containers are unconfined",
         ),
         (_, Ok("1")) => warn(
             "security module",

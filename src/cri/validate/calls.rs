@@ -8,7 +8,7 @@ use std::time::Duration;
 use carpel_api::cri;
 
 use super::mounts::unknown;
-use super::{Field, Rejected, Shown, container, text};
+use super::{Field, Rejected, Shown, container, sandbox, text};
 
 /// Longest reference of an image, and longest text that may be an id.
 const MAX_REFERENCE: usize = 4096;
@@ -236,6 +236,7 @@ fn optional_id(field: &Field<'_>, raw: &str) -> Result<Option<IdText>, Rejected>
 pub fn image_name(image: Option<cri::ImageSpec>) -> Result<String, Rejected> {
     let field = Field::root("image");
     let image = image.ok_or_else(|| field.must_be_set())?;
+    sandbox::handler(&field.member("runtime_handler"), image.runtime_handler)?;
     image_reference(&field.member("image"), image.image)
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use carpel_api::cri;
 
 use super::mounts::unknown;
-use super::{Field, Platform, Rejected, Shown, calls, limits, mounts, security, text};
+use super::{Field, Platform, Rejected, Shown, calls, limits, mounts, sandbox, security, text};
 use crate::cri::signal;
 use crate::spec::config::{
     ContainerConfig, ContainerName, PidScope, SandboxConfig, Scope, UserNamespace,
@@ -145,6 +145,10 @@ fn check(
         &image_field.member("user_specified_image"),
         image.user_specified_image.len(),
         text::MAX_TEXT,
+    )?;
+    sandbox::handler(
+        &image_field.member("runtime_handler"),
+        image.runtime_handler,
     )?;
     let linux = raw.linux.unwrap_or_default();
     let linux_field = field.member("linux");

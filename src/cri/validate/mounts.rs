@@ -86,7 +86,7 @@ fn unsupported_parts(
     if raw.selinux_relabel && platform.selinux {
         return Err(field
             .member("selinux_relabel")
-            .unsupported("SELinux labels are not supported yet"));
+            .unsupported("SELinux is on, and carpel sets no labels yet"));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use carpel_api::cri;
 
 use super::mounts::unknown;
-use super::{Field, Platform, Rejected, Shown, security, sysctl, text};
+use super::{Field, Platform, Rejected, Shown, limits, security, sysctl, text};
 use crate::spec::config::{Dns, PodName, PortMapping, Protocol, SandboxConfig, Scope};
 
 /// The kernel's HOST_NAME_MAX.
@@ -36,17 +36,16 @@ pub fn run_pod_sandbox(
     let config = request.config.ok_or_else(|| field.must_be_set())?;
     let name = config.metadata.clone().unwrap_or_default();
     let subject = Subject(format!("{}/{}", name.namespace, name.name));
-    let handler = handler(request.runtime_handler);
+    let handler = handler(&Field::root("runtime_handler"), request.runtime_handler);
     handler
         .and_then(|handler| check(&field, config, handler, platform))
         .map_err(|rejected| rejected.about(&subject))
 }
 
 /// The handlers of this build: only the default, which has no name.
-fn handler(name: String) -> Result<String, Rejected> {
+pub(super) fn handler(field: &Field<'_>, name: String) -> Result<String, Rejected> {
     if !name.is_empty() {
-        return Err(Field::root("runtime_handler")
-            .invalid(format_args!("no handler {} is configured", Shown(&name))));
+        return Err(field.invalid(format_args!("no handler {} is configured", Shown(&name))));
     }
     Ok(name)
 }
@@ -71,6 +70,10 @@ fn check(
         linux.security_context,
         platform,
     )?;
+    for (name, limits) in [("overhead", linux.overhead), ("resources", linux.resources)] {
+        let limits = limits.unwrap_or_default();
+        limits::resources(&linux_field.member(name), limits, platform)?;
+    }
     Ok(SandboxConfig {
         name: metadata(&field.member("metadata"), config.metadata)?,
         hostname: hostname(

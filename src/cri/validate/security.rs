@@ -8,7 +8,8 @@ use super::{Field, Platform, Rejected, Shown, text};
 use crate::ids::ContainerId;
 use crate::spec::capability;
 use crate::spec::config::{
-    GroupsPolicy, IdMap, PidScope, Scope, SeccompProfile, Security, UserNamespace, UserSpec,
+    AppArmorProfile, GroupsPolicy, IdMap, PidScope, Scope, SeccompProfile, Security, UserNamespace,
+    UserSpec,
 };
 
 /// The kernel's NGROUPS_MAX.
@@ -187,8 +188,7 @@ pub fn sandbox(
         raw.selinux_options,
         platform,
     )?;
-    let apparmor_field = field.member("apparmor");
-    apparmor(&apparmor_field, raw.apparmor, raw.privileged, platform)?;
+    apparmor(field, raw.apparmor, "", platform)?;
     #[expect(deprecated, reason = "older clients send it")]
     seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
     Ok((namespaces, raw.privileged))
@@ -212,28 +212,12 @@ pub fn container(
     let namespaces = namespaces(&field.member("namespace_options"), raw.namespace_options)?;
     let capabilities = raw.capabilities.unwrap_or_default();
     let capabilities_field = field.member("capabilities");
-    if !capabilities.add_ambient_capabilities.is_empty() {
-        return Err(capabilities_field
-            .member("add_ambient_capabilities")
-            .unsupported("ambient capabilities are not supported yet"));
-    }
     selinux(
         &field.member("selinux_options"),
         raw.selinux_options,
         platform,
     )?;
-    apparmor(
-        &field.member("apparmor"),
-        raw.apparmor,
-        privileged,
-        platform,
-    )?;
-    apparmor_name(
-        &field.member("apparmor_profile"),
-        &raw.apparmor_profile,
-        privileged,
-        platform,
-    )?;
+    let apparmor = apparmor(field, raw.apparmor, &raw.apparmor_profile, platform)?;
     let user = user(field, raw.run_as_user, &raw.run_as_username)?;
     let seccomp = seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
     let masked_paths = paths(&field.member("masked_paths"), &raw.masked_paths)?;
@@ -247,6 +231,10 @@ pub fn container(
         drop_capabilities: capability_names(
             &capabilities_field.member("drop_capabilities"),
             &capabilities.drop_capabilities,
+        )?,
+        add_ambient_capabilities: capability_names(
+            &capabilities_field.member("add_ambient_capabilities"),
+            &capabilities.add_ambient_capabilities,
         )?,
         pid: namespaces.pid,
         run_as_group: group(field, raw.run_as_group, user.is_some())?,
@@ -272,6 +260,11 @@ pub fn container(
             SeccompProfile::Unconfined
         } else {
             seccomp
+        },
+        // A profile that is named is applied all the same.
+        apparmor: match apparmor {
+            AppArmorProfile::Default { .. } if privileged => AppArmorProfile::Unconfined,
+            apparmor => apparmor,
         },
     };
     Ok(ContainerSecurity {
@@ -376,44 +369,91 @@ fn selinux(
     raw: Option<cri::SeLinuxOption>,
     platform: Platform,
 ) -> Result<(), Rejected> {
-    match raw {
-        Some(label) if platform.selinux && label != cri::SeLinuxOption::default() => {
-            Err(field.unsupported("SELinux labels are not supported yet"))
-        }
-        _ => Ok(()),
+    let label = raw.unwrap_or_default();
+    let empty = label == cri::SeLinuxOption::default();
+    for (name, part, separators) in [
+        ("user", &label.user, ""),
+        ("role", &label.role, ""),
+        ("type", &label.r#type, ""),
+        ("level", &label.level, ":,"),
+    ] {
+        label_part(&field.member(name), part, separators)?;
+    }
+    if platform.selinux && !empty {
+        return Err(field.unsupported("SELinux is on, and carpel sets no labels yet"));
+    }
+    Ok(())
+}
+
+/// A part of a label, which others are joined to with ":". Only a level ("s0:c1,c5") has some in itself.
+fn label_part(field: &Field<'_>, part: &str, separators: &str) -> Result<(), Rejected> {
+    const MAX_PART: usize = 1024;
+    text::at_most(field, part.len(), MAX_PART)?;
+    let allowed = |c: char| {
+        c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') || separators.contains(c)
+    };
+    match part.chars().find(|&c| !allowed(c)) {
+        None => Ok(()),
+        Some(bad) => Err(field.invalid(format_args!("{} must not contain {bad:?}", Shown(part)))),
     }
 }
 
+/// The profile, or what its former field says. Neither is the default, as with the peers. Where the kernel has
+/// no AppArmor the default is no profile, and another cannot be had.
 fn apparmor(
     field: &Field<'_>,
     raw: Option<cri::SecurityProfile>,
-    privileged: bool,
+    former: &str,
     platform: Platform,
-) -> Result<(), Rejected> {
-    let Some(raw) = raw else { return Ok(()) };
-    match profile_type(field, &raw)? {
-        ProfileType::Unconfined => Ok(()),
-        ProfileType::RuntimeDefault if privileged || !platform.apparmor => Ok(()),
-        ProfileType::RuntimeDefault | ProfileType::Localhost => {
-            Err(field.unsupported("AppArmor profiles are not supported yet"))
+) -> Result<AppArmorProfile, Rejected> {
+    let former_field = field.member("apparmor_profile");
+    let former = former_apparmor(&former_field, former)?;
+    let field = field.member("apparmor");
+    let (profile, named_by) = match raw {
+        None => (former, former_field),
+        Some(raw) => {
+            let reference = field.member("localhost_ref");
+            let profile = match profile_type(&field, &raw)? {
+                ProfileType::Unconfined => AppArmorProfile::Unconfined,
+                ProfileType::RuntimeDefault => AppArmorProfile::Default { asked_for: true },
+                ProfileType::Localhost => apparmor_name(&reference, &raw.localhost_ref)?,
+            };
+            (profile, field)
         }
+    };
+    match profile {
+        profile if platform.apparmor => Ok(profile),
+        AppArmorProfile::Localhost(name) => Err(named_by.unsupported(format_args!(
+            "profile {} cannot be had: the node has no AppArmor",
+            Shown(&name)
+        ))),
+        _ => Ok(AppArmorProfile::Unconfined),
     }
 }
 
-fn apparmor_name(
-    field: &Field<'_>,
-    raw: &str,
-    privileged: bool,
-    platform: Platform,
-) -> Result<(), Rejected> {
+fn former_apparmor(field: &Field<'_>, raw: &str) -> Result<AppArmorProfile, Rejected> {
     match raw {
-        "" | "unconfined" => Ok(()),
-        "runtime/default" if privileged || !platform.apparmor => Ok(()),
-        known if known == "runtime/default" || known.starts_with("localhost/") => {
-            Err(field.unsupported("AppArmor profiles are not supported yet"))
-        }
+        "" => Ok(AppArmorProfile::Default { asked_for: false }),
+        "runtime/default" | "docker/default" => Ok(AppArmorProfile::Default { asked_for: true }),
+        "unconfined" => Ok(AppArmorProfile::Unconfined),
+        name if name.starts_with("localhost/") => apparmor_name(field, name),
         other => Err(field.invalid(format_args!("{} is no AppArmor profile", Shown(other)))),
     }
+}
+
+/// The name of a profile, with or without "localhost/" before it.
+fn apparmor_name(field: &Field<'_>, raw: &str) -> Result<AppArmorProfile, Rejected> {
+    /// What a supervisor has room for.
+    const MAX_NAME: usize = 512;
+    let name = raw.strip_prefix("localhost/").unwrap_or(raw);
+    if name.is_empty() {
+        return Err(field.invalid("must name a profile"));
+    }
+    text::at_most(field, name.len(), MAX_NAME)?;
+    if name.contains(char::is_control) {
+        return Err(field.invalid("must not contain control characters"));
+    }
+    Ok(AppArmorProfile::Localhost(name.to_owned()))
 }
 
 /// The profile, or what its former field says. Neither is no profile.

@@ -1,6 +1,7 @@
 //! What the two large requests refuse, field by field: the kind of refusal and the text that a person gets.
 
 mod container;
+mod fields;
 mod sandbox;
 
 use carpel_api::cri;
@@ -9,7 +10,8 @@ use carpel_api::cri::security_profile::ProfileType;
 use super::container::CreateContainer;
 use super::*;
 use crate::spec::config::{
-    GroupsPolicy, IdMap, PidScope, SandboxConfig, Scope, SeccompProfile, UserNamespace,
+    AppArmorProfile, GroupsPolicy, IdMap, PidScope, SandboxConfig, Scope, SeccompProfile,
+    UserNamespace,
 };
 
 const PLATFORM: Platform = Platform {
@@ -19,7 +21,7 @@ const PLATFORM: Platform = Platform {
     unified: true,
 };
 
-/// The same platform with the security modules that this build does not serve.
+/// The same platform with security modules.
 const LSM: Platform = Platform {
     apparmor: true,
     selinux: true,

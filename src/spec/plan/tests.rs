@@ -118,9 +118,28 @@ fn check_privileges(steps: &[Step<'_>]) {
             None => assert!(seccomp < last_capset && seccomp > order[6]),
         }
     }
-    let Step::Capabilities { permitted, .. } = steps[last_capset] else {
+    if let Some(label) = steps
+        .iter()
+        .position(|step| matches!(step, Step::AppArmor { .. }))
+    {
+        assert!(order[7] < label && label < last_capset);
+        let seccomp = steps
+            .iter()
+            .position(|step| matches!(step, Step::Seccomp { .. }));
+        assert!(seccomp.is_none_or(|seccomp| label < seccomp));
+    }
+    let Step::Capabilities {
+        permitted,
+        inheritable,
+        ..
+    } = steps[last_capset]
+    else {
         unreachable!()
     };
+    let Step::Ambient { raise } = steps[order[8]] else {
+        unreachable!()
+    };
+    assert_eq!((raise & !permitted, inheritable), (0, raise));
     let Step::BoundingSet { keep } = steps[bounding] else {
         unreachable!()
     };
@@ -204,6 +223,10 @@ fn fixture() -> impl Strategy<Value = Fixture> {
             security.no_new_privs = no_new_privs;
             security.readonly_rootfs = readonly;
             security.privileged = privileged;
+            if bounding & 1 != 0 {
+                security.apparmor = AppArmorProfile::Localhost("web".into());
+                security.add_ambient_capabilities = vec!["NET_ADMIN".into(), "SYS_TIME".into()];
+            }
             if seccomp == 0 {
                 security.seccomp = SeccompProfile::Unconfined;
             }
@@ -440,6 +463,7 @@ fn the_environment_and_the_search_path() {
 fn an_exec_has_the_rights_of_its_container() {
     let mut fixture = Fixture::new();
     fixture.config.security.no_new_privs = true;
+    fixture.config.security.apparmor = AppArmorProfile::Localhost("web".into());
     let source = fixture.build().unwrap();
     let container = compile_container(&source, &fixture.host).unwrap();
     let exec = compile_exec(&source, &["x".into()], false, &fixture.host).unwrap();
@@ -449,6 +473,7 @@ fn an_exec_has_the_rights_of_its_container() {
         format!("{:?}", &steps[from..steps.len() - 1])
     };
     assert_eq!(rights(&container), rights(&exec));
+    assert!(rights(&exec).contains("AppArmor"));
     assert_eq!(exec.pid_namespace, PidNamespace::Of(fixture.id.object()));
     assert_eq!(
         exec.fds,

@@ -49,6 +49,8 @@ struct Outline<'p> {
     joined: u32,
     /// Whether the Plan sets the process's umask.
     umask: bool,
+    /// The step that names an AppArmor profile.
+    apparmor: Option<u32>,
     /// Candidates, arguments, environment.
     exec: Option<(NulList<'p>, NulList<'p>, NulList<'p>)>,
 }
@@ -59,6 +61,7 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
     let mut outline = Outline {
         joined: 0,
         umask: false,
+        apparmor: None,
         exec: None,
     };
     let mut count = 0;
@@ -73,6 +76,7 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
         match step.map_err(|_| malformed)? {
             Step::JoinTasks { .. } => outline.joined = count + 1,
             Step::Umask { .. } => outline.umask = true,
+            Step::AppArmor { .. } => outline.apparmor = Some(count),
             Step::Exec {
                 candidates,
                 arguments,
@@ -111,8 +115,13 @@ pub fn carry_out(
         slots: [const { None }; FdIndex::SLOTS as usize],
         root: None,
         cover: None,
+        label: None,
         arrays: None,
     };
+    if let Some(step) = outline.apparmor {
+        let label = process.open_label();
+        process.label = Some(label.map_err(|errno| Failure { step, errno })?);
+    }
     for (index, step) in (0..).zip(Steps(plan)) {
         let failure = |errno| Failure { step: index, errno };
         if index == outline.joined {
@@ -140,6 +149,8 @@ struct Process<'a, 'p> {
     root: Option<Fd>,
     /// The file system that masks directories, attached.
     cover: Option<Fd>,
+    /// Where the process's AppArmor profile is written.
+    label: Option<Fd>,
     /// Arguments and environment for the kernel.
     arrays: Option<(PointerArray<'p>, PointerArray<'p>)>,
 }

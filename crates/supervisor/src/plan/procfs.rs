@@ -41,11 +41,6 @@ impl Process<'_, '_> {
         Ok(self.resources.procfs.insert(procfs).borrow())
     }
 
-    fn write_proc(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
-        let file = sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)?;
-        sys::write_whole(file.borrow(), value)
-    }
-
     pub(super) fn write_sysctl(&mut self, path: &CStr, value: &[u8]) -> Result<()> {
         let flags = sys::O_PATH | sys::O_DIRECTORY;
         let sysctls = sys::open_in(self.procfs()?, c"sys", flags, Resolve::PROCFS)?;
@@ -67,6 +62,13 @@ impl Process<'_, '_> {
         write_oom_score_adj(self.procfs()?, value)
     }
 
+    /// Opens the file that takes the process's AppArmor profile. To be called before other namespaces are
+    /// entered: a container's user namespace may see no whole procfs, and then none can be mounted in it.
+    pub(super) fn open_label(&mut self) -> Result<Fd> {
+        let path = c"self/attr/apparmor/exec";
+        sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)
+    }
+
     pub(super) fn write_apparmor_profile(&mut self, profile: &[u8]) -> Result<()> {
         const COMMAND: &[u8] = b"exec ";
         let mut text = [0; 1024];
@@ -77,6 +79,7 @@ impl Process<'_, '_> {
         let (command, name) = place.split_at_mut(COMMAND.len());
         command.copy_from_slice(COMMAND);
         name.copy_from_slice(profile);
-        self.write_proc(c"self/attr/apparmor/exec", place)
+        let label = self.label.as_ref().ok_or(Errno(errno::EBADF))?;
+        sys::write_whole(label.borrow(), place)
     }
 }

@@ -210,6 +210,30 @@ fn bad_container_contexts_are_named() {
             "apparmor_profile: \"custom\" is no AppArmor profile",
         ),
         (
+            |c| c.apparmor_profile = "localhost/".into(),
+            "apparmor_profile: must name a profile",
+        ),
+        (
+            |c| c.apparmor = Some(profile(ProfileType::Localhost, "a\nb")),
+            "apparmor.localhost_ref: must not contain control characters",
+        ),
+        (
+            |c| c.apparmor = Some(profile(ProfileType::Localhost, "")),
+            "apparmor.localhost_ref: must not be empty",
+        ),
+        (
+            |c| c.apparmor = Some(profile(ProfileType::RuntimeDefault, "x")),
+            "apparmor.localhost_ref: needs profile_type Localhost",
+        ),
+        (
+            |c| {
+                c.capabilities
+                    .get_or_insert_default()
+                    .add_ambient_capabilities = vec!["KILL".into(), "FLY".into()]
+            },
+            "capabilities.add_ambient_capabilities[1]: \"FLY\" is no capability",
+        ),
+        (
             |c| c.namespace_options.get_or_insert_default().pid = 3,
             "namespace_options.target_id: must be the id of a container of the pod",
         ),
@@ -221,46 +245,74 @@ fn bad_container_contexts_are_named() {
     }
 }
 
+/// What the AppArmor fields mean: the new one, and without it the former.
 #[test]
 #[expect(deprecated, reason = "older clients send the profiles' former fields")]
+fn apparmor_profiles_by_name() {
+    use AppArmorProfile::{Default, Localhost, Unconfined};
+    type Case = (
+        Option<(ProfileType, &'static str)>,
+        &'static str,
+        AppArmorProfile,
+    );
+    let named = || Localhost("web".into());
+    let asked = Default { asked_for: true };
+    let unasked = Default { asked_for: false };
+    let cases: [Case; 10] = [
+        (None, "", unasked),
+        (None, "runtime/default", asked.clone()),
+        (None, "docker/default", asked.clone()),
+        (None, "unconfined", Unconfined),
+        (None, "localhost/web", named()),
+        (Some((ProfileType::RuntimeDefault, "")), "", asked.clone()),
+        (Some((ProfileType::Unconfined, "")), "", Unconfined),
+        (Some((ProfileType::Localhost, "web")), "", named()),
+        (Some((ProfileType::Localhost, "localhost/web")), "", named()),
+        (
+            Some((ProfileType::RuntimeDefault, "")),
+            "localhost/web",
+            asked,
+        ),
+    ];
+    for (new, former, meaning) in cases {
+        for privileged in [false, true] {
+            let check = |platform| {
+                let linux = |config: &mut cri::ContainerConfig| {
+                    let linux = config.linux.get_or_insert_default();
+                    let security = linux.security_context.get_or_insert_default();
+                    security.privileged = privileged;
+                    security.apparmor = new.map(|(kind, name)| profile(kind, name));
+                    security.apparmor_profile = former.into();
+                };
+                container(linux, platform).map(|request| request.config.security.apparmor)
+            };
+            let expected = match &meaning {
+                Default { .. } if privileged => Unconfined,
+                meaning => meaning.clone(),
+            };
+            assert_eq!(check(LSM), Ok(expected.clone()), "{new:?} {former:?}");
+            let field = match new {
+                Some(_) => "apparmor",
+                None => "apparmor_profile",
+            };
+            let without = match expected {
+                Localhost(_) => Err(Rejected::Unsupported(format!(
+                    "config.linux.security_context.{field}: profile \"web\" cannot be had: the node has no AppArmor (container \"web\")"
+                ))),
+                _ => Ok(Unconfined),
+            };
+            assert_eq!(check(PLATFORM), without, "{new:?} {former:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_built_is_refused_and_not_ignored() {
     type Case = (ContainerChange, Platform, Option<&'static str>);
-    let apparmor = Some("apparmor: AppArmor profiles are not supported yet");
-    let former = Some("apparmor_profile: AppArmor profiles are not supported yet");
-    let selinux = Some("selinux_options: SELinux labels are not supported yet");
+    let selinux = Some("selinux_options: SELinux is on, and carpel sets no labels yet");
     let labelled: ContainerChange =
         |c| c.selinux_options.get_or_insert_default().r#type = "x".into();
-    let localhost: ContainerChange = |c| c.apparmor = Some(profile(ProfileType::Localhost, "x"));
     let cases: &[Case] = &[
-        (|_| {}, LSM, apparmor),
-        (|c| c.privileged = true, LSM, None),
-        (|c| c.apparmor = None, LSM, None),
-        (
-            |c| c.apparmor = Some(profile(ProfileType::Unconfined, "")),
-            LSM,
-            None,
-        ),
-        (localhost, PLATFORM, apparmor),
-        (
-            |c| (c.apparmor, c.apparmor_profile) = (None, "runtime/default".into()),
-            LSM,
-            former,
-        ),
-        (
-            |c| (c.apparmor, c.apparmor_profile) = (None, "runtime/default".into()),
-            PLATFORM,
-            None,
-        ),
-        (
-            |c| (c.apparmor, c.apparmor_profile) = (None, "localhost/x".into()),
-            PLATFORM,
-            former,
-        ),
-        (
-            |c| (c.apparmor, c.apparmor_profile) = (None, "unconfined".into()),
-            LSM,
-            None,
-        ),
         (labelled, PLATFORM, None),
         (
             |c| {
@@ -279,17 +331,6 @@ fn what_is_not_built_is_refused_and_not_ignored() {
             |c| (c.apparmor, c.selinux_options) = (None, Some(cri::SeLinuxOption::default())),
             LSM,
             None,
-        ),
-        (
-            |c| {
-                c.capabilities
-                    .get_or_insert_default()
-                    .add_ambient_capabilities = vec!["KILL".into()]
-            },
-            PLATFORM,
-            Some(
-                "capabilities.add_ambient_capabilities: ambient capabilities are not supported yet",
-            ),
         ),
     ];
     for (index, (change, platform, refusal)) in cases.iter().enumerate() {

@@ -30,6 +30,7 @@ impl Fixture {
             privileged: false,
             add_capabilities: Vec::new(),
             drop_capabilities: Vec::new(),
+            add_ambient_capabilities: Vec::new(),
             pid: PidScope::Container,
             user: None,
             run_as_group: None,
@@ -40,6 +41,7 @@ impl Fixture {
             masked_paths: vec!["/proc/kcore".into()],
             readonly_paths: vec!["/proc/sys".into()],
             seccomp: SeccompProfile::RuntimeDefault,
+            apparmor: AppArmorProfile::Unconfined,
         };
         let config = ContainerConfig {
             name: ContainerName {
