@@ -121,11 +121,11 @@ fn rights_in_a_user_namespace_are_not_bounded_by_the_hosts() {
     fixture.config.security.add_capabilities = vec!["ALL".into()];
     let last = |fixture: &Fixture| {
         let compiled = fixture.compile();
-        let sets = steps(&compiled).into_iter().filter_map(|step| match step {
+        let mut sets = steps(&compiled).into_iter().filter_map(|step| match step {
             Step::Capabilities { permitted, .. } => Some(permitted),
             _ => None,
         });
-        sets.last()
+        sets.next_back()
     };
     assert_eq!(last(&fixture), Some(0));
     fixture.sandbox.user_namespace = Some(IDS);
