@@ -9,6 +9,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use super::super::client::Connection;
 use super::super::df::Space;
+use super::super::serve::STATE_DIR;
 use super::super::units::bytes;
 use super::{Check, fail, ok, warn};
 use crate::config::{Config, Endpoint, Layer};
@@ -42,7 +43,10 @@ pub async fn checks(config: &Config, connection: &Connection) -> Vec<Check> {
 pub async fn configuration(connection: &Connection) -> Option<Layer> {
     let client = connection.connect().await.ok()?;
     let answer = client.status(StatusRequest { verbose: true }).await.ok()?;
-    serde_json::from_str(answer.info.get("config")?).ok()
+    let mut config: serde_json::Value = serde_json::from_str(answer.info.get("config")?).ok()?;
+    // What others know the root by is no key of the configuration.
+    config.as_object_mut()?.remove(STATE_DIR);
+    serde_json::from_value(config).ok()
 }
 
 /// A folder whose content is root's alone.
