@@ -115,7 +115,7 @@ enum Command {
     Df(df::DfArgs),
     /// Show the versions of this command and of the daemon
     Version(version::VersionArgs),
-    /// Import and remove images
+    /// List, name, import, pin, remove and clear away images
     Image(image::ImageArgs),
     /// Run the daemon: serve the CRI on a unix socket
     Serve(serve::ServeArgs),

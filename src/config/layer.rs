@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::value::{AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio};
+use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
 
 /// Why a configuration does not count.
@@ -40,6 +41,8 @@ pub struct Layer {
     pub cdi: CdiLayer,
     #[serde(default)]
     pub network: NetworkLayer,
+    #[serde(default)]
+    pub image: ImageLayer,
     #[serde(default)]
     pub registry: RegistryLayer,
     #[serde(default)]
@@ -81,6 +84,12 @@ pub struct NetworkLayer {
     pub timeout_seconds: Option<NonZeroU32>,
     pub retry_seconds: Option<NonZeroU32>,
     pub netns_dir: Option<AbsolutePath>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageLayer {
+    pub pinned: Option<Vec<NamePattern>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

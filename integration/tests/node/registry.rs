@@ -2,6 +2,7 @@
 
 mod auth;
 mod crash;
+mod damage;
 mod documents;
 mod faults;
 mod redirects;
