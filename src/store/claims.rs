@@ -276,7 +276,7 @@ impl Claims {
         hit("pull:synced")?;
         for (id, layer) in &staged {
             let path = self.store.folder.join(id.0.hex());
-            std::fs::rename(&layer.folder.0, &path).map_err(|e| (path, e))?;
+            self.store.place(&layer.folder.0, &path)?;
             self.made.push(*id);
             hit("pull:named")?;
         }
@@ -314,6 +314,25 @@ impl Claims {
 }
 
 impl LayerStore {
+    /// Gives a layer its name. What the store could not take for this layer at its start, but is in its place, is set aside.
+    fn place(&self, made: &Path, path: &Path) -> Result<(), Failed> {
+        use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+        let named = match std::fs::rename(made, path) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    AlreadyExists | DirectoryNotEmpty | NotADirectory
+                ) =>
+            {
+                tracing::warn!(path = %path.display(), "something in a layer's place is put into quarantine");
+                record::quarantine(path, &self.quarantine)
+                    .and_then(|()| std::fs::rename(made, path))
+            }
+            named => named,
+        };
+        named.map_err(|error| (path.to_owned(), error))
+    }
+
     /// Wakes all who wait for a layer.
     fn tell(&self) {
         self.released.notify_all();

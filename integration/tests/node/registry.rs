@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod documents;
 mod faults;
+mod many_layers;
 mod redirects;
 mod sharing;
 

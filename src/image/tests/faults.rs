@@ -139,6 +139,23 @@ fn damaged_records_are_kept_apart() {
     assert_eq!(ground.counts(), [3, 1, 0, 4]);
 }
 
+#[test]
+fn what_lies_in_a_layers_place_does_not_keep_it_out() {
+    let ground = Ground::new();
+    let made = [Made::simple("a"), Made::simple("b")];
+    // The first layer of an image has its diff id as its name.
+    let place = |made: &Made| ground.path("layers").join(made.layers[0].1.hex());
+    std::fs::create_dir_all(place(&made[0]).join("fs/old")).unwrap();
+    std::fs::write(place(&made[1]), "no folder").unwrap();
+    for (made, name) in made.iter().zip(["a", "b"]) {
+        ground.import(&made.saved(&[name])).unwrap();
+        let image = ground.store.resolve(name).unwrap();
+        assert_eq!(ground.file(&image, "name"), name.as_bytes());
+        assert!(!place(made).join("fs/old").exists());
+    }
+    assert_eq!(ground.counts(), [2, 2, 0, 2]);
+}
+
 /// A small file system of its own.
 struct SmallDisk(tempfile::TempDir);
 
