@@ -95,7 +95,7 @@ pub enum Error {
     #[error("image {image}: registry: {source}")]
     Host {
         image: String,
-        source: registry::InvalidHost,
+        source: registry::SetupError,
     },
     #[error("image {image}: registry {registry}: {source}")]
     Registry {
@@ -146,7 +146,8 @@ impl Error {
     pub fn is_invalid(&self) -> bool {
         use UnpackError::{Digest, Entry, Invalid, TooMuch};
         match self {
-            Self::Reference(_) | Self::Archive(_) | Self::Host { .. } | Self::Unfit { .. } => true,
+            Self::Reference(_) | Self::Archive(_) | Self::Unfit { .. } => true,
+            Self::Host { source, .. } => matches!(source, registry::SetupError::Host(_)),
             Self::Registry { source, .. } => {
                 use registry::Error::{Content, Protocol};
                 matches!(source, Content(_) | Protocol(_))

@@ -37,7 +37,7 @@ pub(super) struct Fetch {
 /// What the transfers of a pull have in common.
 struct Shared {
     layers: Arc<LayerStore>,
-    remote: Remote,
+    remote: Arc<Remote>,
     transfers: Arc<Semaphore>,
     /// Packed, and their diff ids; bottom first.
     packed: Vec<(Descriptor, Digest)>,
@@ -56,7 +56,7 @@ impl Fetch {
     pub(super) fn new(
         store: &ImageStore,
         registries: &Registries,
-        remote: Remote,
+        remote: Arc<Remote>,
         resolved: &Resolved,
         progress: &Arc<PullProgress>,
         cancel: &CancellationToken,
