@@ -1,9 +1,12 @@
 //! Pulls: from Debian's registry, from one that demands credentials, and from one that misbehaves in every way.
 
 mod auth;
+mod auth_files;
 mod crash;
 mod documents;
 mod faults;
+mod mirrors;
+mod proxies;
 mod redirects;
 mod sharing;
 

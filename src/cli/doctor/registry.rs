@@ -13,6 +13,7 @@ use crate::tls;
 const PATIENCE: Duration = Duration::from_secs(5);
 const NAME: &str = "registry";
 const FILES: &str = "registry file";
+const NO_TLS: &str = "trust its authority's certificate on this machine or in its hosts.toml, or, if it has no TLS, name it in registry.plain_http";
 
 /// What is to be asked: a registry of images' names, or whatever is at an origin.
 #[derive(Debug, PartialEq)]
@@ -125,6 +126,10 @@ fn verdict(Probe { origin, result }: &Probe) -> Check {
             format!("{origin}: its name is not known: {why}"),
             "look at /etc/resolv.conf and at the name",
         ),
+        // Who speaks no TLS may hang up without a word.
+        Err(Error::Connect(why)) if why.contains("tls handshake") => {
+            (format!("{origin}: no TLS: {why}"), NO_TLS)
+        }
         Err(Error::Connect(why)) => (
             format!("{origin}: no connection: {why}"),
             "look at routes, firewalls and proxies",
@@ -133,10 +138,7 @@ fn verdict(Probe { origin, result }: &Probe) -> Check {
             format!("{origin}: this machine trusts no certificate authority"),
             "install the package ca-certificates",
         ),
-        Err(Error::Tls(why)) => (
-            format!("{origin}: no TLS: {why}"),
-            "trust its authority's certificate on this machine or in its hosts.toml, or, if it has no TLS, name it in registry.plain_http",
-        ),
+        Err(Error::Tls(why)) => (format!("{origin}: no TLS: {why}"), NO_TLS),
         Err(error) => (
             format!("{origin}: no answer: {error}"),
             "look at the registry's own log, and at proxies in between",
