@@ -144,7 +144,6 @@ impl Error {
     /// Whether what was asked for is at fault, so that asking again is of no use.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
-        use UnpackError::{Digest, Entry, Invalid, TooMuch};
         match self {
             Self::Reference(_) | Self::Archive(_) | Self::Unfit { .. } => true,
             Self::Host { source, .. } => matches!(source, registry::SetupError::Host(_)),
@@ -154,12 +153,7 @@ impl Error {
             }
             Self::Layer { source, .. }
             | Self::Commit { source, .. }
-            | Self::Pulled { source, .. } => {
-                matches!(
-                    **source,
-                    Invalid(_) | Entry { .. } | TooMuch { .. } | Digest { .. }
-                )
-            }
+            | Self::Pulled { source, .. } => source.is_invalid(),
             _ => false,
         }
     }

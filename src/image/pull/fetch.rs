@@ -204,13 +204,24 @@ impl Fetch {
 }
 
 impl Shared {
-    /// Fetches and unpacks one layer.
+    /// Fetches and unpacks one layer; from another host if what one has is not the layer.
     async fn layer(self: &Arc<Self>, job: Job) -> Result<Staged, Failure> {
         let permit = tokio::select! {
             permit = self.transfers.acquire() => permit,
             () = self.stop.cancelled() => return Err(Failure::Cancelled),
         };
         let _permit = permit.map_err(|_| Failure::Cancelled)?;
+        let digest = self.packed[job.position].0.digest;
+        loop {
+            match self.attempt(job).await {
+                Err(Failure::Layer { source, .. })
+                    if source.is_invalid() && self.remote.distrust(digest, &source) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>, job: Job) -> Result<Staged, Failure> {
         self.progress.set(job.position, Phase::Downloading);
         let (descriptor, diff) = &self.packed[job.position];
         let expected = Expected {

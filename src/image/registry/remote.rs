@@ -8,7 +8,9 @@ use bytes::Bytes;
 use http::header::HeaderMap;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
 use super::Error;
@@ -34,6 +36,8 @@ struct Served {
     by: Option<Origin>,
     /// Hosts that did not give what they were asked for, and why.
     failed: Vec<String>,
+    /// Blobs that a host sent, at least in part, behind which there are others.
+    sent: HashMap<Digest, usize>,
 }
 
 /// A manifest or index, whose bytes are what its digest says.
@@ -64,7 +68,7 @@ impl Remote {
     /// What an error or a log calls the registry: who was asked last, and which hosts failed before.
     #[must_use]
     pub fn registry(&self) -> String {
-        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = self.served();
         let last = self.endpoints.last().map(Endpoint::origin);
         let by = served.by.as_ref().or(last);
         let by = by.map(ToString::to_string).unwrap_or_default();
@@ -75,6 +79,23 @@ impl Remote {
                 format!("{by} (after {})", told.join("; "))
             }
         }
+    }
+
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the host that sent a blob out from now on, as it was not what it should be: whether there is another one.
+    pub fn distrust(&self, digest: Digest, why: &dyn Display) -> bool {
+        let mut served = self.served();
+        let Some(endpoint) = served.sent.remove(&digest).map(|at| &self.endpoints[at]) else {
+            return false;
+        };
+        endpoint.give_up();
+        let text = format!("{}: blob {digest}: {why}", endpoint.origin());
+        tracing::debug!(error = text, "the next host is asked");
+        served.failed.push(text);
+        true
     }
 
     /// The next endpoint to ask from a place in their order, and whether it is the last one.
@@ -96,7 +117,7 @@ impl Remote {
     /// Goes on with the next endpoint, unless there is none or nobody wants the answer any more.
     fn failed(&self, endpoint: &Endpoint, last: bool, error: Error) -> Result<(), Error> {
         let gone = matches!(error, Error::Abandoned | Error::Cancelled);
-        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut served = self.served();
         if last || gone {
             served.by = Some(endpoint.origin().clone());
             return Err(error);
@@ -197,7 +218,7 @@ impl Remote {
             };
             match read.await {
                 Ok(taken) => {
-                    let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut served = self.served();
                     served.by = Some(endpoint.origin().clone());
                     return Ok(taken);
                 }
@@ -230,7 +251,12 @@ impl Remote {
         };
         let mut from = 0;
         while let Some((at, endpoint, last)) = self.next(from, false) {
-            match transfer.run(endpoint, Self::attempts(last)).await {
+            let before = transfer.position;
+            let outcome = transfer.run(endpoint, Self::attempts(last)).await;
+            if transfer.position > before && !last {
+                self.served().sent.entry(digest).or_insert(at);
+            }
+            match outcome {
                 Ok(()) => return Ok(()),
                 Err(error) => self.failed(endpoint, last, error)?,
             }

@@ -101,6 +101,7 @@ pub(super) fn faults(registries: &Registries) -> Vec<SetupError> {
         .collect();
     for dir in &inner.config_path {
         let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let names = names.filter(|entry| entry.path().is_dir());
         let mut names: Vec<_> = names.map(|entry| entry.file_name()).collect();
         names.sort();
         for name in names.iter().filter_map(|name| name.to_str()) {

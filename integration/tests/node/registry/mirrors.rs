@@ -162,6 +162,47 @@ async fn a_layer_goes_on_where_a_mirror_left_it() {
 }
 
 #[tokio::test]
+async fn what_a_mirror_has_wrong_comes_from_the_registry() {
+    let hosts = Hosts::new();
+    let node = node(&hosts).await;
+    let made = several_layers();
+    let server = Fake::start(&node.net, mirrored(content(&made), NS));
+    // At the end, where the unpacking does not notice; in the middle, where it does; and of another kind altogether.
+    for (name, spoil) in [
+        (
+            "end",
+            (|bytes| *bytes.last_mut().expect("a byte") ^= 1) as fn(&mut Vec<u8>),
+        ),
+        ("middle", |bytes| {
+            bytes.iter_mut().skip(1000).for_each(|byte| *byte ^= 1)
+        }),
+        ("kind", |bytes| bytes.fill(b'x')),
+    ] {
+        let good = mirrored(content(&made), NS);
+        let mirror = Fake::start(&node.net, move |request| {
+            let mut reply = good(request);
+            match &mut reply.body {
+                Body::Whole(bytes) if request.is_blob() && bytes.len() > 10_000 => spoil(bytes),
+                _ => {}
+            }
+            reply
+        });
+        let before = server.count("/blobs/");
+        let text = format!(
+            "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+            server.host(),
+            mirror.host()
+        );
+        hosts.write("_default", &text);
+        assert_eq!(node.cri.pull(NAME, None).await.expect(name), made.id());
+        assert!(server.count("/blobs/") - before >= 5, "{name}");
+        remove_all(&node).await;
+        assert_nothing_left(&node).await;
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn a_mirror_is_asked_for_what_it_may_give() {
     let hosts = Hosts::new();
     let node = node(&hosts).await;
