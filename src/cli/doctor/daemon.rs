@@ -42,7 +42,10 @@ pub async fn checks(config: &Config, connection: &Connection) -> Vec<Check> {
 pub async fn configuration(connection: &Connection) -> Option<Layer> {
     let client = connection.connect().await.ok()?;
     let answer = client.status(StatusRequest { verbose: true }).await.ok()?;
-    serde_json::from_str(answer.info.get("config")?).ok()
+    let mut config: serde_json::Value = serde_json::from_str(answer.info.get("config")?).ok()?;
+    // Another name of the root, for others who look for it.
+    config.as_object_mut()?.remove("stateDir");
+    serde_json::from_value(config).ok()
 }
 
 /// A folder whose content is root's alone.
