@@ -49,6 +49,9 @@ impl Edits {
     /// # Errors
     /// [`Error::Edit`] for what is not on this node, or cannot be in a container.
     pub fn apply(&self, spec: &mut Spec) -> Result<(), Error> {
+        if self.is_empty() {
+            return Ok(());
+        }
         self.set_variables(spec);
         self.add_nodes(spec)?;
         self.add_mounts(spec)?;
@@ -57,6 +60,14 @@ impl Edits {
         }
         self.add_groups(spec);
         Ok(())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.env.is_empty()
+            && self.nodes.is_empty()
+            && self.mounts.is_empty()
+            && self.hooks.is_empty()
+            && self.groups.is_empty()
     }
 
     fn set_variables(&self, spec: &mut Spec) {

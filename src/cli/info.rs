@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::client::Connection;
 use super::output::{self, Colour, FormatArgs, Screen, printable};
 use super::resolve::Catalogue;
+use super::serve::STATE_DIR;
 use super::{Outcome, SUCCESS};
 use crate::config::Endpoint;
 
@@ -173,6 +174,9 @@ fn configuration(info: &BTreeMap<String, String>) -> Vec<(String, String)> {
     }
     let mut lines = Vec::new();
     for (key, value) in config {
+        if key == STATE_DIR {
+            continue;
+        }
         match value {
             Value::Object(section) => {
                 let keys = section.into_iter();

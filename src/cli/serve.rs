@@ -35,6 +35,10 @@ use crate::{apparmor, cri, metrics, streaming, sys};
 /// The network of `--default-network`.
 const DEFAULT_NETWORK: &str = include_str!("../../cni-conf/10-carpel-bridge.conflist");
 
+/// The name by which critest looks, in a verbose Status, for the file system that containers' root file systems
+/// lie on.
+pub(super) const STATE_DIR: &str = "stateDir";
+
 /// How often free memory is given back to the kernel: a millisecond's work.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -265,8 +269,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         tokio::spawn(metrics::serve(server, Arc::downgrade(&node)));
     }
     let mut configuration = serde_json::to_value(&config).context("configuration")?;
-    // The name by which critest looks for the file system that containers' root file systems lie on.
-    configuration["stateDir"] = serde_json::to_value(&config.root).context("configuration")?;
+    configuration[STATE_DIR] = serde_json::to_value(&config.root).context("configuration")?;
     Ok(cri::routes(Arc::new(cri::Served {
         node,
         configuration,

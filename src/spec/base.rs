@@ -57,7 +57,7 @@ const MOUNTS: [&str; 8] = [
 ];
 
 /// What is taken from a base spec. The default adds nothing.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct BaseSpec {
     hooks: Vec<(Point, Hook)>,
     rlimits: Vec<PosixRlimit>,
@@ -142,6 +142,9 @@ impl BaseSpec {
 
     /// Lays it below what a spec says already.
     pub fn apply(&self, spec: &mut Spec) {
+        if *self == Self::default() {
+            return;
+        }
         for (point, hook) in &self.hooks {
             hooks::push(spec, point.name(), hook.clone());
         }
@@ -149,7 +152,7 @@ impl BaseSpec {
             let mut limits = process.rlimits().clone().unwrap_or_default();
             for limit in &self.rlimits {
                 limits.retain(|known| known.typ() != limit.typ());
-                limits.push(limit.clone());
+                limits.push(*limit);
             }
             process.set_rlimits(Some(limits));
             let mut env = process.env().clone().unwrap_or_default();
@@ -264,6 +267,28 @@ mod tests {
         };
         assert_eq!(of(Point::CreateRuntime), [Path::new("/a")]);
         assert_eq!(of(Point::CreateContainer), [Path::new("/b")]);
+    }
+
+    /// What `ctr oci spec` prints, with the hook of a kind node and without limits.
+    #[test]
+    fn another_runtimes_default_may_be_the_beginning() {
+        let text = r#"{"ociVersion": "1.2.1",
+            "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "noNewPrivileges": true,
+                "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                "capabilities": {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]}},
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=65536k"]},
+                {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}],
+            "hooks": {"createContainer": [{"path": "/kind/bin/mount-product-files.sh"}]},
+            "linux": {"resources": {"devices": [{"allow": false, "access": "rwm"}]}, "cgroupsPath": "/default",
+                "namespaces": [{"type": "pid"}, {"type": "network"}], "maskedPaths": ["/proc/acpi"],
+                "readonlyPaths": ["/proc/bus"]}}"#;
+        let base = BaseSpec::parse(text).unwrap();
+        assert_eq!(base.hooks.len(), 1);
+        assert_eq!(base.hooks[0].0, Point::CreateContainer);
     }
 
     #[test]

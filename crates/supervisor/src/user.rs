@@ -27,6 +27,9 @@ use crate::sys::{
 /// How long a process that has said all it had to say may take to end, in milliseconds.
 const END: u32 = 1000;
 
+/// How long a forerunner may take, in milliseconds: nothing that it does waits for anybody.
+const FORERUN: u32 = 10_000;
+
 /// Where mounts that are to be locked wait, below the supervisor's root.
 const WAITING: &CStr = c"/waiting";
 
@@ -151,6 +154,9 @@ pub(crate) fn clone(flags: u64, place: &Place<'_>) -> core::result::Result<Clone
         sys::exit(0);
     };
     drop(answer);
+    if !sys::wait_readable(answers.borrow(), FORERUN) {
+        let _ = sys::signal_process(pidfd.borrow(), sys::SIGKILL);
+    }
     let mut buffer = [0; 64];
     let length = sys::read(answers.borrow(), &mut buffer).unwrap_or(0);
     reap(pid, &pidfd);
@@ -216,7 +222,7 @@ fn attach_waiting(which: &[u64; 4], fds: &FdList) -> Result<()> {
         let number = Decimal::new(i64::from(index));
         let mut path = Text::default();
         path.push(number.bytes());
-        if sys::status(mount)?.is_directory() {
+        if sys::is_directory(mount)? {
             sys::make_directory(room.borrow(), path.terminated(), 0o755)?;
         } else {
             let mode = sys::S_IFREG | 0o644;

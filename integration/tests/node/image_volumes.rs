@@ -5,13 +5,12 @@ use std::os::unix::process::ExitStatusExt;
 use carpel_integration::image::{BUSYBOX, Image, Layer};
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{
-    ContainerConfig, IdMapping, ImageSpec, Mount, MountPropagation, NamespaceMode,
-    RemoveImageRequest, UserNamespace,
+    ContainerConfig, ImageSpec, Mount, MountPropagation, RemoveImageRequest,
 };
 use carpel_integration::{ContainerConfigExt, PodConfigExt, TestNode, host, sh};
 use tonic::Code;
 
-use crate::refused;
+use crate::{refused, userns};
 
 const DATA: &str = "localhost/data:1";
 
@@ -306,25 +305,11 @@ async fn a_step_that_fails_leaves_nothing() {
 #[tokio::test]
 async fn a_pod_with_a_user_namespace_sees_the_owners_of_an_image() {
     let node = node_with_data().await;
-    let mut config = node.pod("one");
-    let range = IdMapping {
-        host_id: 1 << 20,
-        container_id: 0,
-        length: 65536,
-    };
-    let mut ids = UserNamespace {
-        uids: vec![range.clone()],
-        gids: vec![range],
-        ..UserNamespace::default()
-    };
-    ids.set_mode(NamespaceMode::Pod);
-    config.namespaces().userns_options = Some(ids);
-    let pod = node.run_pod(&config).await;
+    let pod = node.run_pod(&userns::pod(&node, "one")).await;
     for sub_path in ["", "model"] {
         let script = "stat -c '%u %g' /vol; find /vol -name weights | xargs cat; touch /vol/x 2>&1 | grep -o Read-only";
-        let mut config = with(sh("a", script), volume(DATA, sub_path));
+        let mut config = userns::inside(with(sh("a", script), volume(DATA, sub_path)));
         config.metadata.as_mut().unwrap().attempt = u32::from(sub_path.is_empty());
-        config.namespaces().userns_options = pod.config.clone().namespaces().userns_options.clone();
         let id = node.start_container(&pod, &config).await;
         node.wait_exit(&id).await;
         let output = node.log(&pod, "a").stdout();

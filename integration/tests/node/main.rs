@@ -35,6 +35,7 @@ mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
+mod node_fields;
 mod pod_metrics;
 mod pod_resources;
 mod privileges;

@@ -267,10 +267,8 @@ async fn what_is_not_there_says_so_by_its_name() {
     }
     unimplemented! {
         checkpoint_container(CheckpointContainerRequest) "CheckpointContainer",
-        list_metric_descriptors(ListMetricDescriptorsRequest) "ListMetricDescriptors",
-        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) "ListPodSandboxMetrics",
-        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) "UpdatePodSandboxResources",
-        stream_containers(StreamContainersRequest) "StreamContainers",
+        checkpoint_pod(CheckpointPodRequest) "CheckpointPod",
+        restore_pod(RestorePodRequest) "RestorePod",
     }
     node.finish().await;
 }

@@ -9,6 +9,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use super::super::client::Connection;
 use super::super::df::Space;
+use super::super::serve::STATE_DIR;
 use super::super::units::bytes;
 use super::{Check, fail, ok, warn};
 use crate::config::{Config, Endpoint, Layer};
@@ -43,8 +44,8 @@ pub async fn configuration(connection: &Connection) -> Option<Layer> {
     let client = connection.connect().await.ok()?;
     let answer = client.status(StatusRequest { verbose: true }).await.ok()?;
     let mut config: serde_json::Value = serde_json::from_str(answer.info.get("config")?).ok()?;
-    // Another name of the root, for others who look for it.
-    config.as_object_mut()?.remove("stateDir");
+    // What others know the root by is no key of the configuration.
+    config.as_object_mut()?.remove(STATE_DIR);
     serde_json::from_value(config).ok()
 }
 

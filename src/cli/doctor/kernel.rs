@@ -6,27 +6,27 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
-    fsmount, fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
 };
 
 use super::userns::UserNamespace;
 use super::{Check, fail, ok, warn};
 use crate::apparmor;
 use crate::cri::parse_kernel_version;
-use crate::sys::{MountAttr, mount_setattr};
+use crate::store::rootfs::Builder;
 
 /// The oldest kernel that carpel is for.
 const OLDEST: (u32, u32) = (5, 15);
 
 /// `root` is the folder of the daemon's durable state: its file system matters to some.
-pub fn checks(root: &Path) -> Vec<Check> {
+pub async fn checks(root: &Path) -> Vec<Check> {
     let mut checks = vec![version()];
     if nix::unistd::geteuid().is_root() {
         match Sandpit::make(root) {
             Ok(sandpit) => {
                 checks.push(overlay(&sandpit));
-                checks.extend(layers(&sandpit));
+                checks.extend(layers(&sandpit).await);
             }
             Err(error) => checks.push(fail(
                 "overlay",
@@ -135,7 +135,7 @@ fn mount_overlay(sandpit: &Sandpit, one_by_one: bool) -> rustix::io::Result<Owne
 }
 
 /// User namespaces, and layers and volumes seen through one.
-fn layers(sandpit: &Sandpit) -> Vec<Check> {
+async fn layers(sandpit: &Sandpit) -> Vec<Check> {
     let namespace = match UserNamespace::make() {
         Ok(namespace) => namespace,
         Err(error) => {
@@ -146,27 +146,28 @@ fn layers(sandpit: &Sandpit) -> Vec<Check> {
             )];
         }
     };
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let attr = MountAttr {
-        idmap: Some(namespace.file.as_fd()),
-        ..MountAttr::default()
-    };
-    let mapped = open_tree(rustix::fs::CWD, sandpit.folder("a"), flags)
-        .map_err(io::Error::from)
-        .and_then(|tree| mount_setattr(tree.as_fd(), false, &attr));
-    let mapped = match mapped {
+    let mapped = match mapped_overlay(sandpit, &namespace).await {
         Ok(()) => ok(
             "idmapped mounts",
-            "work on the file system of carpel's root",
+            "work on the file system of carpel's root, and as layers",
         ),
-        Err(error) => warn(
+        Err(why) => warn(
             "idmapped mounts",
-            format!("not here: {error}"),
+            format!("not here: {why}"),
             "pods with hostUsers: false will not start: they need Linux 5.19 and ext4, xfs or btrfs \
              below carpel's root",
         ),
     };
     vec![ok("user namespaces", "can be made"), mapped]
+}
+
+/// An overlay of a layer that is seen in the namespace's ids, as a container of such a pod has it.
+async fn mapped_overlay(sandpit: &Sandpit, namespace: &UserNamespace) -> Result<(), String> {
+    let builder = Builder::start().map_err(|error| error.to_string())?;
+    let overlay = namespace.overlay(&sandpit.0, "a");
+    let overlay = overlay.map_err(|error| error.to_string())?;
+    let made = builder.overlay(overlay).await;
+    made.map(drop).map_err(|error| crate::error::chain(&error))
 }
 
 fn seccomp() -> Check {

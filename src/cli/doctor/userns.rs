@@ -16,7 +16,7 @@ use crate::store::rootfs::{Builder, Overlay};
 /// A user namespace that is there while this is.
 #[derive(Debug)]
 pub struct UserNamespace {
-    pub file: File,
+    file: File,
     holder: Child,
 }
 
@@ -39,6 +39,21 @@ impl UserNamespace {
                 Err(error)
             }
         }
+    }
+
+    /// The root file system that a container in it would have, of the folders `layer`, "upper" and "work" in
+    /// `place`.
+    ///
+    /// # Errors
+    /// As `dup(2)`.
+    pub fn overlay(&self, place: &Path, layer: &str) -> io::Result<Overlay> {
+        Ok(Overlay {
+            layers: vec![place.join(layer)],
+            upper: place.join("upper"),
+            work: place.join("work"),
+            volatile: true,
+            user_namespace: Some(Arc::new(OwnedFd::from(self.file.try_clone()?))),
+        })
     }
 
     fn open(holder: &mut Child) -> io::Result<File> {
@@ -80,14 +95,8 @@ pub async fn probe(builder: &Builder, root: &Path) -> Result<(), String> {
     let namespace = namespace.map_err(io::Error::from).flatten();
     let namespace = namespace.map_err(|error| format!("one cannot be made: {error}"))?;
     let place = Place::make(root).map_err(|error| format!("{}: {error}", root.display()))?;
-    let file = namespace.file.try_clone().map_err(|e| e.to_string())?;
-    let overlay = Overlay {
-        layers: vec![place.0.join("layer")],
-        upper: place.0.join("upper"),
-        work: place.0.join("work"),
-        volatile: true,
-        user_namespace: Some(Arc::new(OwnedFd::from(file))),
-    };
+    let overlay = namespace.overlay(&place.0, "layer");
+    let overlay = overlay.map_err(|error| error.to_string())?;
     let made = builder.overlay(overlay).await;
     made.map(drop).map_err(|error| {
         let why = crate::error::chain(&error);

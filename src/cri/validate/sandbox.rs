@@ -77,10 +77,6 @@ fn check(
         linux.security_context,
         platform,
     )?;
-    for (name, limits) in [("overhead", linux.overhead), ("resources", linux.resources)] {
-        let limits = limits.unwrap_or_default();
-        limits::resources(&linux_field.member(name), limits, platform)?;
-    }
     Ok(SandboxConfig {
         name: metadata(&field.member("metadata"), config.metadata)?,
         hostname: hostname(

@@ -1,4 +1,5 @@
 mod fixture;
+mod user;
 
 use carpel_wire::{PidNamespace, Steps};
 use proptest::prelude::*;
@@ -61,7 +62,7 @@ fn check_plan(compiled: &Compiled, purpose_is_process: bool) {
     assert_eq!(filled, [false; FdIndex::SLOTS as usize]);
     for (source, used) in compiled.fds.iter().zip(used) {
         match source {
-            FdSource::Plan | FdSource::CgroupDir => assert_eq!(used, 0),
+            FdSource::Plan | FdSource::CgroupDir | FdSource::UserNamespace => assert_eq!(used, 0),
             FdSource::TerminalSlave => assert_eq!(used, 3),
             other => assert_eq!(used, 1, "{other:?}"),
         }
@@ -79,6 +80,7 @@ fn check_plan(compiled: &Compiled, purpose_is_process: bool) {
 
 fn check_privileges(steps: &[Step<'_>]) {
     let at = |what: fn(&Step<'_>) -> bool| position(steps, what);
+    let last = |what: fn(&Step<'_>) -> bool| steps.iter().rposition(what).expect("it is there");
     let bounding = at(|step| matches!(step, Step::BoundingSet { .. }));
     let order = [
         at(|step| matches!(step, Step::SetSid)),
@@ -86,7 +88,8 @@ fn check_privileges(steps: &[Step<'_>]) {
         bounding,
         at(|step| matches!(step, Step::KeepCaps)),
         at(|step| matches!(step, Step::Groups { .. })),
-        at(|step| matches!(step, Step::Ids { .. })),
+        // Before it there may be the step to root of a user namespace.
+        last(|step| matches!(step, Step::Ids { .. })),
         at(|step| matches!(step, Step::Capabilities { .. })),
         at(|step| matches!(step, Step::Chdir { .. })),
         at(|step| matches!(step, Step::Ambient { .. })),

@@ -446,3 +446,94 @@ async fn a_sub_path_is_a_folder_within_the_volume() {
         assert_eq!(read(&root, "top").unwrap(), "1");
     }
 }
+
+/// A user namespace in which id 0 is the host's 100000, and so on. It is there while its process is.
+struct UserNamespace(std::process::Child, Arc<OwnedFd>);
+
+impl UserNamespace {
+    fn new() -> Self {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "cat"]);
+        command.stdin(std::process::Stdio::piped());
+        let child = command.spawn().expect("util-linux");
+        let path = |name: &str| format!("/proc/{}/{name}", child.id());
+        let of = |path: &str| fs::read_link(path).unwrap();
+        let deadline = Instant::now() + std::time::Duration::from_secs(30);
+        while of(&path("ns/user")) == of("/proc/self/ns/user") {
+            assert!(Instant::now() < deadline, "no user namespace");
+            std::thread::yield_now();
+        }
+        for map in ["uid_map", "gid_map"] {
+            fs::write(path(map), "0 100000 65536").unwrap();
+        }
+        let file = fs::File::open(path("ns/user")).unwrap();
+        Self(child, Arc::new(file.into()))
+    }
+}
+
+impl Drop for UserNamespace {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn layers_are_seen_in_the_ids_of_a_user_namespace() {
+    let namespace = UserNamespace::new();
+    for method in methods() {
+        let builder = Builder::start_with(Some(method)).unwrap();
+        for layers in [0, 1, MAX_LAYERS] {
+            let fixture = Fixture::new(layers);
+            let overlay = Overlay {
+                user_namespace: Some(Arc::clone(&namespace.1)),
+                ..fixture.overlay()
+            };
+            let owner = |root: &RootFd, name: &str| {
+                let path = OFlags::PATH;
+                let file = root.open_in(Path::new(name), path, Mode::empty()).unwrap();
+                rustix::fs::fstat(&file).unwrap().st_uid
+            };
+            let root = RootFd::from(builder.overlay(overlay.clone()).await.unwrap());
+            if layers > 0 {
+                assert_eq!(owner(&root, "top"), 100_000, "{method:?}");
+                // Others see the same layers as ever.
+                assert_eq!(
+                    fixture
+                        .folder
+                        .path()
+                        .join("layers/0/top")
+                        .metadata()
+                        .unwrap()
+                        .uid(),
+                    0
+                );
+            }
+            // What is written is not mapped again.
+            write(&root, "new", "new");
+            assert_eq!(owner(&root, "new"), 0, "{method:?}");
+            drop(root);
+            // Nothing of it stays in the way of the next.
+            builder.overlay(overlay).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_cannot_be_mapped_is_an_error_that_names_it() {
+    let namespace = UserNamespace::new();
+    let builder = Builder::start().unwrap();
+    let fixture = Fixture::new(1);
+    let overlay = Overlay {
+        layers: vec!["/proc/sys".into()],
+        user_namespace: Some(Arc::clone(&namespace.1)),
+        ..fixture.overlay()
+    };
+    let error = builder.overlay(overlay).await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("layer /proc/sys: its file system cannot be idmapped"),
+        "{text}"
+    );
+    builder.overlay(fixture.overlay()).await.unwrap();
+}

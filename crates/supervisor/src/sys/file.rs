@@ -121,7 +121,16 @@ pub fn status(fd: BorrowedFd<'_>) -> Result<Status> {
 
 /// The status of the file `name` in a directory; a link is not followed.
 pub fn status_at(directory: BorrowedFd<'_>, name: &CStr) -> Result<Status> {
-    let flags = nr::AT_EMPTY_PATH | nr::AT_SYMLINK_NOFOLLOW | nr::AT_NO_AUTOMOUNT;
+    status_with(directory, name, 0)
+}
+
+/// Whether an open file is a directory, by what the kernel knows already: no server is asked, which may not answer.
+pub fn is_directory(fd: BorrowedFd<'_>) -> Result<bool> {
+    status_with(fd, c"", nr::AT_STATX_DONT_SYNC).map(|status| status.is_directory())
+}
+
+fn status_with(directory: BorrowedFd<'_>, name: &CStr, flags: u32) -> Result<Status> {
+    let flags = nr::AT_EMPTY_PATH | nr::AT_SYMLINK_NOFOLLOW | nr::AT_NO_AUTOMOUNT | flags;
     let mask = nr::STATX_TYPE | nr::STATX_MODE | nr::STATX_SIZE;
     let mut buffer = core::mem::MaybeUninit::<nr::statx>::zeroed();
     // SAFETY: the kernel reads a terminated path and writes one `statx`.

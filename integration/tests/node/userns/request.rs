@@ -193,3 +193,43 @@ async fn status_tells_what_the_node_can_do() {
     assert_eq!(sent.userns_options, Some(options(ids(FIRST, COUNT))));
     node.finish().await;
 }
+
+/// A file system on which ordinary pods live, but that cannot be idmapped.
+struct Unmappable(std::path::PathBuf);
+
+impl Drop for Unmappable {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_says_so_and_why() {
+    let mut node = TestNode::start().await;
+    assert!(node.terminate_daemon().await.success());
+    let root = node.dir().join("root");
+    let none = None::<&str>;
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("ramfs"), &root, Some("ramfs"), flags, none).unwrap();
+    let other = Unmappable(root);
+    node.start_daemon(None).await;
+    let mut runtime = node.cri.runtime();
+    let status = runtime.status(v1::StatusRequest::default());
+    let status = status.await.unwrap().into_inner();
+    for handler in status.runtime_handlers {
+        assert!(!handler.features.unwrap().user_namespaces);
+    }
+    assert!(!status.features.unwrap().user_namespaces_host_network);
+    refused(
+        node.try_run_pod(&pod(&node, "refused")).await,
+        Code::FailedPrecondition,
+        "user namespaces do not work on this node: layer",
+    );
+    let plain = node.run_pod(&node.pod("plain")).await;
+    node.try_remove_pod(&plain.id).await.unwrap();
+    assert!(node.terminate_daemon().await.success());
+    drop(other);
+    node.start_daemon(None).await;
+    node.run_pod(&pod(&node, "one")).await;
+    node.finish().await;
+}
