@@ -52,7 +52,13 @@ pub const HOOKS: &[&str] = &["start:bundle", "start:hooks"];
 pub const USER_NAMESPACE: &[&str] = &["run:user-namespace", "start:user-namespace"];
 
 /// Every failpoint of a pull, in the order in which one passes them.
-pub const PULL: &[&str] = &["pull:unpacked", "pull:staged", "pull:committed"];
+pub const PULL: &[&str] = &[
+    "pull:unpacked",
+    "pull:staged",
+    "pull:synced",
+    "pull:named",
+    "pull:committed",
+];
 
 /// Passes the failpoint `name`: dies there if a test armed it so.
 ///

@@ -21,7 +21,7 @@ use tonic::{Code, Response, Status};
 use crate::config::{Config, Endpoint, Layer};
 
 /// How long a question may take.
-const QUERY: Duration = Duration::from_secs(30);
+pub const QUERY: Duration = Duration::from_secs(30);
 /// How long making or removing something may take: CNI plugins have their own time in it.
 pub const CHANGE: Duration = Duration::from_secs(240);
 /// The longest answer that is taken, in bytes: two ExecSync streams of 16 MiB and some room.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use carpel_api::carpel::{ImageUsage, UsageRequest, UsageResponse};
 use carpel_api::cri::{
     ContainerStats, FilesystemUsage, Image, ImageFsInfoRequest, ImageFsInfoResponse,
     ListContainerStatsRequest, ListImagesRequest,
@@ -10,7 +11,7 @@ use carpel_api::cri::{
 use clap::Args;
 use serde_json::json;
 
-use super::client::Connection;
+use super::client::{Client, Connection, QUERY};
 use super::output::{self, FormatArgs, Screen};
 use super::resolve::Catalogue;
 use super::table::{Table, column, flexible, number};
@@ -42,7 +43,9 @@ impl DfArgs {
             Err(error) if error.is_unimplemented() => Vec::new(),
             Err(error) => return Err(error.into()),
         };
+        let uses = uses(&client).await?;
         let disk = Disk {
+            uses,
             usage,
             images: images.images,
             stats,
@@ -57,8 +60,20 @@ impl DfArgs {
     }
 }
 
+/// What carpel's daemon says of who uses what; another runtime does not.
+async fn uses(client: &Client) -> anyhow::Result<Option<UsageResponse>> {
+    let mut carpel = client.carpel();
+    let call = carpel.usage(UsageRequest {});
+    match client.within("Usage", QUERY, call).await {
+        Ok(uses) => Ok(Some(uses)),
+        Err(error) if error.is_unimplemented() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// What the runtime answered.
 struct Disk {
+    uses: Option<UsageResponse>,
     usage: ImageFsInfoResponse,
     images: Vec<Image>,
     stats: Vec<ContainerStats>,
@@ -83,6 +98,9 @@ impl Disk {
             })
         });
         value["containers"] = containers.collect();
+        if let Some(uses) = &self.uses {
+            value["imageUses"] = output::own_message("UsageResponse", uses);
+        }
         value
     }
 
@@ -121,8 +139,11 @@ impl Disk {
                 .to_string()
                 .into(),
             units::bytes(images).into(),
-            // Layers that images share make this an upper bound; it is never more than all there is.
-            units::bytes(reclaimable.min(images)).into(),
+            match &self.uses {
+                Some(uses) => units::bytes(uses.reclaimable).into(),
+                // Layers that images share make this an upper bound; it is never more than all there is.
+                None => units::bytes(reclaimable.min(images)).into(),
+            },
         ]);
         table.row([
             "containers".into(),
@@ -136,7 +157,11 @@ impl Disk {
         text.push_str(&self.file_systems().render(screen));
         if verbose {
             text.push('\n');
-            text.push_str(&super::images::table(&self.images, false, false).render(screen));
+            let images = match &self.uses {
+                Some(uses) => self.images_and_users(&uses.images),
+                None => super::images::table(&self.images, false, false),
+            };
+            text.push_str(&images.render(screen));
             text.push('\n');
             text.push_str(&self.containers().render(screen));
         }
@@ -146,9 +171,51 @@ impl Disk {
     /// The ids of the images that containers are made from.
     fn used(&self) -> HashSet<&str> {
         let containers = self.all.containers.iter();
-        containers
+        let mut used: HashSet<_> = containers
             .flat_map(|container| [container.image_id.as_str(), container.image_ref.as_str()])
-            .collect()
+            .collect();
+        // The CRI does not tell of images that are mounted.
+        let uses = self.uses.iter().flat_map(|uses| &uses.images);
+        let mounted = uses.filter(|image| !image.containers.is_empty());
+        used.extend(mounted.map(|image| image.id.as_str()));
+        used
+    }
+
+    /// A row for every image.
+    fn images_and_users(&self, images: &[ImageUsage]) -> Table {
+        let mut table = Table::new([
+            flexible("IMAGE"),
+            column("ID"),
+            number("SIZE"),
+            number("ITS OWN"),
+            flexible("USED BY"),
+        ]);
+        for image in images {
+            let name = image.tags.first().or(image.digests.first());
+            let mut users: Vec<String> = image.containers.iter().map(|id| self.user(id)).collect();
+            users.sort();
+            if users.is_empty() && image.pinned {
+                users.push("(pinned)".to_owned());
+            }
+            table.row([
+                name.map_or("<none>", String::as_str).into(),
+                units::short(&image.id).into(),
+                units::bytes(image.size).into(),
+                units::bytes(image.unshared).into(),
+                users.join(" ").into(),
+            ]);
+        }
+        table
+    }
+
+    /// What a person calls a container.
+    fn user(&self, id: &str) -> String {
+        let mut containers = self.all.containers.iter();
+        let known = containers.find(|container| container.id == id);
+        known.map_or_else(
+            || units::short(id).to_owned(),
+            |container| self.all.container_path(container),
+        )
     }
 
     fn file_systems(&self) -> Table {
@@ -282,6 +349,7 @@ mod tests {
             ..Image::default()
         };
         let disk = Disk {
+            uses: None,
             usage: ImageFsInfoResponse {
                 image_filesystems: vec![FilesystemUsage {
                     fs_id: Some(FilesystemIdentifier {
@@ -309,6 +377,28 @@ mod tests {
         let text = disk.text(true, &screen);
         let images: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(images, ["images", "2", "1", "5.0", "MiB", "2.0", "MiB"]);
+        let image = |id: &str, containers: &[&str]| ImageUsage {
+            id: id.into(),
+            tags: vec![format!("x/{id}:1")],
+            size: 3 << 20,
+            unshared: 1 << 20,
+            containers: containers.iter().map(|&id| id.into()).collect(),
+            ..ImageUsage::default()
+        };
+        // What carpel says goes before what can be guessed.
+        let disk = Disk {
+            uses: Some(UsageResponse {
+                images: vec![image("a", &[""]), image("b", &["0123456789abcdef"])],
+                reclaimable: 1 << 20,
+            }),
+            ..disk
+        };
+        let text = disk.text(true, &screen);
+        let images: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(images, ["images", "2", "2", "5.0", "MiB", "1.0", "MiB"]);
+        let line = text.lines().find(|line| line.starts_with("x/b:1")).unwrap();
+        assert!(line.ends_with("0123456789ab"), "{text}");
+        assert_eq!(disk.json()["imageUses"]["images"][1]["id"], "b");
         assert!(disk.json()["imageFilesystems"].is_array());
         assert_eq!(percent(1, 0), "");
         assert_eq!(percent(u64::MAX, u64::MAX), "100%");

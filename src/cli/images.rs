@@ -57,6 +57,11 @@ pub fn table(images: &[Image], digests: bool, full: bool) -> Table {
         columns.push(flexible("DIGEST"));
     }
     columns.extend([column("ID"), number("SIZE")]);
+    // Few are, mostly none.
+    let pins = images.iter().any(|image| image.pinned);
+    if pins {
+        columns.push(column("PINNED"));
+    }
     let mut table = Table::new(columns);
     for image in images {
         let (id, size) = (
@@ -67,21 +72,32 @@ pub fn table(images: &[Image], digests: bool, full: bool) -> Table {
             },
             units::bytes(image.size),
         );
-        let names: Vec<&str> = match (&image.repo_tags[..], &image.repo_digests[..]) {
-            ([], []) => vec!["<none>"],
-            ([], digests) => digests.iter().map(String::as_str).collect(),
-            (tags, _) => tags.iter().map(String::as_str).collect(),
-        };
+        let mut names = names(image);
+        if names.is_empty() {
+            names.push("<none>");
+        }
         for name in names {
             let mut row = vec![name.into()];
             if digests {
                 row.push(digest_for(image, name).into());
             }
             row.extend([id.into(), size.clone().into()]);
+            if pins {
+                row.push(if image.pinned { "pinned" } else { "" }.into());
+            }
             table.row(row);
         }
     }
     table
+}
+
+/// What a person calls an image: its tags, and if it has none its digest references.
+pub fn names(image: &Image) -> Vec<&str> {
+    let names = match &image.repo_tags[..] {
+        [] => &image.repo_digests[..],
+        tags => tags,
+    };
+    names.iter().map(String::as_str).collect()
 }
 
 /// The digest of the image under the repository of `name`.

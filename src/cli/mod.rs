@@ -116,7 +116,7 @@ enum Command {
     Df(df::DfArgs),
     /// Show the versions of this command and of the daemon
     Version(version::VersionArgs),
-    /// Import and remove images
+    /// List, name, import, pin, remove and clear away images
     Image(image::ImageArgs),
     /// Install carpel's CNI plugins under their own names
     Cni(cni::CniArgs),

@@ -95,12 +95,21 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 /// The field names are those of proto JSON (camelCase), 64-bit numbers are strings, enums names, bytes
 /// base64. Fields at their default are there too: a script may rely on each.
 pub fn message(name: &str, message: &impl Message) -> Value {
+    in_package("runtime.v1", name, message)
+}
+
+/// A message of carpel's own services as JSON, as [`message`] makes it.
+pub fn own_message(name: &str, message: &impl Message) -> Value {
+    in_package("carpel.v1", name, message)
+}
+
+fn in_package(package: &str, name: &str, message: &impl Message) -> Value {
     static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
         DescriptorPool::decode(carpel_api::DESCRIPTORS).expect("our own descriptors are valid")
     });
     let descriptor = POOL
-        .get_message_by_name(&format!("runtime.v1.{name}"))
-        .expect("the name of a message of the CRI");
+        .get_message_by_name(&format!("{package}.{name}"))
+        .expect("the name of a message");
     let mut dynamic = DynamicMessage::new(descriptor);
     dynamic
         .transcode_from(message)

@@ -21,8 +21,8 @@ use crate::cgroup::{self, Cgroups};
 use crate::config::{
     AbsolutePath, CgroupParent, Config, ConfigError, Endpoint, Layer, LogFormat, LogLevel,
 };
-use crate::image::ImageStore;
 use crate::image::registry::{self, Proxies, Registries};
+use crate::image::{ImageStore, Pinned};
 use crate::network::{self, Network};
 use crate::node::{self, Decode, Node, Parts, Paths};
 use crate::spec::host::HostFacts;
@@ -199,7 +199,8 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("become a subreaper")?;
     let root = config.root.clone();
-    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root))
+    let pinned = Pinned::new(config.image.pinned.clone());
+    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root, pinned))
         .await?
         .context("open the images")?;
     let network = Network::open(network::Settings {

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::value::{
     AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio, SearchPath,
 };
+use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
 
 /// Why a configuration does not count.
@@ -43,6 +44,8 @@ pub struct Layer {
     pub cdi: CdiLayer,
     #[serde(default)]
     pub network: NetworkLayer,
+    #[serde(default)]
+    pub image: ImageLayer,
     #[serde(default)]
     pub registry: RegistryLayer,
     #[serde(default)]
@@ -84,6 +87,12 @@ pub struct NetworkLayer {
     pub timeout_seconds: Option<NonZeroU32>,
     pub retry_seconds: Option<NonZeroU32>,
     pub netns_dir: Option<AbsolutePath>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageLayer {
+    pub pinned: Option<Vec<NamePattern>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -19,6 +19,7 @@ pub use value::{
     AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio, SearchPath,
 };
 
+use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
 use crate::spec::base::{self, BaseSpec};
 
@@ -43,6 +44,7 @@ pub struct Config {
     pub runtime: Runtime,
     pub cdi: Cdi,
     pub network: Network,
+    pub image: Images,
     pub registry: Registry,
     pub streaming: Streaming,
     pub libexec: Libexec,
@@ -105,6 +107,13 @@ pub struct Network {
     pub retry: Duration,
     /// Folder that the pods' network namespaces are pinned in.
     pub netns_dir: PathBuf,
+}
+
+/// The images that are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Images {
+    /// Names of images that nobody may clear away.
+    pub pinned: Vec<NamePattern>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -194,6 +203,7 @@ impl Default for Config {
                 retry: Duration::from_secs(30),
                 netns_dir: "/run/netns".into(),
             },
+            image: Images::default(),
             registry: Registry {
                 plain_http: Vec::new(),
                 token_hosts: Vec::new(),
@@ -280,6 +290,7 @@ impl Config {
             self.network.retry = Duration::from_secs(u32::from(seconds).into());
         }
         set(&mut self.network.netns_dir, network.netns_dir);
+        set(&mut self.image.pinned, layer.image.pinned);
         let registry = layer.registry;
         set(&mut self.registry.plain_http, registry.plain_http);
         set(&mut self.registry.token_hosts, registry.token_hosts);

@@ -11,13 +11,16 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Spec;
 use serde::{Serialize, Serializer};
 
+use super::export::{Chunks, VerifySteps};
 use super::import::{Archive, Progress};
 use super::pull::Steps;
 use super::update::Merge;
 pub use crate::container::ExecOutput;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::image::Unused;
 use crate::image::pull::Wanted;
+use crate::image::reference::Reference;
 use crate::node::EventKind;
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
@@ -130,6 +133,40 @@ pub trait Domain: Send + Sync + 'static {
         archive: Archive,
         progress: Progress,
     ) -> impl Future<Output = Result<Vec<ImageView>, Error>> + Send;
+
+    /// Writes the archive of images, by names or ids.
+    fn export(
+        &self,
+        images: Vec<String>,
+        archive: Chunks,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Compares images (none: all) with what was unpacked; perhaps sets damaged ones aside.
+    fn verify(
+        &self,
+        images: Vec<String>,
+        set_aside: bool,
+        steps: VerifySteps,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Gives an image more tags.
+    fn tag_image(
+        &self,
+        name: &str,
+        tags: Vec<Reference>,
+    ) -> impl Future<Output = Result<ImageUse, Error>> + Send;
+    /// Says whether an image stays when unused ones go.
+    fn pin_image(
+        &self,
+        name: &str,
+        pinned: bool,
+    ) -> impl Future<Output = Result<ImageUse, Error>> + Send;
+    /// All images, and who uses them.
+    fn image_uses(&self) -> Vec<ImageUse>;
+    /// Removes the images that nobody uses, or says which these are.
+    fn prune_images(
+        &self,
+        which: Unused,
+        dry_run: bool,
+    ) -> impl Future<Output = Result<Pruned, Error>> + Send;
 
     // ── the node ──
 
@@ -272,6 +309,24 @@ pub struct ImageView {
     /// The user that the image names: "", "user", "uid", either with ":group".
     pub user: String,
     pub pinned: bool,
+}
+
+/// An image and who uses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageUse {
+    pub image: ImageView,
+    /// Bytes of the layers that no other image has.
+    pub unshared: u64,
+    /// Those that are made from it or mount it.
+    pub containers: Vec<ContainerId>,
+}
+
+/// Images that were cleared away, or would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    pub images: Vec<ImageUse>,
+    /// Bytes.
+    pub freed: u64,
 }
 
 /// The space that images and writable layers take.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use carpel_api::carpel::images_server::Images;
 use carpel_api::carpel::import_response::Step;
 use carpel_api::carpel::{
-    ImportRequest, ImportResponse, ImportedImage, LayerProgress, LayerState, PullRequest,
-    PullResponse,
+    ExportRequest, ImportRequest, ImportResponse, ImportedImage, LayerProgress, LayerState,
+    PinRequest, PinResponse, PruneRequest, PruneResponse, PullRequest, PullResponse, TagRequest,
+    TagResponse, UsageRequest, UsageResponse, VerifyRequest,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,8 +16,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::domain::{Domain, ImageView};
+use super::export::{self, Exported, Verified};
 use super::pull;
-use super::status::panicked;
+use super::status::{answer, panicked};
+use super::upkeep;
 
 /// Chunks that may wait for the reader, and steps that may wait for the client.
 const WAITING_CHUNKS: usize = 4;
@@ -121,6 +124,48 @@ impl<D: Domain> Images for OwnImages<D> {
         request: Request<PullRequest>,
     ) -> Result<Response<Self::PullStream>, Status> {
         pull::serve(Arc::clone(&self.0), request.into_inner())
+    }
+
+    type ExportStream = Exported;
+
+    async fn export(
+        &self,
+        request: Request<ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        export::export(Arc::clone(&self.0), request.into_inner())
+    }
+
+    type VerifyStream = Verified;
+
+    async fn verify(
+        &self,
+        request: Request<VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        export::verify(Arc::clone(&self.0), request.into_inner())
+    }
+
+    async fn tag(&self, request: Request<TagRequest>) -> Result<Response<TagResponse>, Status> {
+        let request = request.into_inner();
+        let span = tracing::info_span!("Tag", image = request.image);
+        answer(span, upkeep::tag(&*self.0, request)).await
+    }
+
+    async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinResponse>, Status> {
+        let request = request.into_inner();
+        let span = tracing::info_span!("Pin", image = request.image);
+        answer(span, upkeep::pin(&*self.0, request)).await
+    }
+
+    async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
+        answer(tracing::info_span!("Usage"), upkeep::usage(&*self.0)).await
+    }
+
+    async fn prune(
+        &self,
+        request: Request<PruneRequest>,
+    ) -> Result<Response<PruneResponse>, Status> {
+        let call = upkeep::prune(&*self.0, request.into_inner());
+        answer(tracing::info_span!("Prune"), call).await
     }
 }
 

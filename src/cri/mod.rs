@@ -14,6 +14,7 @@ mod convert;
 mod deadline;
 mod domain;
 mod events;
+mod export;
 mod images;
 mod import;
 mod lists;
@@ -29,6 +30,7 @@ mod stats;
 mod status;
 mod streams;
 mod update;
+mod upkeep;
 pub mod validate;
 mod verbose;
 

@@ -1,5 +1,6 @@
 //! The node as the services see it.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,10 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
-    ExecOutput, ImageView, Lookup, Missed, NotReady, SandboxDetail, SandboxInfo, SandboxView,
+    ExecOutput, ImageUse, ImageView, Lookup, Missed, NotReady, Pruned, SandboxDetail, SandboxInfo,
+    SandboxView,
 };
+use super::export::{Chunks, VerifySteps};
 use super::import::{Archive, Progress};
 use super::pull::Steps;
 use super::update::{self, Merge};
@@ -23,7 +26,8 @@ use crate::container::{Asked, Container, Exited, Limits, State, Told};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
-use crate::image::{self, Image};
+use crate::image::reference::Reference;
+use crate::image::{self, Image, ImageId, Unused};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
@@ -291,6 +295,58 @@ impl Domain for Served {
         Ok(images.iter().map(|image| image_view(image)).collect())
     }
 
+    async fn export(&self, images: Vec<String>, archive: Chunks) -> Result<(), Error> {
+        let wanted = archive.wanted();
+        self.node.export_images(&images, archive, wanted).await
+    }
+
+    async fn verify(
+        &self,
+        images: Vec<String>,
+        set_aside: bool,
+        steps: VerifySteps,
+    ) -> Result<(), Error> {
+        let wanted = steps.clone();
+        let proceed = move || wanted.is_wanted();
+        let tell = move |step| steps.tell(step);
+        self.node
+            .verify_images(&images, set_aside, tell, proceed)
+            .await
+    }
+
+    async fn tag_image(&self, name: &str, tags: Vec<Reference>) -> Result<ImageUse, Error> {
+        let image = self.node.tag_image(name, tags).await?;
+        Ok(self.image_use(image_view(&image)))
+    }
+
+    async fn pin_image(&self, name: &str, pinned: bool) -> Result<ImageUse, Error> {
+        let image = self.node.pin_image(name, pinned).await?;
+        Ok(self.image_use(image_view(&image)))
+    }
+
+    fn image_uses(&self) -> Vec<ImageUse> {
+        let mut users: HashMap<ImageId, Vec<ContainerId>> = HashMap::new();
+        for container in self.node.containers() {
+            for image in container.image_ids().collect::<HashSet<_>>() {
+                users.entry(image).or_default().push(container.id);
+            }
+        }
+        let uses = self.node.images_usage().into_iter().map(|usage| ImageUse {
+            image: image_view(&usage.image),
+            unshared: usage.unshared,
+            containers: users.remove(&usage.image.id).unwrap_or_default(),
+        });
+        uses.collect()
+    }
+
+    async fn prune_images(&self, which: Unused, dry_run: bool) -> Result<Pruned, Error> {
+        let mut images = self.image_uses();
+        let (gone, freed) = self.node.prune_images(which, dry_run).await?;
+        let gone: HashSet<String> = gone.iter().map(ToString::to_string).collect();
+        images.retain(|one| gone.contains(&one.image.id));
+        Ok(Pruned { images, freed })
+    }
+
     fn root(&self) -> &Path {
         &self.node.paths.root
     }
@@ -415,6 +471,20 @@ fn exited_view(exited: &Exited) -> ContainerState {
         exit_code: exited.exit_code,
         reason: exited.reason.clone(),
         message: exited.message.clone(),
+    }
+}
+
+impl Served {
+    /// An image as it is, and who uses it.
+    fn image_use(&self, image: ImageView) -> ImageUse {
+        let same = |one: &ImageUse| one.image.id == image.id;
+        let known = self.image_uses().into_iter().find(same);
+        // Somebody may have removed it meanwhile.
+        known.unwrap_or(ImageUse {
+            image,
+            unshared: 0,
+            containers: Vec::new(),
+        })
     }
 }
 

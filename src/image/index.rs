@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use serde::{Deserialize, Serialize};
 
 use super::reference::Reference;
-use super::{Image, ImageId};
+use super::{Image, ImageId, Pinned};
 use crate::store::blobs::Digest;
 
 #[derive(Debug, Default)]
@@ -16,6 +16,8 @@ pub(super) struct Index {
     names: HashMap<String, ImageId>,
     /// Removed or replaced, but perhaps held by someone who is making a container of it.
     pub(super) retired: Vec<Weak<Image>>,
+    /// What the configuration pins.
+    pub(super) pinned: Pinned,
 }
 
 #[derive(Debug, Clone)]
@@ -35,6 +37,19 @@ pub(super) struct Record {
     pub(super) pinned: bool,
     /// Byte for byte, since its digest is the image's id.
     pub(super) config: String,
+}
+
+impl Record {
+    /// Whether it is pinned by itself or by one of its names.
+    pub(super) fn is_pinned(&self, pinned: &Pinned) -> bool {
+        self.pinned || self.pattern(pinned).is_some()
+    }
+
+    /// The pattern of the configuration that pins it.
+    pub(super) fn pattern<'a>(&self, pinned: &'a Pinned) -> Option<&'a str> {
+        let mut names = self.tags.iter().chain(&self.digests);
+        names.find_map(|name| pinned.pattern(name))
+    }
 }
 
 /// Hex digits that an abbreviated id has at least.
@@ -73,11 +88,17 @@ impl Index {
     }
 
     /// An index of images, whose names are yet to be settled.
-    pub(super) fn of(images: BTreeMap<ImageId, Entry>) -> Self {
+    pub(super) fn of(images: BTreeMap<ImageId, Entry>, pinned: Pinned) -> Self {
         Self {
             images,
+            pinned,
             ..Self::default()
         }
+    }
+
+    /// Whether an image with this record is pinned.
+    pub(super) fn is_pinned(&self, record: &Record) -> bool {
+        record.is_pinned(&self.pinned)
     }
 
     pub(super) fn put(&mut self, id: ImageId, entry: Entry) {
@@ -117,11 +138,16 @@ impl Index {
             }
         }
         let mut lost = BTreeSet::new();
+        let pinned = self.pinned.clone();
         for (&id, entry) in &mut self.images {
             let count = entry.record.tags.len();
             entry.record.tags.retain(|tag| latest[tag].1 == id);
             if entry.record.tags.len() < count {
-                entry.image = Arc::new(entry.image.renamed(&entry.record));
+                entry.image = Arc::new(
+                    entry
+                        .image
+                        .renamed(&entry.record, entry.record.is_pinned(&pinned)),
+                );
                 lost.insert(id);
             }
         }

@@ -12,15 +12,19 @@
 mod archive;
 mod config;
 mod document;
+mod export;
 mod import;
 mod index;
 mod json;
 mod manifest;
+pub mod pinned;
 mod platform;
 pub mod pull;
 pub mod reference;
 pub mod registry;
 mod store;
+mod upkeep;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -37,8 +41,11 @@ use crate::store::unpack::{UnpackError, is_no_space};
 
 pub use config::ImageUser;
 pub use import::{Names, Progress};
+pub use pinned::Pinned;
 pub use reference::{InvalidReference, Reference};
 pub use store::ImageStore;
+pub use upkeep::{Pruned, Unused, Usage, Used};
+pub use verify::VerifyStep;
 
 /// The identity of an image: the digest of its configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -65,7 +72,7 @@ pub struct Image {
     /// Bottom first.
     pub layers: Vec<LayerId>,
     pub user: ImageUser,
-    /// The kubelet must not collect it.
+    /// Neither the kubelet nor a person who clears away what is unused may take it.
     pub pinned: bool,
 }
 
@@ -124,7 +131,12 @@ pub enum Error {
         layer: String,
         source: Box<UnpackError>,
     },
-    #[error("image {image}: pull cancelled")]
+    /// The configuration pins it.
+    #[error("image {image} is pinned by the daemon's configuration: image.pinned has {pattern:?}")]
+    Kept { image: String, pattern: String },
+    #[error("image {image}: export: {why}")]
+    Export { image: String, why: String },
+    #[error("image {image}: cancelled")]
     Cancelled { image: String },
 }
 

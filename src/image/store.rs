@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use super::config::Checked;
 use super::index::{Entry, Index, Record, drop_name};
-use super::{Error, Image, ImageId};
+use super::{Error, Image, ImageId, Pinned};
 use crate::store::blobs::Digest;
 use crate::store::gc::{Collected, Detached};
 use crate::store::layers::{LayerId, LayerStore, Usage};
@@ -43,11 +43,12 @@ pub(super) struct New {
 
 impl ImageStore {
     /// Opens the store below `root`, which is made if missing. Removes what is half made and puts damaged records into
-    /// `root/quarantine`. Layers that nothing uses are left to [`Self::collect`].
+    /// `root/quarantine`. Layers that nothing uses are left to [`Self::collect`]. Images that `pinned` names are pinned
+    /// whatever their records say.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn open(root: &Path) -> Result<Self, Error> {
+    pub fn open(root: &Path, pinned: Pinned) -> Result<Self, Error> {
         let object = |path: &Path| path.display().to_string();
         let store = |path: PathBuf| {
             move |source| Error::Store {
@@ -62,8 +63,9 @@ impl ImageStore {
         }
         empty(&temporary).map_err(store(temporary.clone()))?;
         let layers = LayerStore::open(&layers, &temporary, &quarantine).map_err(store(layers))?;
-        let entries = load(&images, &layers, &quarantine).map_err(store(images.clone()))?;
-        let mut index = Index::of(entries);
+        let entries =
+            load(&images, &layers, &quarantine, &pinned).map_err(store(images.clone()))?;
+        let mut index = Index::of(entries, pinned);
         for id in index.settle_tags() {
             let entry = &index.images[&id];
             let path = images.join(id.0.hex());
@@ -120,13 +122,18 @@ impl ImageStore {
                 record.revision = self.next_revision();
                 self.write(id, &record)?;
                 let entry = Entry {
-                    image: Arc::new(image.renamed(&record)),
+                    image: self.renamed(&image, &record),
                     record,
                 };
                 self.update(|index| index.put(id, entry));
                 return Ok(());
             }
         }
+        self.forget(id)
+    }
+
+    /// Removes the record of an image. Whoever calls holds [`Self::change`].
+    pub(super) fn forget(&self, id: ImageId) -> Result<(), Error> {
         let path = self.record_path(id);
         record::remove(&path, Durability::Now).map_err(|source| Error::Store {
             object: format!("image {id}"),
@@ -136,21 +143,10 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Says whether the kubelet may collect the image `id`. An unknown one is no error.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn pin(&self, id: ImageId, pinned: bool) -> Result<(), Error> {
-        let _changes = self.change();
-        let Some(mut entry) = self.read(|index| index.images.get(&id).cloned()) else {
-            return Ok(());
-        };
-        entry.record.pinned = pinned;
-        entry.record.revision = self.next_revision();
-        self.write(id, &entry.record)?;
-        entry.image = Arc::new(entry.image.renamed(&entry.record));
-        self.update(|index| index.put(id, entry));
-        Ok(())
+    /// The image under the names of `record`.
+    pub(super) fn renamed(&self, image: &Image, record: &Record) -> Arc<Image> {
+        let pinned = self.read(|index| index.is_pinned(record));
+        Arc::new(image.renamed(record, pinned))
     }
 
     /// What images and the layers they left take. Answered from memory.
@@ -196,6 +192,16 @@ impl ImageStore {
             let known = entries.remove(&id).or_else(|| before.get(&id).cloned());
             entries.insert(id, self.entry(new, known));
         }
+        self.replace(entries, before)
+    }
+
+    /// Writes records, all of them or none, and takes their tags from the images that had them `before`. Whoever calls
+    /// holds [`Self::change`].
+    pub(super) fn replace(
+        &self,
+        mut entries: BTreeMap<ImageId, Entry>,
+        before: BTreeMap<ImageId, Entry>,
+    ) -> Result<Vec<Arc<Image>>, Error> {
         let mut written = Vec::new();
         for (&id, entry) in &mut entries {
             entry.record.revision = self.next_revision() + written.len() as u64;
@@ -219,7 +225,7 @@ impl ImageStore {
             if let Err(error) = self.write(id, &entry.record) {
                 tracing::warn!(image = %id, %error, "tag moved to another image");
             }
-            entry.image = Arc::new(entry.image.renamed(&entry.record));
+            entry.image = self.renamed(&entry.image, &entry.record);
             self.update(|index| index.put(id, entry));
         }
         let images = entries
@@ -268,7 +274,8 @@ impl ImageStore {
             pinned,
             config: new.config,
         };
-        let image = Arc::new(image(new.id, &record, new.checked, new.layers));
+        let pinned = self.read(|index| index.is_pinned(&record));
+        let image = Arc::new(image(new.id, &record, pinned, new.checked, new.layers));
         Entry { record, image }
     }
 
@@ -280,11 +287,15 @@ impl ImageStore {
         self.0.root.join("tmp")
     }
 
-    fn record_path(&self, id: ImageId) -> PathBuf {
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.0.root.join("quarantine")
+    }
+
+    pub(super) fn record_path(&self, id: ImageId) -> PathBuf {
         self.0.root.join("images").join(id.0.hex())
     }
 
-    fn write(&self, id: ImageId, record: &Record) -> Result<(), Error> {
+    pub(super) fn write(&self, id: ImageId, record: &Record) -> Result<(), Error> {
         record::write(&self.record_path(id), record, Durability::Now).map_err(|source| {
             Error::Store {
                 object: format!("image {id}"),
@@ -293,14 +304,14 @@ impl ImageStore {
         })
     }
 
-    fn next_revision(&self) -> u64 {
+    pub(super) fn next_revision(&self) -> u64 {
         self.read(|index| {
             let revisions = index.images.values().map(|entry| entry.record.revision);
             revisions.max().unwrap_or(0) + 1
         })
     }
 
-    fn change(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
         self.0
             .changes
             .lock()
@@ -311,23 +322,30 @@ impl ImageStore {
         question(&self.0.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn update<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
+    pub(super) fn update<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
         change(&mut self.0.index.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Image {
-    pub(super) fn renamed(&self, record: &Record) -> Self {
+    /// The image under the names of `record`.
+    pub(super) fn renamed(&self, record: &Record, pinned: bool) -> Self {
         Self {
             tags: record.tags.iter().cloned().collect(),
             digests: record.digests.iter().cloned().collect(),
-            pinned: record.pinned,
+            pinned,
             ..self.clone()
         }
     }
 }
 
-fn image(id: ImageId, record: &Record, checked: Checked, layers: Vec<LayerId>) -> Image {
+fn image(
+    id: ImageId,
+    record: &Record,
+    pinned: bool,
+    checked: Checked,
+    layers: Vec<LayerId>,
+) -> Image {
     Image {
         id,
         tags: record.tags.iter().cloned().collect(),
@@ -336,7 +354,7 @@ fn image(id: ImageId, record: &Record, checked: Checked, layers: Vec<LayerId>) -
         config: checked.configuration,
         layers,
         user: checked.user,
-        pinned: record.pinned,
+        pinned,
     }
 }
 
@@ -345,10 +363,11 @@ fn load(
     folder: &Path,
     layers: &LayerStore,
     quarantine: &Path,
+    pinned: &Pinned,
 ) -> io::Result<BTreeMap<ImageId, Entry>> {
     let mut entries = BTreeMap::new();
     for path in record::entries(folder)? {
-        match load_one(&path, layers) {
+        match load_one(&path, layers, pinned) {
             Ok((id, entry)) => drop(entries.insert(id, entry)),
             Err(Unusable::Io(error)) => return Err(error),
             Err(Unusable::Damaged(why)) => {
@@ -365,7 +384,11 @@ enum Unusable {
     Damaged(String),
 }
 
-fn load_one(path: &Path, layers: &LayerStore) -> Result<(ImageId, Entry), Unusable> {
+fn load_one(
+    path: &Path,
+    layers: &LayerStore,
+    pinned: &Pinned,
+) -> Result<(ImageId, Entry), Unusable> {
     let damaged = |why: &str| Unusable::Damaged(why.to_owned());
     let record: Record = match record::read(path) {
         Ok(Some(record)) => record,
@@ -385,7 +408,8 @@ fn load_one(path: &Path, layers: &LayerStore) -> Result<(ImageId, Entry), Unusab
         return Err(damaged("its layers are not all there"));
     }
     let id = ImageId(id);
-    let image = Arc::new(image(id, &record, checked, stack));
+    let is_pinned = record.is_pinned(pinned);
+    let image = Arc::new(image(id, &record, is_pinned, checked, stack));
     Ok((id, Entry { record, image }))
 }
 

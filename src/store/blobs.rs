@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
@@ -92,6 +92,41 @@ impl TryFrom<String> for Digest {
 impl From<Digest> for String {
     fn from(digest: Digest) -> Self {
         digest.to_string()
+    }
+}
+
+/// Hashes and counts what is written to it.
+pub struct Hash {
+    hash: Context,
+    count: u64,
+}
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self {
+            hash: Context::new(&SHA256),
+            count: 0,
+        }
+    }
+}
+
+impl Hash {
+    /// The digest of what was written, and how long that is.
+    #[must_use]
+    pub fn finish(self) -> (Digest, u64) {
+        (Digest::made(&self.hash.finish()), self.count)
+    }
+}
+
+impl Write for Hash {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hash.update(bytes);
+        self.count += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

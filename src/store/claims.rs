@@ -17,10 +17,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::layers::SKELETON;
 use super::layers::{LayerId, LayerRecord, LayerStore, State, make_folder};
 use super::record::{self, Durability};
 use super::remove_tree::remove_tree;
-use super::unpack::{self, Expected, Limits, Lower, Tree, UnpackError, Unpacked};
+use super::unpack::{self, Expected, Limits, Lower, Skeleton, Tree, UnpackError, Unpacked};
+use crate::failpoint;
 
 /// Layers that stay as they are while this lives: none of them is collected, and those missing are its to make.
 #[derive(Debug)]
@@ -119,7 +121,8 @@ impl LayerStore {
         let folder = Temporary(path.clone());
         make_folder(&path.join("fs")).map_err(write)?;
         let tree = Tree::open(&path.join("fs")).map_err(write)?;
-        let unpacked = unpack::unpack(packed, expected, &tree, limits, proceed)?;
+        let skeleton = Skeleton::new(&path.join(SKELETON)).map_err(write)?;
+        let unpacked = unpack::unpack(packed, expected, &tree, skeleton, limits, proceed)?;
         Ok(Staged {
             id,
             folder,
@@ -267,10 +270,15 @@ impl Claims {
         let synced = std::fs::File::open(&self.store.temporary)
             .and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
         synced.map_err(|e| (self.store.temporary.clone(), e))?;
+        let hit = |name| {
+            failpoint::hit(name).map_err(|e| (self.store.folder.clone(), io::Error::other(e)))
+        };
+        hit("pull:synced")?;
         for (id, layer) in &staged {
             let path = self.store.folder.join(id.0.hex());
             std::fs::rename(&layer.folder.0, &path).map_err(|e| (path, e))?;
             self.made.push(*id);
+            hit("pull:named")?;
         }
         sync(&self.store.folder)?;
         let mut state = self.store.lock();

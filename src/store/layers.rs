@@ -1,7 +1,7 @@
 //! The layers on disk: each unpacked once, shared by all images and containers that have it.
 //!
 //! ```text
-//! claim ─▶ tmp/layer-…/{fs,record} ─both digests right─▶ synced ─rename─▶ layers/<chain id>/{fs,record} ─▶ collected
+//! claim ─▶ tmp/layer-…/{fs,record,skeleton} ─both digests right─▶ synced ─rename─▶ layers/<chain id>/{fs,record} ─▶ collected
 //! ```
 //!
 //! What must always hold: a folder in `layers/` is whole and on disk, because it got its name last; what a killed daemon
@@ -24,6 +24,9 @@ use super::record::{self, Durability, ReadError};
 use super::unpack::Tree;
 
 pub use super::claims::{Claims, Staged};
+
+/// In a layer's folder: what its tar stream had beside the content of files.
+pub(super) const SKELETON: &str = "skeleton";
 
 /// A layer together with all that is below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,6 +76,8 @@ pub struct Usage {
 pub struct LayerStore {
     pub(super) folder: PathBuf,
     pub(super) temporary: PathBuf,
+    /// Where damaged layers go.
+    pub(super) quarantine: PathBuf,
     state: Mutex<State>,
     /// A layer was made, or given up: for those who wait on a thread, and for those who wait in a task.
     pub(super) released: Condvar,
@@ -95,7 +100,7 @@ impl State {
 }
 
 impl LayerStore {
-    /// Loads the layers in `folder`. A damaged record goes to `quarantine` and is made anew from what is there; the
+    /// Loads the layers in `folder`. A folder without a layer in it goes to `quarantine`. A damaged record goes to `quarantine` and is made anew from what is there; the
     /// layer itself stays, for a container may be running on it.
     ///
     /// # Errors
@@ -110,6 +115,10 @@ impl LayerStore {
             };
             match load(&path, quarantine) {
                 Ok(record) => drop(state.layers.insert(LayerId(id), record)),
+                Err(error) if is_damage(&error) => {
+                    tracing::warn!(path = %path.display(), %error, "layer is put into quarantine");
+                    record::quarantine(&path, quarantine)?;
+                }
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "layer cannot be read");
                 }
@@ -118,6 +127,7 @@ impl LayerStore {
         Ok(Self {
             folder: folder.to_owned(),
             temporary: temporary.to_owned(),
+            quarantine: quarantine.to_owned(),
             state: Mutex::new(state),
             released: Condvar::new(),
             changed: watch::Sender::new(()),
@@ -156,6 +166,15 @@ impl LayerStore {
             .collect()
     }
 
+    /// What the layers take that are neither in `used` nor claimed.
+    #[must_use]
+    pub fn usage_without(&self, used: &HashSet<LayerId>) -> Usage {
+        let state = self.lock();
+        let is_unused = |id: &LayerId| !used.contains(id) && !state.is_claimed(*id);
+        let unused = state.layers.iter().filter(|(id, _)| is_unused(id));
+        unused.map(|(_, record)| record).collect()
+    }
+
     /// What all layers take.
     #[must_use]
     pub fn usage(&self) -> Usage {
@@ -182,6 +201,13 @@ impl<'a> FromIterator<&'a LayerRecord> for Usage {
 pub(super) fn make_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+/// Whether an error says that something is not what it was; and not that there is too little memory, or another disk.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotADirectory, NotFound};
+    let link = rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP);
+    link || matches!(error.kind(), InvalidData | NotADirectory | NotFound)
 }
 
 fn load(path: &Path, quarantine: &Path) -> io::Result<LayerRecord> {

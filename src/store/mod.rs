@@ -12,5 +12,6 @@ pub mod root_fd;
 pub mod rootfs;
 pub mod syncer;
 pub mod unpack;
+pub mod verify;
 
 pub use root_fd::RootFd;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::host::HostNet;
+use crate::host::{HostNet, kill_9};
 use crate::image::{Built, digest};
 
 /// What a client asked.
@@ -51,6 +51,8 @@ pub enum Body {
     Cut(Vec<u8>, usize),
     /// So many bytes of it, then nothing.
     Stalled(Vec<u8>, usize),
+    /// So many bytes of it; when the client's machine has them, this process of it is killed.
+    Deadly(Vec<u8>, usize, i32),
     /// One byte at a time, with a pause after each.
     Slow(Vec<u8>, Duration),
     /// Spaces, as many as there are taken.
@@ -293,7 +295,9 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
 fn write(mut stream: &TcpStream, reply: Reply) -> std::io::Result<bool> {
     let (bytes, sent) = match &reply.body {
         Body::Whole(bytes) | Body::Slow(bytes, _) => (bytes.as_slice(), bytes.len()),
-        Body::Cut(bytes, sent) | Body::Stalled(bytes, sent) => (bytes.as_slice(), *sent),
+        Body::Cut(bytes, sent) | Body::Stalled(bytes, sent) | Body::Deadly(bytes, sent, _) => {
+            (bytes.as_slice(), *sent)
+        }
         Body::Endless => (&[][..], 0),
     };
     let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
@@ -318,6 +322,12 @@ fn write(mut stream: &TcpStream, reply: Reply) -> std::io::Result<bool> {
         },
         Body::Whole(_) => stream.write_all(bytes).map(|()| true),
         Body::Cut(..) => stream.write_all(&bytes[..sent]).map(|()| false),
+        Body::Deadly(bytes, sent, pid) => {
+            stream.write_all(&bytes[..sent])?;
+            // Both ends are on this machine: what is sent has come.
+            kill_9(pid);
+            Ok(false)
+        }
         Body::Stalled(..) => {
             stream.write_all(&bytes[..sent])?;
             // Until the client has had enough.

@@ -7,8 +7,10 @@ use std::time::Duration;
 use carpel_integration::api::carpel::images_server::{Images, ImagesServer};
 use carpel_integration::api::carpel::pull_response::Step;
 use carpel_integration::api::carpel::{
-    ImportRequest, ImportResponse, PullLayer, PullManifest, PullPhase, PullRequest, PullResponse,
-    PulledImage,
+    ExportRequest, ExportResponse, ImportRequest, ImportResponse, PinRequest, PinResponse,
+    PruneRequest, PruneResponse, PullLayer, PullManifest, PullPhase, PullRequest, PullResponse,
+    PulledImage, TagRequest, TagResponse, UsageRequest, UsageResponse, VerifyRequest,
+    VerifyResponse,
 };
 use carpel_integration::cli::{Running, Said, carpel};
 use futures::Stream;
@@ -26,6 +28,8 @@ struct Scripted;
 impl Images for Scripted {
     type ImportStream = Steps<ImportResponse>;
     type PullStream = Steps<PullResponse>;
+    type ExportStream = Steps<ExportResponse>;
+    type VerifyStream = Steps<VerifyResponse>;
 
     async fn import(
         &self,
@@ -44,6 +48,36 @@ impl Images for Scripted {
             .map_or(request.image, |c| format!("{}:{}", c.username, c.password));
         let steps = tokio_stream::iter(steps(&name)).throttle(Duration::from_millis(30));
         Ok(Response::new(Box::pin(steps)))
+    }
+
+    async fn export(
+        &self,
+        _: Request<ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn verify(
+        &self,
+        _: Request<VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn tag(&self, _: Request<TagRequest>) -> Result<Response<TagResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn pin(&self, _: Request<PinRequest>) -> Result<Response<PinResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn prune(&self, _: Request<PruneRequest>) -> Result<Response<PruneResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 }
 

@@ -11,6 +11,7 @@ mod apparmor;
 mod cdi;
 mod cgroups;
 mod cli_doctor;
+mod cli_image;
 mod cli_inspect;
 mod cli_lists;
 mod cli_logs;

@@ -3,6 +3,7 @@
 mod auth;
 mod auth_files;
 mod crash;
+mod damage;
 mod documents;
 mod faults;
 mod mirrors;

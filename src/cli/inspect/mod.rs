@@ -37,6 +37,33 @@ pub struct InspectArgs {
     connection: Connection,
 }
 
+/// What `carpel image inspect` takes.
+#[derive(Debug, Args)]
+pub struct ImageInspectArgs {
+    /// Names or ids
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    #[command(flatten)]
+    format: output::FormatArgs,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl From<ImageInspectArgs> for InspectArgs {
+    fn from(args: ImageInspectArgs) -> Self {
+        Self {
+            names: args.images,
+            kind: Some(Kind::Image),
+            timeline: false,
+            output: match args.format.output {
+                output::Format::Text => Format::Text,
+                output::Format::Json => Format::Json,
+            },
+            connection: args.connection,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     Pod,

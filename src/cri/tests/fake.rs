@@ -1,6 +1,6 @@
 //! A domain without a node, and a client of the services over it.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -21,12 +21,15 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::cgroup::{CpuUsage, MemoryUsage, Usage};
 use crate::cri::domain::*;
+use crate::cri::export::{Chunks, VerifySteps};
 use crate::cri::import::{Archive, Progress};
 use crate::cri::pull::Steps;
 use crate::cri::update::{self, Merge};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::image::Unused;
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
+use crate::image::reference::Reference;
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{
@@ -66,6 +69,20 @@ impl Fake {
     pub fn change_container(&self, change: impl FnOnce(&mut ContainerDetail)) {
         let mut containers = self.containers.lock().expect("no test panics in here");
         change(containers.last_mut().expect("there is one"));
+    }
+}
+
+impl Fake {
+    fn image_use(&self, name: &str) -> Result<ImageUse, Error> {
+        let image = self.image(name)?.ok_or_else(|| Error::NotFound {
+            kind: "image",
+            id: name.to_owned(),
+        })?;
+        Ok(ImageUse {
+            image,
+            unshared: 3,
+            containers: Vec::new(),
+        })
     }
 }
 
@@ -376,6 +393,52 @@ impl Domain for Fake {
         Ok(DiskUsages {
             images: total(10, 3),
             writable_layers: total(7, 2),
+        })
+    }
+
+    async fn export(&self, images: Vec<String>, mut archive: Chunks) -> Result<(), Error> {
+        self.note(format!("export {}", images.join(" ")));
+        let write = move || {
+            archive
+                .write_all(&[7; 600_000])
+                .and_then(|()| archive.flush())
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        let written = written.expect("writing does not panic");
+        written.map_err(|error| Error::wrap("write archive", error))
+    }
+
+    async fn verify(
+        &self,
+        images: Vec<String>,
+        set_aside: bool,
+        _: VerifySteps,
+    ) -> Result<(), Error> {
+        self.note(format!("verify {} {set_aside}", images.join(" ")));
+        Ok(())
+    }
+
+    async fn tag_image(&self, name: &str, tags: Vec<Reference>) -> Result<ImageUse, Error> {
+        let tags: Vec<_> = tags.iter().map(ToString::to_string).collect();
+        self.note(format!("tag {name} {}", tags.join(" ")));
+        self.image_use(name)
+    }
+
+    async fn pin_image(&self, name: &str, pinned: bool) -> Result<ImageUse, Error> {
+        self.note(format!("pin {name} {pinned}"));
+        self.image_use(name)
+    }
+
+    fn image_uses(&self) -> Vec<ImageUse> {
+        let ids = self.images.iter().map(|image| image.id.as_str());
+        ids.filter_map(|id| self.image_use(id).ok()).collect()
+    }
+
+    async fn prune_images(&self, which: Unused, dry_run: bool) -> Result<Pruned, Error> {
+        self.note(format!("prune {which:?} {dry_run}"));
+        Ok(Pruned {
+            images: self.image_uses(),
+            freed: 5,
         })
     }
 

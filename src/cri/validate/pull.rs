@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use carpel_api::carpel::PullRequest;
+use carpel_api::carpel::{ExportRequest, PullRequest, TagRequest, VerifyRequest};
 use carpel_api::cri;
 
 use super::calls::image_reference;
@@ -52,6 +52,68 @@ pub fn pull(request: PullRequest) -> Result<Wanted, Rejected> {
         credentials,
     })
 }
+
+/// Checks the name or id of an image in a request of carpel's own.
+///
+/// # Errors
+/// If it is none.
+pub fn own_image_name(raw: String) -> Result<String, Rejected> {
+    image_reference(&Field::root("image"), raw)
+}
+
+/// Checks that an image is to have more tags.
+///
+/// # Errors
+/// If there is none, or one is no name with a tag.
+pub fn tag(request: TagRequest) -> Result<(String, Vec<Reference>), Rejected> {
+    let image = own_image_name(request.image)?;
+    let field = Field::root("tags");
+    if request.tags.is_empty() {
+        return Err(field.invalid("must not be empty"));
+    }
+    if request.tags.len() > MOST_TAGS {
+        return Err(field.invalid(format_args!("more than {MOST_TAGS}")));
+    }
+    let mut tags = Vec::new();
+    for (n, raw) in request.tags.into_iter().enumerate() {
+        let field = field.index(n);
+        let name = image_reference(&field, raw)?;
+        let tag = reference(&field, &name)?;
+        if tag.digest().is_some() {
+            return Err(field.invalid("a digest cannot be given to an image: name a tag"));
+        }
+        tags.push(tag);
+    }
+    Ok((image, tags))
+}
+
+/// Checks the names or ids of images to export.
+///
+/// # Errors
+/// If there is none, or one is none.
+pub fn export(request: ExportRequest) -> Result<Vec<String>, Rejected> {
+    if request.images.is_empty() {
+        return Err(Field::root("images").invalid("must not be empty"));
+    }
+    image_names(request.images)
+}
+
+/// Checks the names or ids of images to compare.
+///
+/// # Errors
+/// If one is none.
+pub fn verify(request: VerifyRequest) -> Result<Vec<String>, Rejected> {
+    image_names(request.images)
+}
+
+fn image_names(names: Vec<String>) -> Result<Vec<String>, Rejected> {
+    let field = Field::root("images");
+    let checked = |(n, raw)| image_reference(&field.index(n), raw);
+    names.into_iter().enumerate().map(checked).collect()
+}
+
+/// Tags in one request.
+const MOST_TAGS: usize = 100;
 
 fn reference(field: &Field<'_>, name: &str) -> Result<Reference, Rejected> {
     name.parse().map_err(|error| field.invalid(error))

@@ -199,7 +199,7 @@ impl ImageStore {
     }
 
     /// The configuration of an image that is known.
-    fn configuration(&self, id: super::ImageId) -> Option<String> {
+    pub(super) fn configuration(&self, id: super::ImageId) -> Option<String> {
         self.read(|index| Some(index.images.get(&id)?.record.config.clone()))
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
-use super::{Error, Image, ImageStore, ImageUser, Names, Progress};
+use super::{Error, Image, ImageStore, ImageUser, Names, Pinned, Progress};
 use crate::store::blobs::Digest;
 use crate::store::unpack::testing::{Tar, look, tool};
 
@@ -170,12 +170,12 @@ struct Ground {
 impl Ground {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(folder.path()).unwrap();
+        let store = ImageStore::open(folder.path(), Pinned::default()).unwrap();
         Self { folder, store }
     }
 
     fn reopen(&mut self) {
-        self.store = ImageStore::open(self.folder.path()).unwrap();
+        self.store = ImageStore::open(self.folder.path(), Pinned::default()).unwrap();
     }
 
     fn import(&self, archive: &[u8]) -> Result<Vec<String>, Error> {

@@ -159,7 +159,7 @@ fn what_is_held_or_in_use_is_not_collected() {
     ground.import(&made.saved(&["a"])).unwrap();
     let held = ground.store.resolve("a").unwrap();
     // A change of names makes another image object; both count.
-    ground.store.pin(held.id, true).unwrap();
+    ground.store.pin(&held.id.to_string(), true).unwrap();
     assert!(ground.store.resolve("a").unwrap().pinned);
     ground.store.remove("a").unwrap();
     assert_eq!(ground.collect(), 0);

@@ -3,6 +3,7 @@
 //! What must always hold: a path is checked once ([`Place`]), its folder is opened without following a link, and
 //! what is at its last component is replaced, never written through.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,6 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::place::{Place, checked};
+use super::skeleton::Skeleton;
 use super::sparse::Map;
 use super::tar::{Archive, Entry, Kind};
 use super::tree::{OPAQUE, apply, is_allowed_xattr, set_owner, set_times, split};
@@ -66,9 +68,21 @@ pub fn extract(
     limits: &Limits,
     proceed: &dyn Fn() -> bool,
 ) -> Result<Unpacked, UnpackError> {
+    extract_and_note(reader, tree, limits, proceed, None)
+}
+
+/// As [`extract`]; tells `skeleton` where the data of which file begin.
+pub(super) fn extract_and_note(
+    reader: impl Read,
+    tree: &Tree,
+    limits: &Limits,
+    proceed: &dyn Fn() -> bool,
+    skeleton: Option<&RefCell<Skeleton>>,
+) -> Result<Unpacked, UnpackError> {
     let mut archive = Archive::new(reader, limits);
     let mut extractor = Extractor {
         tree,
+        skeleton,
         proceed,
         unpacked: Unpacked::default(),
         folders: HashMap::from([(Vec::new(), None)]),
@@ -93,6 +107,7 @@ enum Before {
 
 struct Extractor<'a> {
     tree: &'a Tree,
+    skeleton: Option<&'a RefCell<Skeleton>>,
     proceed: &'a dyn Fn() -> bool,
     unpacked: Unpacked,
     /// All folders made, with the metadata that some entry gave: their times are set at the end, because what is
@@ -139,7 +154,13 @@ impl Extractor<'_> {
             Place::Opaque(path) => self.opaque(&path),
             Place::Path(path) => match kind {
                 Kind::Directory => self.directory(&path, metadata),
-                Kind::File { sparse, .. } => self.file(&path, &metadata, sparse, archive),
+                Kind::File { sparse, stored } => {
+                    // The pieces of a sparse file are kept with the headers.
+                    if let (Some(skeleton), None) = (self.skeleton, &sparse) {
+                        skeleton.borrow_mut().content(&path, stored);
+                    }
+                    self.file(&path, &metadata, sparse, archive)
+                }
                 Kind::Symlink(target) => self.symlink(&path, &target, &metadata),
                 Kind::Hardlink(target) => self.hardlink(&path, &target),
                 Kind::Fifo => self.node(&path, FileType::Fifo, (0, 0), &metadata),
@@ -357,7 +378,11 @@ impl Extractor<'_> {
             Err(error) => return Err(UnpackError::write(path, error)),
             Ok(stat) => stat,
         };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::RegularFile || (kind == FileType::Directory && !for_folder) {
+            self.content_lost();
+        }
+        if kind != FileType::Directory {
             unlinkat(&parent, name, AtFlags::empty()).map_err(|e| UnpackError::write(path, e))?;
             let whiteout = is_whiteout(&stat);
             let before = if whiteout {
@@ -372,6 +397,13 @@ impl Extractor<'_> {
         }
         remove_tree_at(&parent, name).map_err(|e| UnpackError::write(path, e))?;
         Ok((parent, Before::Nothing))
+    }
+
+    /// What an earlier entry had is replaced by a later one.
+    fn content_lost(&self) {
+        if let Some(skeleton) = self.skeleton {
+            skeleton.borrow_mut().give_up();
+        }
     }
 
     /// Opens the folder that `path` is in. It is kept by [`Self::put_back`].

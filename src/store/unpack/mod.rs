@@ -21,6 +21,7 @@ mod extract;
 mod limits;
 mod pax;
 mod place;
+mod skeleton;
 mod sparse;
 pub(crate) mod tar;
 mod tree;
@@ -32,16 +33,19 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::io::{self, Read};
 
 use crate::store::blobs::{Digest, Hashing};
 
 use ahead::ahead;
+use skeleton::Recording;
 
 pub use complete::{Lower, complete};
 pub use decompress::{Compression, Decompressed};
 pub use extract::{Unpacked, extract};
 pub use limits::Limits;
+pub use skeleton::{RecreateError, Skeleton, recreate};
 pub use tree::{Metadata, Tree};
 
 /// Why an archive was not unpacked.
@@ -188,7 +192,7 @@ pub struct Expected {
     pub diff: Digest,
 }
 
-/// Unpacks the layer `packed` into the empty folder `tree`. Both digests are checked, after all of the stream has been
+/// Unpacks the layer `packed` into the empty folder `tree`, and writes down what is needed to [`recreate`] it. Both digests are checked, after all of the stream has been
 /// read: on an error the folder holds something of no use. `proceed` is asked before each entry.
 ///
 /// Decompressing takes as long as hashing and writing what comes out of it, so that it has a thread of its own.
@@ -199,9 +203,11 @@ pub fn unpack(
     packed: impl Read + Send,
     expected: Expected,
     tree: &Tree,
+    skeleton: Skeleton,
     limits: &Limits,
     proceed: &dyn Fn() -> bool,
 ) -> Result<Unpacked, UnpackError> {
+    let skeleton = RefCell::new(skeleton);
     let mut bounded = Bounded::new(packed, limits)?;
     let plain = bounded.inner.compression() == Compression::None;
     if plain || expected.packed.is_none() {
@@ -209,8 +215,14 @@ pub fn unpack(
     }
     let (outcome, bounded) = ahead(bounded, |unpacked| {
         let mut diff = Hashing::new(unpacked);
-        let unpacked = extract(&mut diff, tree, limits, proceed)?;
+        let mut recording = Recording {
+            inner: &mut diff,
+            skeleton: &skeleton,
+        };
+        let unpacked =
+            extract::extract_and_note(&mut recording, tree, limits, proceed, Some(&skeleton))?;
         // What follows the end of the archive is part of both digests.
+        io::copy(&mut recording, &mut io::sink())?;
         Ok::<_, UnpackError>((unpacked, diff.finish()?.0))
     })?;
     let (unpacked, actual) = outcome?;
@@ -219,6 +231,7 @@ pub fn unpack(
     if let Some(expected) = expected.packed {
         check("its digest", expected, if plain { actual } else { packed })?;
     }
+    skeleton.into_inner().finish()?;
     Ok(unpacked)
 }
 

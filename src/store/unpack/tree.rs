@@ -74,6 +74,14 @@ impl Tree {
         }
     }
 
+    /// Opens what is at `path` for reading, without waiting for whatever it may be.
+    pub(super) fn file(&self, path: &[u8]) -> Result<(OwnedFd, Stat), Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = self.open_at(path, flags)?;
+        let stat = rustix::fs::fstat(&file)?;
+        Ok((file, stat))
+    }
+
     /// What is at `path`, itself and not what it links to.
     pub(super) fn stat(&self, path: &[u8]) -> Result<Stat, Errno> {
         let (parent, name) = split(path);

@@ -1,95 +1,28 @@
-//! `carpel image`: the images of a running daemon, over its socket.
+//! `carpel image import`: an archive, sent to the daemon, and how far that is.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use carpel_api::carpel::import_response::Step;
 use carpel_api::carpel::{ImportRequest, ImportedImage, LayerProgress, LayerState};
-use carpel_api::cri::{Image, ImageSpec, ImageStatusRequest, RemoveImageRequest};
-use clap::{Args, Subcommand};
+use carpel_api::cri::Image;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::client::{Client, Connection};
-use super::output::{self, FormatArgs, Screen};
-use super::stop::{each, report};
-use super::units::{bytes, short};
-use super::{Outcome, SUCCESS, images};
+use crate::cli::client::{Client, Connection};
+use crate::cli::output::{self, FormatArgs, Screen};
+use crate::cli::units::{bytes, short};
+use crate::cli::{Outcome, SUCCESS, images};
 
 /// Bytes of the archive in one message.
 const CHUNK: usize = 256 << 10;
 
-#[derive(Debug, Args)]
-pub struct ImageArgs {
-    #[command(subcommand)]
-    command: ImageCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum ImageCommand {
-    /// Import the images of an OCI layout or `docker save` archive
-    Import {
-        /// The archive, a tar file; "-" reads it from the standard input
-        file: PathBuf,
-        #[command(flatten)]
-        format: FormatArgs,
-        #[command(flatten)]
-        connection: Connection,
-    },
-    /// Remove images, with all their names
-    Rm {
-        /// Names or ids
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<String>,
-        #[command(flatten)]
-        format: FormatArgs,
-        #[command(flatten)]
-        connection: Connection,
-    },
-}
-
-impl ImageArgs {
-    pub async fn run(self) -> Outcome {
-        match self.command {
-            ImageCommand::Import {
-                file,
-                format,
-                connection,
-            } => import(&file, &format, &connection).await,
-            ImageCommand::Rm {
-                images,
-                format,
-                connection,
-            } => {
-                let client = connection.connect().await?;
-                let removed = each(images, async |name| remove(&client, name).await).await;
-                report("removed", removed, format.is_json())
-            }
-        }
-    }
-}
-
-async fn remove(client: &Client, name: &str) -> anyhow::Result<()> {
-    let image = Some(ImageSpec {
-        image: name.to_owned(),
-        ..ImageSpec::default()
-    });
-    let request = ImageStatusRequest {
-        image: image.clone(),
-        verbose: false,
-    };
-    // The call itself takes an absent image for a removed one, which would hide a slip of the pen.
-    if client.image_status(request).await?.image.is_none() {
-        bail!("no image {name:?}; `carpel images` shows what is there");
-    }
-    let removed = client.remove_image(RemoveImageRequest { image }).await;
-    removed
-        .map(drop)
-        .with_context(|| format!("remove image {name}"))
-}
-
-async fn import(file: &Path, format: &FormatArgs, connection: &Connection) -> Outcome {
+/// Imports every image of an archive.
+///
+/// # Errors
+/// What is wrong with it, in the daemon's words; that it cannot be read.
+pub async fn import(file: &Path, format: &FormatArgs, connection: &Connection) -> Outcome {
     let archive: Box<dyn AsyncRead + Unpin + Send> = if file == Path::new("-") {
         Box::new(tokio::io::stdin())
     } else {
@@ -192,7 +125,7 @@ fn chunks(
 
 /// One line on a terminal that says how far the import is.
 #[derive(Default)]
-struct Progress {
+pub(super) struct Progress {
     shown: bool,
 }
 
@@ -206,7 +139,7 @@ impl Progress {
         self.show(&format!("layer {} {state}", short(&layer.digest)));
     }
 
-    fn show(&mut self, line: &str) {
+    pub(super) fn show(&mut self, line: &str) {
         let mut out = std::io::stderr();
         if !out.is_terminal() {
             return;
