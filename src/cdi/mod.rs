@@ -41,8 +41,11 @@ pub struct Cdi {
 /// Why a container gets no device.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("no such device{}", unread(.broken))]
-    Unknown { broken: Vec<String> },
+    #[error("no such device: no specification in {} describes it{}", folders(.dirs), unread(.broken))]
+    Unknown {
+        dirs: Vec<PathBuf>,
+        broken: Vec<String>,
+    },
     #[error("{} and {} both describe it", .first.display(), .second.display())]
     Conflict { first: PathBuf, second: PathBuf },
     #[error("{} asks for {what}, which carpel cannot do", .path.display())]
@@ -55,6 +58,11 @@ pub enum Error {
     Edit(String),
 }
 
+fn folders(dirs: &[PathBuf]) -> String {
+    let names: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    names.join(", ")
+}
+
 fn unread(broken: &[String]) -> String {
     if broken.is_empty() {
         return String::new();
@@ -65,6 +73,8 @@ fn unread(broken: &[String]) -> String {
 /// The specifications as they are on disk.
 #[derive(Default)]
 struct Registry {
+    /// Where was looked.
+    dirs: Vec<PathBuf>,
     files: Vec<(PathBuf, Document)>,
     devices: HashMap<String, Found>,
     /// What could not be read, and why.
@@ -101,7 +111,10 @@ impl Cdi {
     }
 
     fn read(&self) -> Result<Registry, Error> {
-        let mut registry = Registry::default();
+        let mut registry = Registry {
+            dirs: self.dirs.clone(),
+            ..Registry::default()
+        };
         for (priority, dir) in self.dirs.iter().enumerate() {
             for path in specifications(dir)? {
                 if registry.files.len() + registry.broken.len() >= MAX_FILES {
@@ -148,8 +161,10 @@ impl Registry {
         for name in names {
             let failed = |error| (name.to_string(), error);
             let Some(found) = self.devices.get(name.as_str()) else {
-                let broken = self.broken.clone();
-                return Err(failed(Error::Unknown { broken }));
+                return Err(failed(Error::Unknown {
+                    dirs: self.dirs.clone(),
+                    broken: self.broken.clone(),
+                }));
             };
             let (path, document) = &self.files[found.file];
             if let Some(other) = found.conflict {

@@ -159,9 +159,10 @@ fn what_is_missing_or_cannot_be_done_is_named() {
     assert!(text("v/net=x").ends_with("net.json asks for netDevices, which carpel cannot do"));
     let unknown = text("v/none=x");
     assert!(
-        unknown.starts_with("no such device (not read: "),
+        unknown.starts_with("no such device: no specification in "),
         "{unknown}"
     );
+    assert!(unknown.contains(" describes it (not read: "), "{unknown}");
     assert!(unknown.contains("bad.json: EOF"), "{unknown}");
 
     let apply = |edits: &str| {

@@ -1,7 +1,7 @@
 //! The commands that a person types. Each prints its result on stdout; an error is one line on stderr,
 //! `carpel: what: why`, with what to do next where that is known.
 //!
-//! All but `serve` and `config` are clients of a CRI socket: carpel's, or with `--endpoint` any other
+//! All but `serve`, `config` and `cni` are clients of a CRI socket: carpel's, or with `--endpoint` any other
 //! runtime's. They end with:
 //!
 //! | status | |
@@ -14,6 +14,7 @@
 
 mod attach;
 mod client;
+mod cni;
 mod completions;
 mod config;
 mod cp;
@@ -117,6 +118,8 @@ enum Command {
     Version(version::VersionArgs),
     /// List, name, import, pin, remove and clear away images
     Image(image::ImageArgs),
+    /// Install carpel's CNI plugins under their own names
+    Cni(cni::CniArgs),
     /// Run the daemon: serve the CRI on a unix socket
     Serve(serve::ServeArgs),
     /// Show and check the daemon's configuration
@@ -167,6 +170,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Df(args) => client(|| args.run()),
         Command::Version(args) => client(|| args.run()),
         Command::Image(args) => client(|| args.run()),
+        Command::Cni(args) => args.run(),
         Command::Serve(args) => serve::run(args).map(|()| SUCCESS),
         Command::Config(args) => config::run(args).map(|()| SUCCESS),
         Command::Completions(args) => completions::run(&args),

@@ -21,7 +21,7 @@ use crate::cgroup::{self, Cgroups};
 use crate::config::{
     AbsolutePath, CgroupParent, Config, ConfigError, Endpoint, Layer, LogFormat, LogLevel,
 };
-use crate::image::registry::{self, Registries};
+use crate::image::registry::{self, Proxies, Registries};
 use crate::image::{ImageStore, Pinned};
 use crate::network::{self, Network};
 use crate::node::{self, Decode, Node, Parts, Paths};
@@ -217,6 +217,9 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     let registries = Registries::new(registry::Settings {
         plain_http: config.registry.plain_http.clone(),
         token_hosts: config.registry.token_hosts.clone(),
+        config_path: config.registry.config_path.dirs().to_vec(),
+        auth_files: config.registry.auth_files.clone(),
+        proxies: Proxies::of_environment()?,
         parallel_layers: config.registry.parallel_layers,
         timeout: config.registry.timeout,
     });

@@ -6,8 +6,11 @@ use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::value::{AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio};
+use super::value::{
+    AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio, SearchPath,
+};
 use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
 
@@ -97,6 +100,8 @@ pub struct ImageLayer {
 pub struct RegistryLayer {
     pub plain_http: Option<Vec<RegistryHost>>,
     pub token_hosts: Option<Vec<RegistryHost>>,
+    pub config_path: Option<SearchPath>,
+    pub auth_files: Option<Vec<AbsolutePath>>,
     pub parallel_layers: Option<NonZeroU8>,
     pub timeout_seconds: Option<NonZeroU32>,
 }
@@ -148,18 +153,25 @@ impl Layer {
             path: path.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start.min(text.len()));
-            ConfigError::Invalid {
-                path: path.to_owned(),
-                line: text.as_bytes()[..offset]
-                    .iter()
-                    .filter(|b| **b == b'\n')
-                    .count()
-                    + 1,
-                message: error.message().replace('\n', ", "),
-            }
-        })
+        parse(path, &text)
+    }
+}
+
+/// Reads a text as TOML; an error names the line of `path` that it is in.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start);
+        invalid(path, text, offset, &error.message().replace('\n', ", "))
+    })
+}
+
+/// What is wrong at an offset of a file's text.
+pub(crate) fn invalid(path: &Path, text: &str, offset: usize, message: &str) -> ConfigError {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    ConfigError::Invalid {
+        path: path.to_owned(),
+        line: before.iter().filter(|b| **b == b'\n').count() + 1,
+        message: message.to_owned(),
     }
 }
 

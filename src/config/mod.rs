@@ -14,7 +14,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use layer::{ConfigError, Layer};
-pub use value::{AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio};
+pub(crate) use layer::{invalid, parse};
+pub use value::{
+    AbsolutePath, CgroupParent, Collector, Endpoint, LogFormat, LogLevel, Ratio, SearchPath,
+};
 
 use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
@@ -119,6 +122,10 @@ pub struct Registry {
     pub plain_http: Vec<RegistryHost>,
     /// Hosts of token services that may be given the credentials of registries of other sites.
     pub token_hosts: Vec<RegistryHost>,
+    /// Folders of `HOST/hosts.toml`, as containerd has them; the first that knows the host counts. Read for each pull.
+    pub config_path: SearchPath,
+    /// Files with credentials, as docker, podman and the kubelet write them. Read for each pull.
+    pub auth_files: Vec<PathBuf>,
     /// Layers of one image that are fetched at once.
     pub parallel_layers: usize,
     /// How long a registry may take to connect, to answer, and to send the next bytes.
@@ -200,6 +207,10 @@ impl Default for Config {
             registry: Registry {
                 plain_http: Vec::new(),
                 token_hosts: Vec::new(),
+                config_path: "/etc/carpel/certs.d:/etc/containerd/certs.d"
+                    .parse()
+                    .expect("two absolute paths"),
+                auth_files: Vec::new(),
                 parallel_layers: 3,
                 timeout: Duration::from_secs(30),
             },
@@ -283,6 +294,10 @@ impl Config {
         let registry = layer.registry;
         set(&mut self.registry.plain_http, registry.plain_http);
         set(&mut self.registry.token_hosts, registry.token_hosts);
+        set(&mut self.registry.config_path, registry.config_path);
+        if let Some(files) = registry.auth_files {
+            self.registry.auth_files = files.into_iter().map(PathBuf::from).collect();
+        }
         set(
             &mut self.registry.parallel_layers,
             registry.parallel_layers.map(|n| usize::from(n.get())),
@@ -489,6 +504,10 @@ mod tests {
                 "DIR/config.toml:2: \"a/b\" is not an absolute",
             ),
             ("a = \n", "DIR/config.toml:1: "),
+            (
+                "[registry]\nconfig_path = \"/a:b\"",
+                "DIR/config.toml:2: \"b\" is not an absolute path",
+            ),
             ("workers = 0", "DIR/config.toml:1: invalid value"),
             (
                 "[streaming]\n\ntls = { certificate = \"/a\" }",

@@ -52,6 +52,43 @@ impl From<AbsolutePath> for PathBuf {
     }
 }
 
+/// Folders that are searched one after the other, written `/a:/b`. Empty: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SearchPath(Vec<PathBuf>);
+
+impl SearchPath {
+    #[must_use]
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.0
+    }
+}
+
+impl FromStr for SearchPath {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let parts = text.split(':').filter(|_| !text.is_empty());
+        let dirs = parts.map(|part| part.parse::<AbsolutePath>().map(PathBuf::from));
+        Ok(Self(dirs.collect::<Result<_, _>>()?))
+    }
+}
+
+impl TryFrom<String> for SearchPath {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        text.parse()
+    }
+}
+
+impl From<SearchPath> for String {
+    fn from(path: SearchPath) -> Self {
+        let dirs = path.0.iter().map(|dir| dir.display().to_string());
+        dirs.collect::<Vec<_>>().join(":")
+    }
+}
+
 /// The unix socket that the daemon listens on, written `unix:///run/carpel/carpel.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -102,7 +102,7 @@ pub enum Error {
     #[error("image {image}: registry: {source}")]
     Host {
         image: String,
-        source: registry::InvalidHost,
+        source: registry::SetupError,
     },
     #[error("image {image}: registry {registry}: {source}")]
     Registry {
@@ -156,21 +156,16 @@ impl Error {
     /// Whether what was asked for is at fault, so that asking again is of no use.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
-        use UnpackError::{Digest, Entry, Invalid, TooMuch};
         match self {
-            Self::Reference(_) | Self::Archive(_) | Self::Host { .. } | Self::Unfit { .. } => true,
+            Self::Reference(_) | Self::Archive(_) | Self::Unfit { .. } => true,
+            Self::Host { source, .. } => matches!(source, registry::SetupError::Host(_)),
             Self::Registry { source, .. } => {
                 use registry::Error::{Content, Protocol};
                 matches!(source, Content(_) | Protocol(_))
             }
             Self::Layer { source, .. }
             | Self::Commit { source, .. }
-            | Self::Pulled { source, .. } => {
-                matches!(
-                    **source,
-                    Invalid(_) | Entry { .. } | TooMuch { .. } | Digest { .. }
-                )
-            }
+            | Self::Pulled { source, .. } => source.is_invalid(),
             _ => false,
         }
     }

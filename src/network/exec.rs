@@ -27,7 +27,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The plugins that carpel brings along.
-const SHIPPED: &[&str] = &[
+pub const SHIPPED: &[&str] = &[
     "loopback",
     "bridge",
     "host-local",

@@ -53,7 +53,7 @@ use pod_cidr::PodCidr;
 pub use conf::{Invalid, Version};
 pub use current::NotReady;
 pub use examine::{Examined, examine};
-pub use exec::{Excerpt, Failure};
+pub use exec::{Excerpt, Failure, SHIPPED};
 pub use pod_cidr::InvalidPodCidr;
 pub use result::Attachment;
 pub use runtime_config::PodNetwork;

@@ -216,7 +216,7 @@ fn find_host_end(
     let previous = request.prev_result().ok().flatten().unwrap_or_default();
     for interface in previous.interfaces {
         if interface.sandbox.is_empty()
-            && Some(interface.name.as_str()) != bridge
+            && bridge.is_none_or(|bridge| !is_of_bridge(&interface.name, bridge))
             && let Some(link) = socket.link(&interface.name)?
             && link.kind == KIND
             && link.mac.to_string() == interface.mac
@@ -225,4 +225,10 @@ fn find_host_end(
         }
     }
     Ok(None)
+}
+
+/// Whether a name is the bridge's or that of its link in a VLAN.
+fn is_of_bridge(name: &str, bridge: &str) -> bool {
+    name.strip_prefix(bridge)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }

@@ -403,7 +403,8 @@ fn wrong_use_has_its_codes() {
         config[key] = value;
         node.call("ADD", "one", &pod).run(&config)
     };
-    with("vlan", json!(5)).fails(2, "vlan is not supported");
+    with("vlan", json!(5000)).fails(7, "vlan 5000");
+    with("vlanTrunk", json!([{ "minID": 1 }])).fails(7, "vlanTrunk[0].minID");
     with("uplinkInterface", json!("eth9")).fails(2, "uplinkInterface");
     with("mtu", json!(-1)).fails(6, "bridge");
     with("mtu", json!(70000)).fails(7, "mtu 70000");

@@ -8,6 +8,11 @@ impl TestNode {
     pub fn serve_command(&self) -> Command {
         let path = |sub: &str| self.dir.path().join(sub);
         let mut command = Command::new(crate::bin_dir().join("carpel"));
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
+            // Whatever proxy the machine uses, the node has none unless a test says so.
+            command.env_remove(name);
+            command.env_remove(name.to_lowercase());
+        }
         command
             .arg("serve")
             .arg("--config")

@@ -85,6 +85,19 @@ impl Debian {
         trusted
     }
 
+    /// Starts it anew as [`Debian::with_tls`] does, for clients only that show a certificate of the same authority.
+    /// Returns the folder with `ca.pem`, `cert.pem` and `key.pem`.
+    pub fn with_mutual_tls(&mut self, net: &HostNet, address: &str) -> std::path::PathBuf {
+        let dir = self.with_tls(net, address);
+        let dir = dir.parent().expect("a folder").to_owned();
+        let tls = format!(
+            "  tls:\n    certificate: {0}/cert.pem\n    key: {0}/key.pem\n    clientcas:\n      - {0}/ca.pem\n",
+            dir.display()
+        );
+        self.restart(net, "", &tls);
+        dir
+    }
+
     fn restart(&mut self, net: &HostNet, auth: &str, tls: &str) {
         self.stop();
         self.child = serve(net, self.dir.path(), &self.host, auth, tls);

@@ -1,12 +1,14 @@
 //! Registries to pull from: Debian's own ([`Debian`]), and one that does whatever a test wants it to ([`Fake`]). Both
-//! listen in the network namespace of a node.
+//! listen in the network namespace of a node, and so does a [`Proxy`].
 
 mod debian;
 mod fake;
+mod proxy;
 mod push;
 
 pub use debian::{Debian, PASSWORD, USER};
 pub use fake::{Body, Content, Fake, Reply, Request};
+pub use proxy::Proxy;
 pub use push::push;
 
 /// Another address of a node's host than the loopback interface's own, so that a registry there is one of the network.

@@ -170,6 +170,53 @@ async fn registries_are_spoken_to_as_a_pull_does() {
     node.finish().await;
 }
 
+#[tokio::test]
+async fn mirrors_are_asked_and_their_files_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().display();
+    let text =
+        format!("[registry]\nconfig_path = \"{path}\"\nauth_files = [\"{path}/auth.json\"]\n");
+    let node = TestNode::builder().config(&text).start().await;
+    let mirror = Fake::start(&node.net, |request: &Request| {
+        assert_eq!(request.path, "/v2/");
+        let header = ("docker-distribution-api-version", "registry/2.0");
+        Reply::with(401, &[header], b"{}")
+    });
+    let write = |name: &str, text: &str| {
+        fs::create_dir_all(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("hosts.toml"), text).unwrap();
+    };
+    let hosts = format!(
+        "server = \"http://{0}\"\n[host.\"http://127.0.0.1:1\"]\n[host.\"http://{0}\"]\n",
+        mirror.host()
+    );
+    write("up.example", &hosts);
+    let ask = || {
+        let args = ["-o", "json", "--registry", "up.example"];
+        node.net.run(|| report(&doctor(&node, &args)))
+    };
+    let said = ask();
+    let states = |said: &Value, name: &str| -> Vec<Value> {
+        let checks = checks(said, name).into_iter();
+        checks.map(|check| check["state"].clone()).collect()
+    };
+    // A mirror that is down is no fault while another host serves.
+    assert_eq!(states(&said, "registry"), ["warn", "ok", "ok"], "{said:#}");
+    // The file of credentials is not there.
+    assert_eq!(states(&said, "registry file"), ["warn"], "{said:#}");
+    // A fault is found although nobody asks for that registry.
+    write("other.example_5000_", "\nca = 7\n");
+    fs::write(dir.path().join("auth.json"), "{").unwrap();
+    let said = ask();
+    assert_eq!(states(&said, "registry file"), ["fail", "fail"], "{said:#}");
+    let found = checks(&said, "registry file")[1]["found"].to_string();
+    assert!(
+        found.contains("other.example_5000_/hosts.toml:2: "),
+        "{found}"
+    );
+    node.finish().await;
+}
+
 #[test]
 fn a_machine_without_a_daemon_can_be_looked_at() {
     let dir = tempfile::tempdir().unwrap();

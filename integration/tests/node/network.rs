@@ -413,14 +413,28 @@ async fn the_built_in_network_is_there_only_when_asked_for() {
         .start()
         .await;
     wait_network_ready(&node, true).await;
-    let pod = node.run_pod(&node.pod("one")).await;
-    node.start_container(&pod, &server("server")).await;
+    let mut config = node.pod("one");
+    config.port_mappings = vec![PortMapping {
+        protocol: Protocol::Tcp.into(),
+        container_port: 8080,
+        host_port: 18_080,
+        host_ip: String::new(),
+    }];
+    let pod = node.run_pod(&config).await;
+    let id = node.start_container(&pod, &server("server")).await;
     let ip = node.pod_ip(&pod).await;
-    let page = node
-        .net
-        .run(|| host::http_get(ip, 8080, "/"))
-        .expect("the page");
-    assert_eq!(page, "hello from a pod\n");
+    let gateway = "10.118.0.1".parse().unwrap();
+    let loopback = "127.0.0.1".parse().unwrap();
+    for (address, port) in [(ip, 8080), (gateway, 18_080), (loopback, 18_080)] {
+        let page = node.net.run(|| host::http_get(address, port, "/"));
+        let page = page.unwrap_or_else(|error| panic!("{address}:{port}: {error}"));
+        assert_eq!(page, "hello from a pod\n", "{address}:{port}");
+    }
+    let own = node.exec(&id, "wget -qO- http://10.118.0.1:18080/").await;
+    assert_eq!(own, "hello from a pod\n");
+    node.try_stop_pod(&pod.id).await.unwrap();
+    let gone = node.net.run(|| host::http_get(loopback, 18_080, "/"));
+    assert!(gone.is_err(), "{gone:?}");
     node.finish().await;
 }
 

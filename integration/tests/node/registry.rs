@@ -1,11 +1,14 @@
 //! Pulls: from Debian's registry, from one that demands credentials, and from one that misbehaves in every way.
 
 mod auth;
+mod auth_files;
 mod crash;
 mod damage;
 mod documents;
 mod faults;
 mod many_layers;
+mod mirrors;
+mod proxies;
 mod redirects;
 mod sharing;
 

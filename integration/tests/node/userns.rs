@@ -8,8 +8,9 @@ mod request;
 use std::fs;
 
 use carpel_integration::request::sleeper;
+use carpel_integration::v1::security_profile::ProfileType;
 use carpel_integration::v1::{
-    ContainerConfig, IdMapping, NamespaceMode, PodSandboxConfig, UserNamespace,
+    ContainerConfig, IdMapping, NamespaceMode, PodSandboxConfig, SecurityProfile, UserNamespace,
 };
 use carpel_integration::{ContainerConfigExt, Pod, PodConfigExt, TestNode};
 
@@ -46,7 +47,7 @@ pub fn inside(mut config: ContainerConfig) -> ContainerConfig {
     config
 }
 
-/// A container of such a pod with more capabilities.
+/// A container of such a pod with more capabilities, and no AppArmor profile, which would forbid any mount.
 fn with(capabilities: &[&str], config: ContainerConfig) -> ContainerConfig {
     let mut config = inside(config);
     let add = capabilities.iter().map(|name| (*name).to_owned());
@@ -56,6 +57,10 @@ fn with(capabilities: &[&str], config: ContainerConfig) -> ContainerConfig {
         .get_or_insert_default()
         .add_capabilities
         .extend(add);
+    config.security().apparmor = Some(SecurityProfile {
+        profile_type: ProfileType::Unconfined.into(),
+        ..SecurityProfile::default()
+    });
     config
 }
 

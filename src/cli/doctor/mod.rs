@@ -29,8 +29,8 @@ pub struct DoctorArgs {
     /// Configuration file of the daemon [default: /etc/carpel/config.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check this registry, too, as HOST[:PORT] or http://HOST[:PORT]; may be given several times. Those of
-    /// registry.plain_http are checked anyway
+    /// Check this registry, too, as HOST[:PORT] or http://HOST[:PORT]; may be given several times. A bare
+    /// HOST is asked as a pull asks it, its mirrors in hosts.toml first. Those of registry.plain_http are checked anyway
     #[arg(long, value_name = "HOST")]
     registry: Vec<String>,
     /// Make a user namespace and wait: what the doctor has another process do

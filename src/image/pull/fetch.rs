@@ -37,7 +37,7 @@ pub(super) struct Fetch {
 /// What the transfers of a pull have in common.
 struct Shared {
     layers: Arc<LayerStore>,
-    remote: Remote,
+    remote: Arc<Remote>,
     transfers: Arc<Semaphore>,
     /// Packed, and their diff ids; bottom first.
     packed: Vec<(Descriptor, Digest)>,
@@ -56,7 +56,7 @@ impl Fetch {
     pub(super) fn new(
         store: &ImageStore,
         registries: &Registries,
-        remote: Remote,
+        remote: Arc<Remote>,
         resolved: &Resolved,
         progress: &Arc<PullProgress>,
         cancel: &CancellationToken,
@@ -204,13 +204,24 @@ impl Fetch {
 }
 
 impl Shared {
-    /// Fetches and unpacks one layer.
+    /// Fetches and unpacks one layer; from another host if what one has is not the layer.
     async fn layer(self: &Arc<Self>, job: Job) -> Result<Staged, Failure> {
         let permit = tokio::select! {
             permit = self.transfers.acquire() => permit,
             () = self.stop.cancelled() => return Err(Failure::Cancelled),
         };
         let _permit = permit.map_err(|_| Failure::Cancelled)?;
+        let digest = self.packed[job.position].0.digest;
+        loop {
+            match self.attempt(job).await {
+                Err(Failure::Layer { source, .. })
+                    if source.is_invalid() && self.remote.distrust(digest, &source) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>, job: Job) -> Result<Staged, Failure> {
         self.progress.set(job.position, Phase::Downloading);
         let (descriptor, diff) = &self.packed[job.position];
         let expected = Expected {

@@ -102,11 +102,12 @@ impl ImageStore {
         let repository = wanted.reference.repository();
         let remote = registries
             .open(repository, wanted.credentials.clone())
+            .await
             .map_err(|source| Error::Host {
                 image: image.clone(),
                 source,
             })?;
-        let origin = remote.origin().to_string();
+        let remote = Arc::new(remote);
         let resolving = resolve::resolve(&remote, &wanted.reference, self);
         let pulled = tokio::select! {
             biased;
@@ -114,7 +115,7 @@ impl ImageStore {
             resolved = resolving => match resolved {
                 Ok(resolved) => {
                     progress.resolved(&image, &resolved);
-                    let fetch = Fetch::new(self, registries, remote, &resolved, progress, cancel);
+                    let fetch = Fetch::new(self, registries, Arc::clone(&remote), &resolved, progress, cancel);
                     self.take(fetch, &wanted.reference, resolved, cancel).await
                 }
                 Err(failure) => Err(failure),
@@ -127,6 +128,7 @@ impl ImageStore {
             Err(_) => metrics::PullOutcome::Failure,
         };
         metrics::pulled(bytes, took, outcome);
+        let origin = remote.registry();
         match pulled {
             Ok(pulled) => {
                 tracing::info!(image, registry = origin, id = %pulled.id, bytes, ?took, "image pulled");

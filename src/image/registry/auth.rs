@@ -337,8 +337,12 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
+/// A text as it is written in a query.
+pub(super) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, UNRESERVED).to_string()
+}
+
 fn form(fields: &[(&str, &str)]) -> String {
-    let encode = |text| utf8_percent_encode(text, UNRESERVED).to_string();
     let fields = fields
         .iter()
         .map(|(name, value)| format!("{name}={}", encode(value)));

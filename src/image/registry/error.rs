@@ -1,8 +1,24 @@
 //! Why a registry did not give what was asked of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::StatusCode;
+
+use super::origin::InvalidHost;
+use crate::config::ConfigError;
+
+/// Why what this node's files say of a registry does not count.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The image's domain cannot be a host.
+    #[error(transparent)]
+    Host(#[from] InvalidHost),
+    #[error(transparent)]
+    File(#[from] ConfigError),
+    #[error("{}: {why}", .path.display())]
+    Unfit { path: PathBuf, why: String },
+}
 
 /// Says what went wrong, and neither where (the caller names image and registry) nor with which credentials. A URL never
 /// appears: its query may be one.

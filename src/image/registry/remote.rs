@@ -1,32 +1,43 @@
-//! One repository, for the time of one pull.
+//! One repository, for the time of one pull: at its registry, and at the mirrors of that.
+//!
+//! ```text
+//! document, blob, stream ─▶ mirror ─fails─▶ mirror ─fails─▶ registry      a stream goes on where it broke
+//! ```
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
-use http::header::{HeaderMap, LOCATION, RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE};
-use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
-use serde::Deserialize;
-use std::time::Duration;
+use http::header::HeaderMap;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode};
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-use super::auth::{Auth, Credentials};
-use super::challenge;
-use super::origin::{Origin, Target};
+use super::Error;
+use super::endpoint::{Endpoint, Wanted};
+use super::origin::Origin;
 use super::retry::Attempts;
-use super::transport::{Body, Transport};
-use super::{Error, Registries};
 use crate::image::document::{INDEX, MANIFEST};
 use crate::image::json::MOST_BYTES;
 use crate::store::blobs::Digest;
 
-/// A repository at its registry.
+/// A repository.
 #[derive(Debug)]
 pub struct Remote {
-    registries: Registries,
-    transport: Transport,
-    origin: Origin,
-    path: String,
-    auth: Auth,
+    /// In the order in which they are asked; never empty.
+    endpoints: Vec<Endpoint>,
+    served: Mutex<Served>,
+}
+
+/// Who has answered, and who has not.
+#[derive(Debug, Default)]
+struct Served {
+    /// Where the last document came from, or what went wrong at last.
+    by: Option<Origin>,
+    /// Hosts that did not give what they were asked for, and why.
+    failed: Vec<String>,
+    /// Blobs that a host sent, at least in part, behind which there are others.
+    sent: HashMap<Digest, usize>,
 }
 
 /// A manifest or index, whose bytes are what its digest says.
@@ -45,43 +56,92 @@ pub trait Observer: Send + Sync {
     fn retrying(&self);
 }
 
-/// What is asked for: the words that an error calls it by, and where it is.
-struct Wanted<'a> {
-    what: &'a str,
-    path: String,
-    accept: Option<HeaderValue>,
-    /// The first byte that is wanted.
-    from: u64,
-}
-
-const AGENT: &str = concat!("carpel/", env!("CARGO_PKG_VERSION"));
-const MOST_REDIRECTS: usize = 5;
-/// Challenges answered for one request.
-const MOST_RENEWALS: usize = 2;
-/// Bytes of an error's body that are looked at, and characters of it that are shown.
-const MOST_ERROR: u64 = 16 << 10;
-const SHOWN_ERROR: usize = 200;
+/// Hosts that are told of in an error, beside the last one.
+const MOST_TOLD: usize = 3;
 
 impl Remote {
-    pub(super) fn new(
-        registries: Registries,
-        origin: Origin,
-        path: String,
-        credentials: Credentials,
-    ) -> Self {
-        Self {
-            transport: Transport::new(registries.clone()),
-            registries,
-            origin,
-            path,
-            auth: Auth::new(credentials),
+    pub(super) fn new(endpoints: Vec<Endpoint>) -> Self {
+        let served = Mutex::default();
+        Self { endpoints, served }
+    }
+
+    /// What an error or a log calls the registry: who was asked last, and which hosts failed before.
+    #[must_use]
+    pub fn registry(&self) -> String {
+        let served = self.served();
+        let last = self.endpoints.last().map(Endpoint::origin);
+        let by = served.by.as_ref().or(last);
+        let by = by.map(ToString::to_string).unwrap_or_default();
+        match served.failed.as_slice() {
+            [] => by,
+            failed => {
+                let told = &failed[..failed.len().min(MOST_TOLD)];
+                format!("{by} (after {})", told.join("; "))
+            }
         }
     }
 
-    /// The registry that is asked.
-    #[must_use]
-    pub fn origin(&self) -> &Origin {
-        &self.origin
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the host that sent a blob out from now on, as it was not what it should be: whether there is another one.
+    pub fn distrust(&self, digest: Digest, why: &dyn Display) -> bool {
+        let mut served = self.served();
+        let Some(endpoint) = served.sent.remove(&digest).map(|at| &self.endpoints[at]) else {
+            return false;
+        };
+        endpoint.give_up();
+        let text = format!("{}: blob {digest}: {why}", endpoint.origin());
+        tracing::debug!(error = text, "the next host is asked");
+        served.failed.push(text);
+        true
+    }
+
+    /// The next endpoint to ask from a place in their order, and whether it is the last one.
+    fn next(&self, from: usize, resolve: bool) -> Option<(usize, &Endpoint, bool)> {
+        let mut rest = self.endpoints.iter().enumerate().skip(from);
+        let (at, endpoint) = rest.find(|(_, endpoint)| endpoint.serves(resolve))?;
+        let last = !rest.any(|(_, endpoint)| endpoint.serves(resolve));
+        Some((at, endpoint, last))
+    }
+
+    /// The attempts that an endpoint is worth: behind a mirror there is another.
+    fn attempts(last: bool) -> Attempts {
+        match last {
+            true => Attempts::default(),
+            false => Attempts::hasty(),
+        }
+    }
+
+    /// Goes on with the next endpoint, unless there is none or nobody wants the answer any more.
+    fn failed(&self, endpoint: &Endpoint, last: bool, error: Error) -> Result<(), Error> {
+        let gone = matches!(error, Error::Abandoned | Error::Cancelled);
+        let mut served = self.served();
+        if last || gone {
+            served.by = Some(endpoint.origin().clone());
+            return Err(error);
+        }
+        let origin = endpoint.origin();
+        tracing::debug!(registry = %origin, %error, "the next host is asked");
+        let text = format!("{origin}: {error}");
+        if !served.failed.contains(&text) {
+            served.failed.push(text);
+        }
+        // One that does not have this may have the rest.
+        if !matches!(error, Error::NotFound { .. }) {
+            endpoint.give_up();
+        }
+        Ok(())
+    }
+
+    fn nobody(resolve: bool) -> Error {
+        let what = if resolve {
+            "resolve a tag"
+        } else {
+            "be pulled from"
+        };
+        Error::Protocol(format!("its hosts.toml names no host that may {what}"))
     }
 
     /// The manifest or index under a tag.
@@ -105,29 +165,24 @@ impl Remote {
         let what = format!("manifest {name}");
         let wanted = Wanted {
             what: &what,
-            path: format!("/v2/{}/manifests/{name}", self.path),
+            path: format!("manifests/{name}"),
             accept: HeaderValue::from_str(&accept).ok(),
             from: 0,
         };
-        let (headers, bytes) = self.read(&wanted, MOST_BYTES).await?;
-        let actual = Digest::of(&bytes);
-        let said = headers.get("docker-content-digest");
-        let said = said.and_then(|said| said.to_str().ok()?.parse().ok());
-        for expected in digest.into_iter().chain(said) {
-            check(&what, expected, actual)?;
-        }
-        let media_type = headers
-            .get(CONTENT_TYPE)
-            .and_then(|kind| kind.to_str().ok());
-        let media_type = media_type.map(|kind| {
-            let kind = kind.split(';').next().unwrap_or_default();
-            kind.trim().to_ascii_lowercase()
-        });
-        Ok(Document {
-            digest: actual,
-            media_type,
-            bytes,
-        })
+        let take = |headers: HeaderMap, bytes: Vec<u8>| {
+            let actual = Digest::of(&bytes);
+            let said = headers.get("docker-content-digest");
+            let said = said.and_then(|said| said.to_str().ok()?.parse().ok());
+            for expected in digest.into_iter().chain(said) {
+                check(&what, expected, actual)?;
+            }
+            Ok(Document {
+                digest: actual,
+                media_type: media_type(&headers),
+                bytes,
+            })
+        };
+        self.read(&wanted, digest.is_none(), take).await
     }
 
     /// A blob that is small, checked.
@@ -136,45 +191,46 @@ impl Remote {
     /// [`Error`].
     pub async fn blob(&self, digest: Digest, size: u64) -> Result<Vec<u8>, Error> {
         let what = format!("blob {digest}");
-        let (_, bytes) = self
-            .read(&self.wanted_blob(&what, digest, 0), MOST_BYTES)
-            .await?;
-        if bytes.len() as u64 != size {
-            let actual = bytes.len();
-            return Err(Error::Content(format!(
-                "{what} has {actual} bytes, not {size}"
-            )));
-        }
-        check(&what, digest, Digest::of(&bytes))?;
-        Ok(bytes)
-    }
-
-    fn wanted_blob<'a>(&self, what: &'a str, digest: Digest, from: u64) -> Wanted<'a> {
-        Wanted {
-            what,
-            path: format!("/v2/{}/blobs/{digest}", self.path),
-            accept: None,
-            from,
-        }
-    }
-
-    /// Something small, in as many attempts as it takes.
-    async fn read(&self, wanted: &Wanted<'_>, most: u64) -> Result<(HeaderMap, Vec<u8>), Error> {
-        let mut attempts = Attempts::default();
-        loop {
-            let attempt = async {
-                let (head, body) = self.get(wanted).await?.into_parts();
-                Ok((head.headers, body.read(most, wanted.what).await?))
-            };
-            match attempt.await {
-                Ok(read) => return Ok(read),
-                Err(error) => attempts.failed(error).await?,
+        let take = |_, bytes: Vec<u8>| {
+            if bytes.len() as u64 != size {
+                let actual = bytes.len();
+                let text = format!("{what} has {actual} bytes, not {size}");
+                return Err(Error::Content(text));
             }
+            check(&what, digest, Digest::of(&bytes))?;
+            Ok(bytes)
+        };
+        self.read(&wanted_blob(&what, digest, 0), false, take).await
+    }
+
+    /// Something small, from the first endpoint that has it as it should be, in as many attempts as it takes.
+    async fn read<T>(
+        &self,
+        wanted: &Wanted<'_>,
+        resolve: bool,
+        take: impl Fn(HeaderMap, Vec<u8>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut from = 0;
+        while let Some((at, endpoint, last)) = self.next(from, resolve) {
+            let read = async {
+                let (headers, bytes) = read(endpoint, wanted, Self::attempts(last)).await?;
+                take(headers, bytes)
+            };
+            match read.await {
+                Ok(taken) => {
+                    let mut served = self.served();
+                    served.by = Some(endpoint.origin().clone());
+                    return Ok(taken);
+                }
+                Err(error) => self.failed(endpoint, last, error)?,
+            }
+            from = at + 1;
         }
+        Err(Self::nobody(resolve))
     }
 
     /// Sends the bytes of a blob, `size` in all, to `out`. A connection that breaks is made again and goes on where it
-    /// broke. The digest is for the receiver to check.
+    /// broke, at the next endpoint if it must. The digest is for the receiver to check.
     ///
     /// # Errors
     /// [`Error`]; [`Error::Abandoned`] if the receiver is gone.
@@ -185,220 +241,135 @@ impl Remote {
         out: &mpsc::Sender<Bytes>,
         observer: &dyn Observer,
     ) -> Result<(), Error> {
-        let mut attempts = Attempts::default();
-        let mut position = 0;
-        while position < size {
-            let before = position;
-            let transfer = self.transfer(digest, size, &mut position, out, observer);
-            if let Err(error) = transfer.await {
-                if position > before {
+        let mut transfer = Transfer {
+            what: format!("blob {digest}"),
+            digest,
+            size,
+            position: 0,
+            out,
+            observer,
+        };
+        let mut from = 0;
+        while let Some((at, endpoint, last)) = self.next(from, false) {
+            let before = transfer.position;
+            let outcome = transfer.run(endpoint, Self::attempts(last)).await;
+            if transfer.position > before && !last {
+                self.served().sent.entry(digest).or_insert(at);
+            }
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err(error) => self.failed(endpoint, last, error)?,
+            }
+            from = at + 1;
+        }
+        Err(Self::nobody(false))
+    }
+}
+
+fn wanted_blob(what: &str, digest: Digest, from: u64) -> Wanted<'_> {
+    Wanted {
+        what,
+        path: format!("blobs/{digest}"),
+        accept: None,
+        from,
+    }
+}
+
+async fn read(
+    endpoint: &Endpoint,
+    wanted: &Wanted<'_>,
+    mut attempts: Attempts,
+) -> Result<(HeaderMap, Vec<u8>), Error> {
+    loop {
+        let attempt = async {
+            let (head, body) = endpoint.get(wanted).await?.into_parts();
+            Ok((head.headers, body.read(MOST_BYTES, wanted.what).await?))
+        };
+        match attempt.await {
+            Ok(read) => return Ok(read),
+            Err(error) => attempts.failed(error).await?,
+        }
+    }
+}
+
+/// A blob on its way.
+struct Transfer<'a> {
+    /// What an error calls it.
+    what: String,
+    digest: Digest,
+    size: u64,
+    /// So many bytes have come.
+    position: u64,
+    out: &'a mpsc::Sender<Bytes>,
+    observer: &'a dyn Observer,
+}
+
+impl Transfer<'_> {
+    /// Gets the rest of it from an endpoint.
+    async fn run(&mut self, endpoint: &Endpoint, mut attempts: Attempts) -> Result<(), Error> {
+        while self.position < self.size {
+            let before = self.position;
+            if let Err(error) = self.attempt(endpoint).await {
+                if self.position > before {
                     attempts.progress();
                 }
-                observer.retrying();
+                self.observer.retrying();
                 attempts.failed(error).await?;
             }
         }
         Ok(())
     }
 
-    async fn transfer(
-        &self,
-        digest: Digest,
-        size: u64,
-        position: &mut u64,
-        out: &mpsc::Sender<Bytes>,
-        observer: &dyn Observer,
-    ) -> Result<(), Error> {
-        let what = format!("blob {digest}");
-        let answer = self
-            .get(&self.wanted_blob(&what, digest, *position))
-            .await?;
+    async fn attempt(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        let wanted = wanted_blob(&self.what, self.digest, self.position);
+        let answer = endpoint.get(&wanted).await?;
+        let Self { what, size, .. } = &*self;
+        let size = *size;
         let from = match answer.status() {
             StatusCode::PARTIAL_CONTENT => begin(answer.headers())?,
             // The registry knows no ranges: what has come before comes again.
             _ => 0,
         };
-        if from > *position {
+        if from > self.position {
             return Err(Error::Protocol(format!("sends another range of {what}")));
         }
         if let Some(length) = length(answer.headers())
-            && from + length != size
+            && from.saturating_add(length) != size
         {
-            let all = from + length;
+            let all = from.saturating_add(length);
             return Err(Error::Content(format!(
                 "{what} has {all} bytes, not {size}"
             )));
         }
         let mut body = answer.into_body();
-        let mut skip = *position - from;
-        while *position < size {
+        let mut skip = self.position - from;
+        while self.position < size {
             let Some(mut bytes) = body.next().await? else {
-                let text = format!("{what} ends after {position} of {size} bytes");
+                let text = format!("{} ends after {} of {size} bytes", self.what, self.position);
                 return Err(Error::Broken(text));
             };
             let skipped = skip.min(bytes.len() as u64);
             skip -= skipped;
             let bytes = bytes.split_off(usize::try_from(skipped).unwrap_or(usize::MAX));
             let count = bytes.len() as u64;
-            if *position + count > size {
-                return Err(Error::Content(format!("{what} has more than {size} bytes")));
+            if self.position + count > size {
+                let text = format!("{} has more than {size} bytes", self.what);
+                return Err(Error::Content(text));
             }
             if count > 0 {
-                out.send(bytes).await.map_err(|_| Error::Abandoned)?;
-                *position += count;
-                observer.received(*position);
+                self.out.send(bytes).await.map_err(|_| Error::Abandoned)?;
+                self.position += count;
+                self.observer.received(self.position);
             }
         }
         Ok(())
     }
-
-    /// Asks once, proving who asks if the registry wants that, following redirects.
-    async fn get(&self, wanted: &Wanted<'_>) -> Result<Response<Body>, Error> {
-        let scope = format!("repository:{}:pull", self.path);
-        for _ in 0..=MOST_RENEWALS {
-            let held = self.auth.current();
-            let (answer, own) = self.follow(wanted, held.header.as_ref()).await?;
-            match answer.status() {
-                StatusCode::OK => return Ok(answer),
-                StatusCode::PARTIAL_CONTENT if wanted.from > 0 => return Ok(answer),
-                StatusCode::UNAUTHORIZED if own => {
-                    let headers = answer.headers().get_all(WWW_AUTHENTICATE);
-                    let texts = headers.iter().filter_map(|header| header.to_str().ok());
-                    let challenges: Vec<_> = texts.flat_map(challenge::parse).collect();
-                    // Read to its end, the connection can be used again.
-                    let _ = answer.into_body().read(MOST_ERROR, "").await;
-                    let inner = &self.registries.0;
-                    self.auth
-                        .renew(
-                            (inner, &self.transport),
-                            &self.origin,
-                            &scope,
-                            &challenges,
-                            &held,
-                        )
-                        .await?;
-                }
-                _ => return Err(self.refusal(wanted, answer, own).await),
-            }
-        }
-        Err(Error::Denied("it refuses the credentials".into()))
-    }
-
-    /// The answer at the end of all redirects, and whether it is the registry's own.
-    async fn follow(
-        &self,
-        wanted: &Wanted<'_>,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<(Response<Body>, bool), Error> {
-        let malformed = |_| Error::Protocol("malformed path".into());
-        let mut target = self.origin.target(&wanted.path).map_err(malformed)?;
-        for _ in 0..=MOST_REDIRECTS {
-            let own = target.origin == self.origin;
-            let request = request(wanted, &target, authorization.filter(|_| own));
-            let request = request.map_err(|_| Error::Protocol("malformed request".into()))?;
-            let answer = self.transport.send(request).await;
-            let answer = answer.map_err(|error| elsewhere(&target, own, error))?;
-            match answer.status().as_u16() {
-                301 | 302 | 303 | 307 | 308 => target = self.redirect(&target, answer.headers())?,
-                _ => return Ok((answer, own)),
-            }
-        }
-        let text = format!("redirects more than {MOST_REDIRECTS} times");
-        Err(Error::Protocol(text))
-    }
-
-    fn redirect(&self, from: &Target, headers: &HeaderMap) -> Result<Target, Error> {
-        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
-        let target = from.join(location.unwrap_or_default());
-        let target = target.map_err(|why| Error::Protocol(format!("redirects to {why}")))?;
-        let to = &target.origin;
-        if from.origin.is_tls() && !to.is_tls() {
-            return Err(Error::Protocol(format!("redirects from https to {to}")));
-        }
-        if to.is_local() && !self.origin.is_local() {
-            return Err(Error::Protocol(format!(
-                "redirects to {to}, on this machine"
-            )));
-        }
-        Ok(target)
-    }
-
-    /// The error that an answer is.
-    async fn refusal(&self, wanted: &Wanted<'_>, answer: Response<Body>, own: bool) -> Error {
-        let status = answer.status();
-        let retry_after = answer.headers().get(RETRY_AFTER);
-        let retry_after = retry_after
-            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-            .map(Duration::from_secs);
-        // What others say may hold what only they and the registry should know.
-        let detail = match own {
-            true => self.detail(answer.into_body()).await,
-            false => " from where the registry redirects to".to_owned(),
-        };
-        if status == StatusCode::NOT_FOUND {
-            let what = wanted.what.to_owned();
-            return Error::NotFound { what, detail };
-        }
-        Error::of_status(status, detail, retry_after)
-    }
-
-    /// What the registry says about an error, fit to be shown.
-    async fn detail(&self, body: Body) -> String {
-        #[derive(Deserialize)]
-        struct Answer {
-            errors: Vec<One>,
-        }
-        #[derive(Deserialize)]
-        struct One {
-            #[serde(default)]
-            code: String,
-            #[serde(default)]
-            message: String,
-        }
-        let bytes = body.read(MOST_ERROR, "").await.unwrap_or_default();
-        let answer = serde_json::from_slice::<Answer>(&bytes).ok();
-        let Some(error) = answer.and_then(|answer| answer.errors.into_iter().next()) else {
-            return String::new();
-        };
-        let text = match error.message.is_empty() {
-            true => error.code,
-            false => error.message,
-        };
-        if text.is_empty() || self.auth.is_leaked_by(&text) {
-            return String::new();
-        }
-        let shown: String = text.chars().take(SHOWN_ERROR).collect();
-        format!(" ({})", shown.escape_debug())
-    }
 }
 
-fn request(
-    wanted: &Wanted<'_>,
-    target: &Target,
-    authorization: Option<&HeaderValue>,
-) -> Result<Request<Full<Bytes>>, http::Error> {
-    let mut request = Request::get(target.uri()?).header(USER_AGENT, AGENT);
-    if let Some(accept) = &wanted.accept {
-        request = request.header(ACCEPT, accept);
-    }
-    if wanted.from > 0 {
-        request = request.header(RANGE, format!("bytes={}-", wanted.from));
-    }
-    if let Some(authorization) = authorization {
-        request = request.header(AUTHORIZATION, authorization);
-    }
-    request.body(Full::default())
-}
-
-/// Says where it happened, if that is not the registry itself.
-fn elsewhere(target: &Target, own: bool, error: Error) -> Error {
-    let at = |text: String| format!("{text} (redirected to {})", target.origin);
-    match error {
-        error if own => error,
-        Error::Connect(text) => Error::Connect(at(text)),
-        Error::Tls(text) => Error::Tls(at(text)),
-        other => other,
-    }
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let kind = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let kind = kind.split(';').next().unwrap_or_default();
+    Some(kind.trim().to_ascii_lowercase())
 }
 
 fn check(what: &str, expected: Digest, actual: Digest) -> Result<(), Error> {

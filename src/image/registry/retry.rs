@@ -13,16 +13,37 @@ const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// How often something has been tried.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Attempts {
     failures: u32,
     in_all: u32,
+    /// Attempts without any progress in between.
+    most: u32,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self {
+            failures: 0,
+            in_all: 0,
+            most: MOST_ATTEMPTS,
+        }
+    }
 }
 
 impl Attempts {
+    /// At something that others have, too: it is given up at once, unless it has brought something.
+    pub(super) fn hasty() -> Self {
+        Self {
+            most: 1,
+            ..Self::default()
+        }
+    }
+
     /// There was progress: what comes next fails for another reason.
     pub(super) fn progress(&mut self) {
         self.failures = 0;
+        self.most = self.most.max(2);
     }
 
     /// Waits before another attempt.
@@ -41,7 +62,7 @@ impl Attempts {
     fn pause(&mut self, error: &Error) -> Option<Duration> {
         self.failures += 1;
         self.in_all += 1;
-        if !error.is_transient() || self.failures >= MOST_ATTEMPTS || self.in_all >= MOST_IN_ALL {
+        if !error.is_transient() || self.failures >= self.most || self.in_all >= MOST_IN_ALL {
             return None;
         }
         if let Error::Status {
@@ -81,6 +102,16 @@ mod tests {
         let mut attempts = Attempts::default();
         assert_eq!(attempts.pause(&busy(Some(3))), Some(Duration::from_secs(3)));
         assert_eq!(attempts.pause(&busy(Some(3600))), None);
+    }
+
+    #[test]
+    fn what_others_have_too_is_given_up_early() {
+        let broken = || Error::Broken(String::new());
+        assert_eq!(Attempts::hasty().pause(&broken()), None);
+        let mut attempts = Attempts::hasty();
+        attempts.progress();
+        assert!(attempts.pause(&broken()).is_some());
+        assert_eq!(attempts.pause(&broken()), None);
     }
 
     #[test]

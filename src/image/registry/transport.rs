@@ -1,28 +1,29 @@
 //! HTTP itself: one request, one answer, within a time. No credentials, no redirects, no second attempt.
 
 use std::error::Error as StdError;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::PROXY_AUTHORIZATION;
 use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tracing::{Instrument, Span, debug_span, field};
 
+use super::dial::{Dial, Route};
 use super::{Error, Registries};
 use crate::telemetry::trace;
-use crate::tls;
+use crate::tls::{self, Special};
 
-type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Connections = Client<HttpsConnector<Dial>, Full<Bytes>>;
 
 /// Bytes that one connection buffers.
 const BUFFER: usize = 128 << 10;
@@ -35,25 +36,48 @@ const IDLE_TIME: Duration = Duration::from_secs(15);
 /// A transfer that brings fewer bytes in a second is as good as none.
 const SLOWEST: u64 = 1 << 10;
 
-/// The connections of one pull: they are closed with it.
+/// The connections of one pull to one host, and to where it leads to: they are closed with it.
 #[derive(Debug)]
 pub(super) struct Transport {
     registries: Registries,
+    link: Link,
     plain: OnceLock<Connections>,
-    tls: OnceLock<Connections>,
+    /// To the host itself, with all that is special about it.
+    own: OnceLock<Connections>,
+    /// To others.
+    others: OnceLock<Connections>,
     timeout: Duration,
 }
 
+/// How a host is reached.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// What is special holds for this host alone; its authorities' certificates are trusted with others, too.
+    pub host: String,
+    pub special: Option<Special>,
+    pub dial_timeout: Option<Duration>,
+    pub route: Route,
+}
+
 /// Whom the machine trusts. Read when it is first needed.
-pub(super) type Trust = OnceCell<ClientConfig>;
+pub(super) type Trust = OnceCell<Trusted>;
+
+/// The certificates, and what is made of them.
+#[derive(Debug)]
+pub(super) struct Trusted {
+    roots: Arc<RootCertStore>,
+    config: ClientConfig,
+}
 
 impl Transport {
-    pub(super) fn new(registries: Registries) -> Self {
+    pub(super) fn new(registries: Registries, link: Link) -> Self {
         let timeout = registries.0.timeout;
         Self {
             registries,
+            link,
             plain: OnceLock::new(),
-            tls: OnceLock::new(),
+            own: OnceLock::new(),
+            others: OnceLock::new(),
             timeout,
         }
     }
@@ -61,12 +85,59 @@ impl Transport {
     async fn client(&self, uri: &Uri) -> Result<&Connections, Error> {
         if uri.scheme() != Some(&Scheme::HTTPS) {
             let nobody = || tls::client_trusting(RootCertStore::empty());
-            let plain = || connections(nobody(), self.timeout);
-            return Ok(self.plain.get_or_init(plain));
+            return Ok(self.plain.get_or_init(|| self.connections(nobody())));
         }
-        let trust = self.registries.0.trust.get_or_try_init(trust).await?;
-        let secure = || connections(trust.clone(), self.timeout);
-        Ok(self.tls.get_or_init(secure))
+        let Some(special) = &self.link.special else {
+            let trusted = self.trusted().await?;
+            let secure = || self.connections(trusted.config.clone());
+            return Ok(self.others.get_or_init(secure));
+        };
+        let is_own = uri.host().is_some_and(|host| host == self.link.host);
+        let (clients, special) = match is_own {
+            true => (&self.own, special.clone()),
+            false => {
+                let ca = special.ca.clone();
+                let of_others = Special {
+                    ca,
+                    ..Special::default()
+                };
+                (&self.others, of_others)
+            }
+        };
+        if let Some(client) = clients.get() {
+            return Ok(client);
+        }
+        let roots = match self.trusted().await {
+            Ok(trusted) => RootCertStore::clone(&trusted.roots),
+            // The machine need not trust anybody else.
+            Err(_) if special.skip_verify || !special.ca.is_empty() => RootCertStore::empty(),
+            Err(error) => return Err(error),
+        };
+        let config = tls::client_special(roots, &special);
+        let config = config.map_err(|error| Error::Tls(error.to_string()))?;
+        Ok(clients.get_or_init(|| self.connections(config)))
+    }
+
+    async fn trusted(&self) -> Result<&Trusted, Error> {
+        self.registries.0.trust.get_or_try_init(trust).await
+    }
+
+    fn connections(&self, tls: ClientConfig) -> Connections {
+        let timeout = self.link.dial_timeout.unwrap_or(self.timeout);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .enable_http2()
+            .wrap_connector(Dial::new(self.link.route.clone(), timeout));
+        Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIME)
+            .pool_max_idle_per_host(IDLE)
+            .http1_max_buf_size(BUFFER)
+            .http2_initial_stream_window_size(WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .build(connector)
     }
 
     /// Sends a request and returns the answer's head; the body is yet to be read.
@@ -94,7 +165,15 @@ impl Transport {
         exchange.instrument(span).await
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Body>, Error> {
+    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Body>, Error> {
+        // By a tunnel it is the proxy's, which the connection says itself.
+        if request.uri().scheme() == Some(&Scheme::HTTP)
+            && let Some(proxy) = self.link.route.find(request.uri())
+            && let Some(authorization) = &proxy.authorization
+        {
+            let headers = request.headers_mut();
+            headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
         let client = self.client(request.uri()).await?;
         let answer = tokio::time::timeout(self.timeout, client.request(request)).await;
         let answer = answer.map_err(|_| Error::Timeout {
@@ -112,31 +191,13 @@ impl Transport {
 }
 
 /// The certificates that the machine trusts.
-async fn trust() -> Result<ClientConfig, Error> {
-    let config = tokio::task::spawn_blocking(tls::client).await;
-    let config = config.map_err(|error| Error::Tls(error.to_string()))?;
-    config.map_err(|error| Error::Tls(error.to_string()))
-}
-
-fn connections(tls: ClientConfig, timeout: Duration) -> Connections {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(timeout));
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .enable_http2()
-        .wrap_connector(tcp);
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIME)
-        .pool_max_idle_per_host(IDLE)
-        .http1_max_buf_size(BUFFER)
-        .http2_initial_stream_window_size(WINDOW)
-        .http2_initial_connection_window_size(CONNECTION_WINDOW)
-        .build(connector)
+async fn trust() -> Result<Trusted, Error> {
+    let roots = tokio::task::spawn_blocking(tls::roots).await;
+    let roots = roots.map_err(|error| Error::Tls(error.to_string()))?;
+    let roots = roots.map_err(|error| Error::Tls(error.to_string()))?;
+    let roots = Arc::new(roots);
+    let config = tls::client_trusting(Arc::clone(&roots));
+    Ok(Trusted { roots, config })
 }
 
 /// The body of an answer. Waits for the sender only, never counts the time that its reader takes.
@@ -226,7 +287,7 @@ fn find_tls<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error
 }
 
 /// What happened, without all that says through how many hands it went.
-fn innermost(error: &(dyn StdError + 'static)) -> String {
+pub(super) fn innermost(error: &(dyn StdError + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -81,6 +81,15 @@ impl UnpackError {
         matches!(self, Self::Write { source, .. } if is_no_space(source))
     }
 
+    /// Whether the content is at fault.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        matches!(
+            self,
+            Self::Invalid(_) | Self::Entry { .. } | Self::TooMuch { .. } | Self::Digest { .. }
+        )
+    }
+
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
         Self::Invalid(what.into())
     }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{config::Config, gateway, spoofing};
+use super::{config::Config, gateway, spoofing, vlan};
 use crate::{
     container,
     error::{Code, Doing, Error},
@@ -74,6 +74,7 @@ impl Add<'_> {
     fn build(&mut self) -> Result<AddResult, Error> {
         let bridge = gateway::ensure_bridge(&mut self.socket, &self.config)?;
         let mut result = AddResult::default();
+        let mut in_vlan = None;
         if let Some(allocated) = self.ipam.add(self.request)? {
             self.done.addresses = true;
             result = AddResult {
@@ -85,7 +86,17 @@ impl Add<'_> {
             }
             gateway::complete(&mut result, &self.config, CONTAINER);
             if self.config.is_gateway {
-                gateway::serve(&mut self.socket, &bridge, &self.config, &result)?;
+                if let Some(own) = self.config.vlans.own {
+                    let config = &self.config;
+                    in_vlan = Some(vlan::ensure_gateway(
+                        &mut self.socket,
+                        &bridge,
+                        config,
+                        own,
+                    )?);
+                }
+                let at = in_vlan.as_ref().unwrap_or(&bridge);
+                gateway::serve(&mut self.socket, at, &self.config, &result)?;
             }
         }
         let (config, socket) = (&self.config, &mut self.socket);
@@ -107,6 +118,10 @@ impl Add<'_> {
         }
         self.join(&bridge, &result.interfaces[1].name)?;
         self.configure(&result)?;
+        if let Some(link) = in_vlan {
+            let gateway = pair::interface(&link.name, link.mac, String::new());
+            result.interfaces.push(gateway);
+        }
         if self.config.ip_masq && !result.ips.is_empty() {
             self.done.masquerading = true;
             let subnets: Vec<IpNet> = result.ips.iter().map(|ip| ip.address.network()).collect();
@@ -132,10 +147,11 @@ impl Add<'_> {
             isolated: self.config.isolated,
         });
         let joining = || format!("join {host_name} to bridge {}", bridge.name);
-        self.socket
-            .send(batch)
-            .map(drop)
-            .doing(Code::Internal, joining)
+        self.socket.send(batch).doing(Code::Internal, joining)?;
+        if self.config.vlans.are_given() {
+            vlan::put(&mut self.socket, bridge, host_name, &self.config.vlans)?;
+        }
+        Ok(())
     }
 
     /// Sets the container's end up. The bridge's port forwards when this returns.

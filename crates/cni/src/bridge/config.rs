@@ -1,14 +1,14 @@
 //! The configuration of bridge, checked.
 
 use serde::Deserialize;
-use serde_json::Value;
 
+use super::vlan::{RawTrunk, Vlans};
 use crate::{
     error::{Code, Error},
     netfilter::masquerade,
     netlink::link::Mac,
     request::{Request, check_interface_name},
-    result::Dns,
+    result::{Dns, null_is_empty},
 };
 
 const DEFAULT_BRIDGE: &str = "cni0";
@@ -26,8 +26,10 @@ struct RawConfig {
     mtu: u32,
     hairpin_mode: bool,
     promisc_mode: bool,
-    vlan: u32,
-    vlan_trunk: Vec<Value>,
+    vlan: i64,
+    #[serde(deserialize_with = "null_is_empty")]
+    vlan_trunk: Vec<RawTrunk>,
+    preserve_default_vlan: bool,
     macspoofchk: bool,
     enabledad: bool,
     disable_container_interface: bool,
@@ -73,13 +75,14 @@ pub struct Config {
     pub isolated: bool,
     /// Frames under another hardware address than the container's are dropped.
     pub check_macs: bool,
+    pub vlans: Vlans,
     pub dns: Dns,
     /// Of the container's interface; none for a random one.
     pub mac: Option<Mac>,
 }
 
 impl Config {
-    /// Errors: `UnsupportedField` for what would be ignored at the user's cost: VLANs.
+    /// Errors: `UnsupportedField` for what would be ignored at the user's cost.
     pub fn parse(request: &Request) -> Result<Config, Error> {
         let raw: RawConfig = request.config_of("bridge")?;
         refuse_unsupported(&raw)?;
@@ -121,6 +124,7 @@ impl Config {
             leave_down: raw.disable_container_interface,
             isolated: raw.port_isolation,
             check_macs: raw.macspoofchk,
+            vlans: Vlans::new(raw.vlan, &raw.vlan_trunk, raw.preserve_default_vlan)?,
             dns: raw.dns,
             mac,
         })
@@ -128,13 +132,8 @@ impl Config {
 }
 
 fn refuse_unsupported(raw: &RawConfig) -> Result<(), Error> {
-    let unsupported = [
-        ("vlan", raw.vlan != 0),
-        ("vlanTrunk", !raw.vlan_trunk.is_empty()),
-        ("uplinkInterface", !raw.uplink_interface.is_empty()),
-    ];
-    if let Some((key, _)) = unsupported.into_iter().find(|(_, wanted)| *wanted) {
-        let msg = format!("bridge: {key} is not supported");
+    if !raw.uplink_interface.is_empty() {
+        let msg = "bridge: uplinkInterface is not supported";
         return Err(Error::new(Code::UnsupportedField, msg));
     }
     masquerade::check_backend(&raw.ip_masq_backend)

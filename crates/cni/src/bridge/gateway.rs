@@ -2,7 +2,7 @@
 
 use rustix::io;
 
-use super::{KIND, config::Config};
+use super::{KIND, config::Config, vlan};
 use crate::{
     container,
     error::{Code, Doing, Error},
@@ -42,6 +42,11 @@ pub fn ensure_bridge(socket: &mut Socket, config: &Config) -> Result<Link, Error
             "{name} is there already and is not a bridge"
         )));
     }
+    let found = if config.vlans.are_given() {
+        vlan::filter(socket, found)?
+    } else {
+        found
+    };
     let promiscuous = config.promiscuous && found.promiscuity == 0;
     if !found.up || promiscuous {
         sysctl::set_if_there("ipv6", name, "accept_ra", "0");
@@ -71,7 +76,7 @@ pub fn complete(result: &mut AddResult, config: &Config, interface: usize) {
     }
 }
 
-/// Gives the bridge the gateway addresses and turns forwarding on.
+/// Gives the bridge, or its link in the VLAN, the gateway addresses and turns forwarding on.
 pub fn serve(
     socket: &mut Socket,
     bridge: &Link,

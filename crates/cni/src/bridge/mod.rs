@@ -10,6 +10,7 @@ mod check;
 mod config;
 mod gateway;
 mod spoofing;
+mod vlan;
 
 use crate::{error::Error, ipam::Ipam, pair, request::Request};
 use config::Config;

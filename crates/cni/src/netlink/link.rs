@@ -12,7 +12,7 @@ use rustix::io::{self, Errno};
 use super::{Answer, Batch, Socket, as_text, as_u32, attributes};
 
 pub(super) const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
+pub(super) const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 pub(super) const RTM_SETLINK: u16 = 19;
 

@@ -12,6 +12,7 @@ pub mod message;
 mod moving;
 pub mod route;
 pub mod traffic;
+pub mod vlan;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -78,6 +78,12 @@ fn map(socket: &mut Socket, config: &Config, container: IpNet, label: &str) -> R
             add_mappings(&mut transaction, &table, &mappings, container.addr(), label);
             transaction.commit(socket).doing(Code::Internal, mapping)?;
         }
+        // All that the transaction refers to is in it, or was seen under the lock.
+        Err(Errno::NOENT) => {
+            let lacking =
+                "the kernel lacks nat, masq or fib of nf_tables, or somebody has flushed it";
+            return Err(Error::internal(format!("{}: {lacking}", mapping())));
+        }
         done => done.doing(Code::Internal, mapping)?,
     }
     if config.snat && family == Family::V4 {

@@ -265,9 +265,26 @@ async fn the_kernels_file_systems_are_there() {
         node.exec(&id, devices).await,
         "null zero full random urandom tty 4\n4\npts/ptmx\n/proc/self/fd\n"
     );
-    let hidden = "ls /proc/acpi 2>/dev/null; cat /proc/kcore 2>/dev/null | head -c 1 | wc -c; \
-                  grep -c '^[^ ]* /sys sysfs ro,' /proc/mounts; ls /sys/fs/cgroup | wc -l | grep -vc '^0$'";
-    assert_eq!(node.exec(&id, hidden).await, "0\n1\n1\n");
+    let seen =
+        "grep -c '^[^ ]* /sys sysfs ro,' /proc/mounts; ls /sys/fs/cgroup | wc -l | grep -vc '^0$'";
+    assert_eq!(node.exec(&id, seen).await, "1\n1\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn paths_are_masked_and_read_only() {
+    let (node, one) = node_with_pod().await;
+    let script = "stat -c %F /proc/version; ls /proc/fs | wc -l; grep -c ' /proc/sys proc ro,' /proc/mounts; \
+                  grep -c ' /proc/fs tmpfs ro,' /proc/mounts";
+    let mut config = inside(sh("a", script));
+    config.security().masked_paths = ["/proc/version", "/proc/fs", "/proc/none"]
+        .map(String::from)
+        .into();
+    config.security().readonly_paths = vec!["/proc/sys".into()];
+    assert_eq!(
+        node.output_of(&one, &config).await,
+        "character special file\n0\n1\n1\n"
+    );
     node.finish().await;
 }
 

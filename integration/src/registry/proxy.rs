@@ -1,0 +1,116 @@
+//! A proxy: requests for http go through it whole, those for https by a tunnel.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use crate::host::HostNet;
+
+/// A proxy that listens in the namespace of a node. Its threads end with the test's process.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    /// Listens on the loopback address. With an authorization, only who shows that is served.
+    ///
+    /// # Panics
+    /// If it cannot.
+    #[must_use]
+    pub fn start(net: &HostNet, authorization: Option<&'static str>) -> Self {
+        let listener = net.run(|| TcpListener::bind("127.0.0.1:0").expect("listen"));
+        let proxy = Self {
+            address: listener.local_addr().expect("an address"),
+            seen: Arc::default(),
+        };
+        let seen = Arc::clone(&proxy.seen);
+        // A new thread is in the namespace of the one that makes it.
+        net.run(move || {
+            std::thread::spawn(move || {
+                for client in listener.incoming().flatten() {
+                    let seen = Arc::clone(&seen);
+                    std::thread::spawn(move || {
+                        let _ = serve(client, &seen, authorization);
+                    });
+                }
+            });
+        });
+        proxy
+    }
+
+    /// `ADDRESS:PORT`.
+    #[must_use]
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The first lines of the requests so far.
+    ///
+    /// # Panics
+    /// If a thread panicked.
+    #[must_use]
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().expect("no panic").clone()
+    }
+}
+
+fn serve(
+    mut client: TcpStream,
+    seen: &Mutex<Vec<String>>,
+    authorization: Option<&str>,
+) -> std::io::Result<()> {
+    let mut reader = BufReader::new(client.try_clone()?);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
+    let (mut head, mut shown) = (String::new(), String::new());
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 || line == "\r\n" {
+            break;
+        }
+        match line
+            .to_ascii_lowercase()
+            .starts_with("proxy-authorization: ")
+        {
+            true => shown = line["proxy-authorization: ".len()..].trim().to_owned(),
+            false if line.to_ascii_lowercase().starts_with("connection:") => {}
+            false => head.push_str(&line),
+        }
+    }
+    seen.lock().expect("no panic").push(first.trim().to_owned());
+    if authorization.is_some_and(|wanted| wanted != shown) {
+        let text = "HTTP/1.1 407 X\r\nproxy-authenticate: Basic realm=x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        return client.write_all(text.as_bytes());
+    }
+    let mut words = first.split(' ');
+    let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+    if method == "CONNECT" {
+        let server = TcpStream::connect(target)?;
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+        let (back, to) = (server.try_clone()?, client.try_clone()?);
+        std::thread::spawn(move || pump(back, to));
+        return pump(client, server);
+    }
+    let rest = target.strip_prefix("http://").unwrap_or_default();
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let mut server = TcpStream::connect(host)?;
+    write!(
+        server,
+        "{method} /{path} HTTP/1.1\r\n{head}connection: close\r\n\r\n"
+    )?;
+    pump(server, client)
+}
+
+/// Copies until one of the two is gone.
+fn pump(mut from: TcpStream, mut to: TcpStream) -> std::io::Result<()> {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return to.shutdown(Shutdown::Write);
+        }
+        to.write_all(&buffer[..count])?;
+    }
+}
