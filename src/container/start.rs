@@ -1,6 +1,5 @@
 //! StartContainer: open what the Plan wants, hand it to the supervisor.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use super::devices;
 use super::hooks::{self, UnderWay};
 use super::kept::Kept;
 use super::processes::{self, Descriptors, Made, Owner, Streams};
-use super::{Container, Exited, Running, State, update};
+use super::{Container, Exited, Prepared, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::failpoint;
@@ -18,7 +17,7 @@ use crate::ids::ContainerId;
 use crate::node::{EventKind, Node, Op};
 use crate::sandbox::Sandbox;
 use crate::spec::hooks::Point;
-use crate::spec::plan;
+use crate::spec::plan::{self, Compiled};
 use crate::supervisor::{self, Started, Supervisor};
 
 impl Node {
@@ -39,8 +38,11 @@ impl Node {
 
     async fn start_in_turn(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
         let supervisor = self.supervisor_of(container).await?;
-        let rootfs = match &mut *container.lock() {
-            State::Created { rootfs } => rootfs.take(),
+        let prepared = match &mut *container.lock() {
+            State::Created(prepared) => Prepared {
+                rootfs: prepared.rootfs.take(),
+                compiled: Arc::clone(&prepared.compiled),
+            },
             State::Running(_) => return Ok(()),
             State::Exited(_) => {
                 let text = format!("container {} has exited: create a new one", container.id);
@@ -53,7 +55,7 @@ impl Node {
                 });
             }
         };
-        match self.launch(container, &supervisor, rootfs).await {
+        match self.launch(container, &supervisor, prepared).await {
             Ok((started, kept)) => {
                 let running = Running {
                     pid: started.pid,
@@ -105,7 +107,7 @@ impl Node {
         self: &Arc<Self>,
         container: &Arc<Container>,
         supervisor: &Supervisor,
-        rootfs: Option<OwnedFd>,
+        Prepared { rootfs, compiled }: Prepared,
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let sandbox = self.sandbox_of(container)?;
@@ -133,7 +135,7 @@ impl Node {
         };
         // In place: what is opened is sent from the same thread, without waking another.
         let (message, descriptors) =
-            tokio::task::block_in_place(|| self.open_all(container, &sandbox, made))?;
+            tokio::task::block_in_place(|| self.open_all(container, &compiled, &sandbox, made))?;
         if message.1.is_some() {
             failpoint::hit("start:user-namespace")?;
         }
@@ -158,10 +160,11 @@ impl Node {
         container.timeline.note("clone to exec", opened);
         let kept = descriptors.keep(&held);
         let started = match (started, under_way) {
-            (started, None) => {
-                started.map_err(|error| refused(container, &container.compiled.steps, error))
+            (started, None) => started.map_err(|error| refused(container, &compiled.steps, error)),
+            (started, Some(under_way)) => {
+                self.after_hooks(container, &compiled.steps, started, under_way)
+                    .await
             }
-            (started, Some(under_way)) => self.after_hooks(container, started, under_way).await,
         }?;
         failpoint::hit("start:started")?;
         Ok((started, kept))
@@ -171,6 +174,7 @@ impl Node {
     async fn after_hooks(
         &self,
         container: &Container,
+        steps: &[String],
         started: Result<Started, supervisor::Error>,
         under_way: UnderWay,
     ) -> Result<Started, Error> {
@@ -183,7 +187,6 @@ impl Node {
                 container.id
             ))),
             (Err(error), Ok(())) => {
-                let steps = &container.compiled.steps;
                 let of_hook = match &error {
                     supervisor::Error::Refused(Reply::StepFailed { step, .. }) => {
                         usize::try_from(*step)
@@ -211,6 +214,7 @@ impl Node {
     fn open_all(
         &self,
         container: &Container,
+        compiled: &Compiled,
         sandbox: &Sandbox,
         made: Made,
     ) -> Result<((Start, Option<UserStart>), Descriptors), Error> {
@@ -224,7 +228,6 @@ impl Node {
         } else {
             Streams::pipes(config.stdin, owner).map_err(Error::at(at("make the pipes")))?
         };
-        let compiled = &container.compiled;
         let user = sandbox.user_namespace()?;
         let opened = Descriptors::open(compiled, made, &join, &mut streams, user.as_deref());
         let mut descriptors = opened.map_err(|error| named(container, error))?;
@@ -348,5 +351,5 @@ fn named(container: &Container, error: Error) -> Error {
 
 /// Whether a container has a PID namespace of its own, which dies with its first process.
 pub(crate) fn has_own_pids(container: &Container) -> bool {
-    container.compiled.pid_namespace == PidNamespace::New
+    container.pid_namespace == PidNamespace::New
 }
