@@ -171,6 +171,23 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Sees to it that the pod has a shared PID namespace.
+    pub(crate) fn share_pids(
+        &mut self,
+        user: Option<FdIndex>,
+        fds: &FdList,
+    ) -> core::result::Result<(), Reply> {
+        let pod = self.pod.as_mut().ok_or(Reply::Malformed)?;
+        let user = match user {
+            Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
+            None => None,
+        };
+        if pod.reaper.is_none() {
+            pod.reaper = Some(Reaper::spawn(user)?);
+        }
+        Ok(())
+    }
+
     /// An unknown child has ended. If it was the reaper, the shared PID namespace is gone.
     pub(crate) fn reaper_ended(&mut self, pid: u32) {
         if let Some(pod) = &mut self.pod
