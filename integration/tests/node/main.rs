@@ -21,6 +21,7 @@ mod cli_streams;
 mod cli_terminal;
 mod cli_watch;
 mod cli_wrong_use;
+mod cluster;
 mod config;
 mod crash;
 mod devices;
