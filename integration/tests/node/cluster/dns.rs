@@ -47,10 +47,7 @@ fn dns_config(servers: &[IpAddr]) -> DnsConfig {
 async fn short_names_are_found_by_search_domains() {
     let mut cluster = Cluster::start(Kind::routed(ROUTED, V4_V6), 2).await;
     cluster.route_all();
-    let image = Image {
-        layers: vec![Layer::default().program("/usr/sbin/dnsmasq")],
-        ..Image::busybox()
-    };
+    let image = Image::busybox().layer(Layer::default().program("/usr/sbin/dnsmasq"));
     let node = &mut cluster.nodes[1];
     node.import(image.tagged(IMAGE).oci()).await;
 
@@ -71,6 +68,8 @@ async fn short_names_are_found_by_search_domains() {
     let node = cluster.node(2);
     let server = node.run_pod(&node.pod("dns")).await;
     node.start_container(&server, &dns_server(&records)).await;
+    node.wait_log(&server, "dns", |log| log.stderr().contains("started"))
+        .await;
     let network = node.pod_status(&server).await.network.expect("a network");
     let server_ips = [&network.ip, &network.additional_ips[0].ip];
     for ((family, dns), (server_ip, web_ip)) in [Family::V4, Family::V6]
