@@ -62,7 +62,7 @@ pub use runtime_config::PodNetwork;
 const INTERFACE: &str = "eth0";
 /// How long one run of ADD or DEL may take unless the settings say otherwise. The kubelet waits 240 s.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long GC may take, all plugins together: no pod gets a network meanwhile.
+/// How long GC may take at most, all plugins together: no pod gets a network meanwhile.
 const GC_TIME: Duration = Duration::from_secs(15);
 /// How often and how many times GC looks for a moment in which nothing else is under way.
 const GC_PAUSE: Duration = Duration::from_millis(50);
@@ -187,6 +187,7 @@ impl Network {
             default,
             Arc::clone(&bins),
             pod_cidr,
+            settings.timeout,
             runtime.clone(),
         )
         .map_err(Error::DefaultNetwork)?;
@@ -294,22 +295,26 @@ impl Network {
     }
 
     /// Deletes what is left of sandboxes other than `valid`, then has plugins that know how (CNI 1.1) collect
-    /// what is of none. A sandbox whose ADD begins after the call is safe.
-    pub async fn gc(&self, valid: &HashSet<SandboxId>) -> Collected {
+    /// what is of none. A sandbox whose ADD begins after the call is safe, whenever the future is awaited.
+    pub fn gc(&self, valid: HashSet<SandboxId>) -> impl Future<Output = Collected> + use<> {
         let mut stale = self.cached();
         stale.retain(|id| !valid.contains(id));
-        let deletions =
-            futures::stream::iter(stale.clone()).map(|id| async move { (id, self.del(&id).await) });
-        let mut deletions = deletions.buffer_unordered(GC_PARALLEL);
-        let mut collected = Collected::default();
-        while let Some((id, outcome)) = deletions.next().await {
-            match outcome {
-                Ok(()) => collected.deleted.push(id),
-                Err(error) => collected.failed.push((id, error)),
+        let network = self.clone();
+        async move {
+            let network = &network;
+            let deletions = futures::stream::iter(stale.clone())
+                .map(|id| async move { (id, network.del(&id).await) });
+            let mut deletions = deletions.buffer_unordered(GC_PARALLEL);
+            let mut collected = Collected::default();
+            while let Some((id, outcome)) = deletions.next().await {
+                match outcome {
+                    Ok(()) => collected.deleted.push(id),
+                    Err(error) => collected.failed.push((id, error)),
+                }
             }
+            collected.plugins = network.0.gc_plugins(&valid, &stale).await.err();
+            collected
         }
-        collected.plugins = self.0.gc_plugins(valid, &stale).await.err();
-        collected
     }
 
     /// The sandboxes that have, or may have, a network.
@@ -422,7 +427,8 @@ impl Inner {
         let mut all: Vec<_> = valid.iter().copied().chain(added).collect();
         all.sort_unstable();
         all.dedup();
-        chain.gc(&all, INTERFACE, GC_TIME).await
+        let time = self.timeout.min(GC_TIME);
+        chain.gc(&all, INTERFACE, time).await
     }
 }
 
