@@ -1,4 +1,5 @@
-//! Netlink without a runtime: one socket, requests in batches, answers at once.
+//! Netlink without a runtime, for carpel's CNI plugins and for `carpel net`: one socket, requests in batches,
+//! answers at once.
 //!
 //! The kernel carries out everything but a dump while it receives it, so when `send` returns, every
 //! answer is already queued and nothing here ever waits. Messages are composed with
@@ -6,10 +7,12 @@
 //! attribute of a newer kernel cannot make a message unreadable.
 
 pub mod addr;
+pub mod ipnet;
 pub mod link;
 pub mod macvlan;
 pub mod message;
 mod moving;
+pub mod netfilter;
 pub mod route;
 pub mod traffic;
 pub mod vlan;

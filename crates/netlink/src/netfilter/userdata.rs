@@ -1,6 +1,6 @@
 //! Texts that the kernel keeps with rules and elements for those who made them.
 
-use crate::netlink::as_text;
+use crate::as_text;
 
 /// What the nft command shows as a comment.
 pub const COMMENT: u8 = 0;

@@ -6,7 +6,7 @@
 use rustix::io::{self, Errno};
 
 use super::{Family, HEADER};
-use crate::netlink::{Batch, Socket, attributes, message::Attributes};
+use crate::{Batch, Socket, attributes, message::Attributes};
 
 const SUBSYSTEM: u8 = 1;
 const GET: u8 = 1;

@@ -17,7 +17,7 @@ use super::{
     addr::{family, ip},
     as_u32, attributes,
 };
-use crate::{ipnet::IpNet, result::Route};
+use crate::ipnet::IpNet;
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -61,20 +61,38 @@ impl Found {
     }
 }
 
-impl Batch {
-    /// Adds a route out of the link `index`, through `gateway` if there is one.
-    pub fn add_route(&mut self, index: u32, route: &Route, gateway: Option<IpAddr>) {
-        self.add_route_from(index, route, gateway, None);
-    }
+/// A route to be made. Numbers that are 0 are the kernel's to choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub dst: IpNet,
+    pub gateway: Option<IpAddr>,
+    /// The address of what takes the route, unless it has chosen another.
+    pub source: Option<IpAddr>,
+    pub mtu: u32,
+    pub advmss: u32,
+    pub priority: u32,
+    pub table: Option<u32>,
+    pub scope: Option<u8>,
+}
 
-    /// The same; what takes the route has `source` as its address, unless it has chosen another.
-    pub fn add_route_from(
-        &mut self,
-        index: u32,
-        route: &Route,
-        gateway: Option<IpAddr>,
-        source: Option<IpAddr>,
-    ) {
+impl Wanted {
+    pub fn to(dst: IpNet) -> Wanted {
+        Wanted {
+            dst,
+            gateway: None,
+            source: None,
+            mtu: 0,
+            advmss: 0,
+            priority: 0,
+            table: None,
+            scope: None,
+        }
+    }
+}
+
+impl Batch {
+    /// Adds a route out of the link `index`.
+    pub fn add_route(&mut self, index: u32, route: &Wanted) {
         let dst = route.dst.network();
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
@@ -83,7 +101,7 @@ impl Batch {
             table: RouteHeader::RT_TABLE_MAIN,
             protocol: RouteProtocol::Boot,
             kind: RouteType::Unicast,
-            scope: match (route.scope, gateway) {
+            scope: match (route.scope, route.gateway) {
                 (Some(scope), _) => scope.into(),
                 // The kernel takes a route without a gateway only for what is on the link.
                 (None, None) if dst.addr().is_ipv4() => RouteScope::Link,
@@ -94,6 +112,7 @@ impl Batch {
         let attributes = &mut message.attributes;
         attributes.push(RouteAttribute::Destination(dst.addr().into()));
         attributes.push(RouteAttribute::Oif(index));
+        let (gateway, source) = (route.gateway, route.source);
         attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
         attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
         if route.priority != 0 {

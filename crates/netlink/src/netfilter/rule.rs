@@ -8,7 +8,7 @@ use super::{
     kind, payload,
     userdata::{COMMENT, LABEL, append, find},
 };
-use crate::netlink::{Answer, Socket, attributes, message::Attributes};
+use crate::{Answer, Socket, attributes, message::Attributes};
 
 const NEWRULE: u8 = 6;
 const GETRULE: u8 = 7;

@@ -7,7 +7,6 @@
 
 pub mod conntrack;
 pub mod expression;
-pub mod masquerade;
 pub mod rule;
 
 pub mod set;
@@ -20,7 +19,7 @@ use rustix::{
     io::{self, Errno},
 };
 
-use crate::netlink::{Answer, Batch, Socket, as_text, attributes, message::Attributes};
+use crate::{Answer, Batch, Socket, as_text, attributes, message::Attributes};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;

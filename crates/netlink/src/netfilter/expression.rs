@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use super::Family;
-use crate::{ipnet::IpNet, netlink::message::Attributes};
+use crate::{ipnet::IpNet, message::Attributes};
 
 /// The first register; the kernel has sixteen.
 const FIRST: u32 = 8;

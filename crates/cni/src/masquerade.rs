@@ -19,15 +19,15 @@
 
 use rustix::io::{self, Errno};
 
-use super::{
-    Family, Hook, Table, Transaction,
-    expression::{Expression, in_network, masked},
-    has_table, lock, tables,
-};
 use crate::{
     error::{Code, Doing, Error},
     hash::hash,
     ipnet::IpNet,
+    netfilter::{
+        Family, Hook, Table, Transaction,
+        expression::{Expression, in_network, masked},
+        has_table, lock, tables,
+    },
     netlink::Socket,
 };
 

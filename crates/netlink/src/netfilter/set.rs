@@ -8,7 +8,7 @@ use super::{
     Family, HEADER, NLM_F_CREATE, NLM_F_EXCL, Table, Transaction, ask, kind, payload,
     userdata::{COMMENT, append, find},
 };
-use crate::netlink::{Batch, Socket, attributes, message::Attributes};
+use crate::{Batch, Socket, attributes, message::Attributes};
 
 const NEWSET: u8 = 9;
 const GETSET: u8 = 10;
