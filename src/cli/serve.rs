@@ -240,6 +240,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         builder: Builder::start().context("start the rootfs builder")?,
         images,
         registries,
+        policy: config.image.policy().context("image.signature_policy")?,
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
         base: config.runtime.base_spec().context("runtime.base_spec")?,

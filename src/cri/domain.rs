@@ -18,9 +18,9 @@ use super::update::Merge;
 pub use crate::container::ExecOutput;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::Unused;
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
+use crate::image::{Platforms, Unused};
 use crate::node::EventKind;
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
@@ -131,6 +131,7 @@ pub trait Domain: Send + Sync + 'static {
     fn import(
         &self,
         archive: Archive,
+        platforms: Platforms,
         progress: Progress,
     ) -> impl Future<Output = Result<Vec<ImageView>, Error>> + Send;
 

@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
-use crate::image::{self, Image, ImageId, Unused};
+use crate::image::{self, Image, ImageId, Platforms, Unused};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
@@ -276,7 +276,12 @@ impl Domain for Served {
         Ok(image_view(&image))
     }
 
-    async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {
+    async fn import(
+        &self,
+        archive: Archive,
+        platforms: Platforms,
+        progress: Progress,
+    ) -> Result<Vec<ImageView>, Error> {
         let report = move |step: image::Progress| match step {
             image::Progress::Received { bytes } => progress.received(bytes),
             image::Progress::Shared { layer } => {
@@ -291,7 +296,7 @@ impl Domain for Served {
             // The answer itself says so.
             image::Progress::Recorded { .. } => {}
         };
-        let images = self.node.import_images(archive, report).await?;
+        let images = self.node.import_images(archive, platforms, report).await?;
         Ok(images.iter().map(|image| image_view(image)).collect())
     }
 

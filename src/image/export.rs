@@ -118,10 +118,18 @@ impl ImageStore {
         let digest = Digest::of(manifest.as_bytes());
         archive.file(&path(image.id.0), config.as_bytes())?;
         archive.file(&path(digest), manifest.as_bytes())?;
+        let mut platform = json!({
+            "architecture": image.config.architecture(),
+            "os": image.config.os(),
+        });
+        if let Some(variant) = image.config.variant() {
+            platform["variant"] = json!(variant);
+        }
         let entry = json!({
             "mediaType": MANIFEST,
             "digest": digest.to_string(),
             "size": manifest.len(),
+            "platform": platform,
         });
         if image.tags.is_empty() {
             return Ok(vec![entry]);

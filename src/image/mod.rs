@@ -23,6 +23,7 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 mod store;
+pub mod trust;
 mod upkeep;
 mod verify;
 
@@ -40,8 +41,9 @@ use crate::store::layers::LayerId;
 use crate::store::unpack::{UnpackError, is_no_space};
 
 pub use config::ImageUser;
-pub use import::{Names, Progress};
+pub use import::{Names, Progress, Selection};
 pub use pinned::Pinned;
+pub use platform::{InvalidPlatform, Platform, Platforms};
 pub use reference::{InvalidReference, Reference};
 pub use store::ImageStore;
 pub use upkeep::{Pruned, Unused, Usage, Used};
@@ -123,6 +125,13 @@ pub enum Error {
         image: String,
         registry: String,
         what: String,
+    },
+    /// The policy does not allow it.
+    #[error("image {image} of registry {registry}: {why}")]
+    Untrusted {
+        image: String,
+        registry: String,
+        why: String,
     },
     #[error("image {image} of registry {registry}: unpack layer {layer}: {source}")]
     Pulled {

@@ -133,6 +133,15 @@ impl Content {
         self
     }
 
+    /// The index of what refers to a digest.
+    #[must_use]
+    pub fn referrers(mut self, repository: &str, digest: &str, index: &[u8]) -> Self {
+        let path = format!("/v2/{repository}/referrers/{digest}");
+        let kind = "application/vnd.oci.image.index.v1+json".to_owned();
+        self.things.insert(path, (kind, index.to_vec()));
+        self
+    }
+
     /// Answers as a good registry does, with parts of blobs if asked for.
     #[must_use]
     pub fn answer(&self, request: &Request) -> Reply {

@@ -11,6 +11,7 @@ mod mirrors;
 mod proxies;
 mod redirects;
 mod sharing;
+mod trust;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -25,9 +25,9 @@ use crate::cri::pull::Steps;
 use crate::cri::update::{self, Merge};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::Unused;
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::image::reference::Reference;
+use crate::image::{Platforms, Unused};
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{
@@ -485,6 +485,7 @@ impl Domain for Fake {
     async fn import(
         &self,
         mut archive: Archive,
+        platforms: Platforms,
         progress: Progress,
     ) -> Result<Vec<ImageView>, Error> {
         let read = tokio::task::spawn_blocking(move || {

@@ -14,6 +14,7 @@ use super::fake::{self, Fake};
 fn chunks(chunks: &[&str]) -> Vec<ImportRequest> {
     let request = |chunk: &&str| ImportRequest {
         chunk: chunk.as_bytes().to_vec(),
+        ..ImportRequest::default()
     };
     chunks.iter().map(request).collect()
 }

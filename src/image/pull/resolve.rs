@@ -16,6 +16,8 @@ use crate::store::unpack::Limits;
 pub(super) struct Resolved {
     /// Of the index or manifest that the registry has under the name.
     pub digest: Digest,
+    /// From that one to the manifest, each named by the one before it.
+    pub path: Vec<Digest>,
     pub id: ImageId,
     pub checked: Checked,
     /// Byte for byte.
@@ -48,14 +50,15 @@ pub(super) async fn resolve(
     };
     let kind = document.media_type.as_deref().filter(|kind| is_known(kind));
     let content = search.parse(document.digest, &document.bytes, kind)?;
-    if let Some(found) = search.look(content, 0).await? {
+    let path = vec![document.digest];
+    if let Some(found) = search.look(content, path).await? {
         return Ok(found);
     }
     for _ in 1..MOST_DOCUMENTS {
-        let Some((entry, depth)) = search.pending.pop() else {
+        let Some((entry, path)) = search.pending.pop() else {
             return Err(search.nothing());
         };
-        if let Some(found) = search.follow(&entry, depth).await? {
+        if let Some(found) = search.follow(&entry, path).await? {
             return Ok(found);
         }
     }
@@ -75,8 +78,8 @@ struct Search<'a> {
     store: &'a ImageStore,
     top: Digest,
     count: Count,
-    /// What may lead to an image, the most promising last.
-    pending: Vec<(Descriptor, u32)>,
+    /// What may lead to an image, the most promising last, and the indexes that led to it.
+    pending: Vec<(Descriptor, Vec<Digest>)>,
     /// Platforms of what does not fit.
     others: Vec<String>,
     /// The type of something that is no image.
@@ -97,7 +100,7 @@ impl Search<'_> {
     async fn follow(
         &mut self,
         entry: &Descriptor,
-        depth: u32,
+        mut path: Vec<Digest>,
     ) -> Result<Option<Resolved>, Failure> {
         let digest = entry.digest;
         let document = self.remote.manifest(digest).await?;
@@ -108,13 +111,20 @@ impl Search<'_> {
             return Err(Failure::Unfit(text));
         }
         let content = self.parse(digest, &document.bytes, Some(&entry.media_type))?;
-        self.look(content, depth).await
+        path.push(digest);
+        self.look(content, path).await
     }
 
     /// Takes the image that a document is, or remembers where an index leads to.
-    async fn look(&mut self, content: Content, depth: u32) -> Result<Option<Resolved>, Failure> {
+    async fn look(
+        &mut self,
+        content: Content,
+        path: Vec<Digest>,
+    ) -> Result<Option<Resolved>, Failure> {
         let entries = match content {
-            Content::Manifest(config, layers) => return self.image(config, layers).await,
+            Content::Manifest { config, layers, .. } => {
+                return self.image(config, layers, path).await;
+            }
             Content::Index(entries) => entries,
         };
         let mut ranked = Vec::new();
@@ -122,7 +132,7 @@ impl Search<'_> {
             if entry.is_statement() || !(entry.is_index() || entry.is_manifest()) {
                 continue;
             }
-            if entry.is_index() && depth == MOST_NESTED {
+            if entry.is_index() && path.len() > MOST_NESTED {
                 let text = "has too many indexes within another";
                 return Err(Failure::Unfit(text.into()));
             }
@@ -138,7 +148,7 @@ impl Search<'_> {
         }
         // Of two that fit equally well it is the first, as with other clients.
         ranked.sort_by_key(|(rank, _)| *rank);
-        let ranked = ranked.into_iter().map(|(_, entry)| (entry, depth + 1));
+        let ranked = ranked.into_iter().map(|(_, entry)| (entry, path.clone()));
         self.pending.extend(ranked.rev());
         Ok(None)
     }
@@ -147,6 +157,7 @@ impl Search<'_> {
         &mut self,
         config: Descriptor,
         layers: Vec<Descriptor>,
+        path: Vec<Digest>,
     ) -> Result<Option<Resolved>, Failure> {
         if !config.is_config() {
             self.artifact = Some(config.media_type);
@@ -174,6 +185,7 @@ impl Search<'_> {
         }
         Ok(Some(Resolved {
             digest: self.top,
+            path,
             id: ImageId(digest),
             checked,
             config: text,

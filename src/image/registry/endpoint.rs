@@ -1,19 +1,19 @@
 //! One host that has a repository: asking it, as whoever the pull is for, and following where it redirects to.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE, USER_AGENT};
 use http::header::{HeaderMap, WWW_AUTHENTICATE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde::Deserialize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::auth::{Auth, encode};
 use super::challenge;
 use super::origin::{Origin, Target};
 use super::transport::{Body, Transport};
-use super::{Error, Presence, Probe, Registries};
+use super::{Error, Presence, Probe, Registries, retry};
 
 /// The registry itself or a mirror of it, for the time of one pull.
 #[derive(Debug)]
@@ -231,10 +231,7 @@ impl Endpoint {
     /// The error that an answer is.
     async fn refusal(&self, wanted: &Wanted<'_>, answer: Response<Body>, own: bool) -> Error {
         let status = answer.status();
-        let retry_after = answer.headers().get(RETRY_AFTER);
-        let retry_after = retry_after
-            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-            .map(Duration::from_secs);
+        let retry_after = retry::after(answer.headers());
         // What others say may hold what only they and the registry should know.
         let detail = match own {
             true => self.detail(answer.into_body()).await,

@@ -160,6 +160,28 @@ impl Remote {
         self.document(&digest.to_string(), Some(digest)).await
     }
 
+    /// The index of what refers to a manifest or index: signatures, among other things.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::NotFound`] also of a registry that does not know what that is.
+    pub async fn referrers(&self, digest: Digest) -> Result<Document, Error> {
+        let what = format!("referrers of {digest}");
+        let wanted = Wanted {
+            what: &what,
+            path: format!("referrers/{digest}"),
+            accept: HeaderValue::from_str(INDEX[0]).ok(),
+            from: 0,
+        };
+        let take = |headers: HeaderMap, bytes: Vec<u8>| {
+            Ok(Document {
+                digest: Digest::of(&bytes),
+                media_type: media_type(&headers),
+                bytes,
+            })
+        };
+        self.read(&wanted, true, take).await
+    }
+
     async fn document(&self, name: &str, digest: Option<Digest>) -> Result<Document, Error> {
         let accept = [INDEX, MANIFEST].concat().join(", ");
         let what = format!("manifest {name}");

@@ -143,7 +143,7 @@ fn an_error_names_the_file_and_the_line() {
             "2: invalid type: string",
         ),
         ("\n\ndial_timeout = \"soon\"", "3: \"soon\" is no time"),
-        ("\nproxy = \"https://SECRET@a\"", "2: it is not of the form"),
+        ("\nproxy = \"ftp://SECRET@a\"", "2: it is not of the form"),
         ("[header]\nhost = \"a\"", "1: \"host\" cannot be a header"),
         ("[header]\n\"a b\" = \"a\"", "1: \"a b\" cannot be a header"),
         (
