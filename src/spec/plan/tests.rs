@@ -126,7 +126,7 @@ proptest! {
 #[test]
 fn a_pods_plan() {
     for v2 in [true, false] {
-        let compiled = compile_sandbox(&sandbox(), &host(v2)).unwrap();
+        let compiled = compile_sandbox(&sandbox(), None, &host(v2)).unwrap();
         check_plan(&compiled, false);
         assert_eq!(compiled.clone_flags, CLONE_NEWNS);
         assert_eq!(
@@ -149,7 +149,7 @@ fn a_pods_plan() {
     config
         .sysctls
         .insert("net.ipv4.conf.eth0/1.forwarding".into(), "1".into());
-    let compiled = compile_sandbox(&config, &host(true)).unwrap();
+    let compiled = compile_sandbox(&config, None, &host(true)).unwrap();
     let sysctls: Vec<_> = steps(&compiled)
         .iter()
         .filter_map(|step| match step {
@@ -168,7 +168,7 @@ fn a_pods_plan() {
     );
     let mut config = sandbox();
     (config.network, config.ipc) = (Scope::Node, Scope::Node);
-    let compiled = compile_sandbox(&config, &host(true)).unwrap();
+    let compiled = compile_sandbox(&config, None, &host(true)).unwrap();
     assert_eq!(sandbox_namespaces(&config), 0);
     assert!(
         !compiled.steps.iter().any(|step| step.contains("hostname")
