@@ -26,7 +26,7 @@ impl Kernel {
             Ok(!flags.contains(StatVfsMountFlags::RDONLY))
         };
         // Before a policy is loaded all processes are the kernel's.
-        let has_policy = || own_domain().is_ok_and(|domain| domain != "kernel");
+        let has_policy = || domain_of("self").is_ok_and(|domain| domain != "kernel");
         let on = is_selinuxfs && is_writable().unwrap_or(false) && has_policy();
         on.then(|| Self(fs.to_owned()))
     }
@@ -51,11 +51,11 @@ impl Kernel {
         }
     }
 
-    /// Whether this process's domain may run programs as `to`.
+    /// Whether a process of the label `from` may run programs as `to`.
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn may_run_as(&self, to: &Label) -> io::Result<bool> {
+    pub fn may_run_as(&self, from: &str, to: &Label) -> io::Result<bool> {
         let number = |path: &str| -> io::Result<u32> {
             let text = std::fs::read_to_string(self.0.join(path))?;
             text.trim().parse().map_err(io::Error::other)
@@ -64,19 +64,19 @@ impl Kernel {
         let transition = number("class/process/perms/transition")?;
         let path = self.0.join("access");
         let mut access = OpenOptions::new().read(true).write(true).open(path)?;
-        access.write_all(format!("{} {to} {class}", own_domain()?).as_bytes())?;
+        access.write_all(format!("{from} {to} {class}").as_bytes())?;
         let mut answer = String::new();
         access.read_to_string(&mut answer)?;
         allows(&answer, transition).ok_or_else(|| io::Error::other(format!("access: {answer:?}")))
     }
 }
 
-/// The label of this process.
+/// The label of a process, by its pid or "self".
 ///
 /// # Errors
 /// As `read(2)`.
-pub fn own_domain() -> io::Result<String> {
-    let text = std::fs::read_to_string("/proc/self/attr/current")?;
+pub fn domain_of(process: &str) -> io::Result<String> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/attr/current"))?;
     Ok(text.trim_end_matches(['\0', '\n']).to_owned())
 }
 
@@ -116,7 +116,7 @@ mod tests {
         let Some(kernel) = Kernel::detect() else {
             return;
         };
-        let own: Label = own_domain().unwrap().parse().unwrap();
+        let own: Label = domain_of("self").unwrap().parse().unwrap();
         assert!(kernel.knows(&own).unwrap());
         assert!(!kernel.knows(&"no_u:no_r:no_t:s0".parse().unwrap()).unwrap());
     }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::config::SelinuxOptions;
 
-pub use kernel::{Kernel, own_domain};
+pub use kernel::{Kernel, domain_of};
 pub use label::Label;
 pub use level::Pair;
 pub use policy::Contexts;
@@ -73,10 +73,13 @@ impl Selinux {
         let contexts = Contexts::read();
         match &contexts {
             Ok(contexts) => {
-                let to = &contexts.process;
-                if kernel.is_enforcing() && kernel.may_run_as(to).is_ok_and(|may| !may) {
-                    let domain = own_domain().unwrap_or_default();
-                    tracing::warn!(domain, %to, "the SELinux policy does not let this daemon start containers (carpel doctor tells more)");
+                let domain = domain_of("self").unwrap_or_default();
+                let (may, to) = (
+                    kernel.may_run_as(&domain, &contexts.process),
+                    &contexts.process,
+                );
+                if kernel.is_enforcing() && may.is_ok_and(|may| !may) {
+                    tracing::warn!(domain, %to, "the SELinux policy does not let this daemon start containers (carpel doctor says what to do)");
                 }
             }
             Err(error) => {

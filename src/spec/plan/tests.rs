@@ -1,5 +1,6 @@
 mod fixture;
 mod invariants;
+mod labels;
 mod user;
 
 use carpel_wire::{PidNamespace, Steps};
@@ -29,7 +30,7 @@ fn indexes(step: &Step<'_>) -> Vec<FdIndex> {
         Step::SetNsFd { namespace, .. } => vec![namespace],
         Step::NewFs { slot, .. } | Step::OpenTree { slot, .. } => vec![slot],
         Step::PivotRoot { root } => vec![root],
-        Step::Attach { mount, .. } => vec![mount],
+        Step::Attach { mount, .. } | Step::RootLabel { mount, .. } => vec![mount],
         Step::Stdio {
             stdin,
             stdout,
@@ -317,6 +318,7 @@ fn an_exec_has_the_rights_of_its_container() {
     };
     assert_eq!(rights(&container), rights(&exec));
     assert!(rights(&exec).contains("AppArmor"));
+    assert!(!rights(&exec).contains("ExecLabel"));
     assert_eq!(exec.pid_namespace, PidNamespace::Of(fixture.id.object()));
     assert_eq!(
         exec.fds,
