@@ -18,6 +18,7 @@ pub mod network;
 pub mod node;
 pub mod sandbox;
 pub mod seccomp;
+pub mod selinux;
 pub mod spec;
 pub mod stats;
 pub mod store;

@@ -25,6 +25,7 @@ use crate::image::registry::{self, Proxies, Registries};
 use crate::image::{ImageStore, Pinned};
 use crate::network::{self, Network};
 use crate::node::{self, Decode, Node, Parts, Paths};
+use crate::selinux::Selinux;
 use crate::spec::host::HostFacts;
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
@@ -244,6 +245,10 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
         base: config.runtime.base_spec().context("runtime.base_spec")?,
+        selinux: match config.runtime.selinux {
+            true => Selinux::detect(),
+            false => None,
+        },
         cdi: Cdi::new(config.cdi.dirs.clone(), config.cdi.annotations),
     };
     let decode = Decode {

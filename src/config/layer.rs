@@ -68,6 +68,7 @@ pub struct CgroupLayer {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuntimeLayer {
+    pub selinux: Option<bool>,
     pub base_spec: Option<AbsolutePath>,
 }
 

@@ -63,8 +63,10 @@ pub struct Cgroup {
 }
 
 /// What every container gets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Runtime {
+    /// Whether containers have SELinux labels where SELinux is on.
+    pub selinux: bool,
     /// A file of the OCI runtime specification that is laid below every container's spec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_spec: Option<PathBuf>,
@@ -207,7 +209,10 @@ impl Default for Config {
                 parent: CgroupParent::default(),
                 pids_limit: None,
             },
-            runtime: Runtime::default(),
+            runtime: Runtime {
+                selinux: true,
+                base_spec: None,
+            },
             cdi: Cdi {
                 dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
                 annotations: true,
@@ -289,6 +294,7 @@ impl Config {
             &mut self.cgroup.pids_limit,
             layer.cgroup.pids_limit.map(|n| u64::from(n.get())),
         );
+        set(&mut self.runtime.selinux, layer.runtime.selinux);
         set_option(&mut self.runtime.base_spec, layer.runtime.base_spec);
         if let Some(dirs) = layer.cdi.dirs {
             self.cdi.dirs = dirs.into_iter().map(PathBuf::from).collect();

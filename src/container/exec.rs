@@ -208,7 +208,11 @@ impl Exec {
 
     /// A terminal that has its size before a program can ask for it.
     fn terminal(&self, size: Option<TerminalSize>) -> Result<Streams, Error> {
-        let streams = Streams::terminal_of(&self.running, self.owner)?;
+        let streams = Streams::terminal_of(
+            &self.running,
+            self.owner,
+            self.container.source.mount_label(),
+        )?;
         if let (Streams::Terminal { master, .. }, Some(size)) = (&streams, size) {
             copy::set_size(master, size);
         }

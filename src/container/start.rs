@@ -114,18 +114,19 @@ impl Node {
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let sandbox = self.sandbox_of(container)?;
+        let label = container.source.mount_label();
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
             // After the daemon's death: the supervisor has confirmed that it was never started.
             None => self
-                .make_rootfs(&container.id, &container.layers, &sandbox)
+                .make_rootfs(&container.id, &container.layers, &sandbox, label)
                 .await?
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
         let volumes = &container.source.image_volumes;
         let images = self
-            .make_image_volumes(&container.config, volumes, &sandbox)
+            .make_image_volumes(&container.config, volumes, &sandbox, label)
             .await?;
         if !images.is_empty() {
             failpoint::hit("start:volumes")?;
@@ -230,7 +231,7 @@ impl Node {
         let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
         let owner = Owner::of(&container.user, sandbox.config.user_namespace);
         let mut streams = if config.tty {
-            Streams::terminal(owner)?
+            Streams::terminal(owner, container.source.mount_label())?
         } else {
             Streams::pipes(config.stdin, owner).map_err(Error::at(at("make the pipes")))?
         };

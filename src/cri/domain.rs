@@ -23,6 +23,7 @@ use crate::image::reference::Reference;
 use crate::image::{Platforms, Unused};
 use crate::node::EventKind;
 use crate::sandbox::PodLimits;
+use crate::selinux::Labels;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming;
@@ -183,6 +184,8 @@ pub trait Domain: Send + Sync + 'static {
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error>;
     /// The configuration in force, for people and test suites.
     fn configuration(&self) -> serde_json::Value;
+    /// What the kernel's security modules do for containers.
+    fn security_modules(&self) -> SecurityModules;
     /// Whether pods can have user namespaces.
     fn user_namespaces(&self) -> bool;
 }
@@ -216,6 +219,23 @@ pub struct SandboxDetail {
     pub limits: PodLimits,
 }
 
+/// What the kernel's security modules do for containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SecurityModules {
+    pub apparmor: bool,
+    pub selinux: SelinuxMode,
+}
+
+/// What becomes of SELinux labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SelinuxMode {
+    Enforcing,
+    Permissive,
+    /// The kernel has none, or the configuration wants none.
+    Off,
+}
+
 /// What the interface has no field for, in a verbose status.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -224,6 +244,9 @@ pub struct SandboxInfo {
     pub pid: Option<u32>,
     pub netns: Option<PathBuf>,
     pub cgroup: String,
+    /// What SELinux knows it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<Labels>,
     pub timeline: Vec<Span>,
 }
 

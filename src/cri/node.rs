@@ -16,12 +16,13 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
     ExecOutput, ImageUse, ImageView, Lookup, Missed, NotReady, Pruned, SandboxDetail, SandboxInfo,
-    SandboxView,
+    SandboxView, SecurityModules, SelinuxMode,
 };
 use super::export::{Chunks, VerifySteps};
 use super::import::{Archive, Progress};
 use super::pull::Steps;
 use super::update::{self, Merge};
+use crate::apparmor;
 use crate::container::{Asked, Container, Exited, Limits, State, Told};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
@@ -30,6 +31,7 @@ use crate::image::reference::Reference;
 use crate::image::{self, Image, ImageId, Platforms, Unused};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
+use crate::selinux::{Kernel, Selinux};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming::{self, Urls};
@@ -80,6 +82,7 @@ impl Domain for Served {
             pid: sandbox.live().map(|live| live.supervisor.pid()),
             netns: sandbox.netns.clone(),
             cgroup: sandbox.cgroup.clone(),
+            selinux: sandbox.selinux.clone(),
             timeline: sandbox.timeline.spans(),
         })
     }
@@ -382,6 +385,18 @@ impl Domain for Served {
 
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.urls.url(request)
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        let selinux = self.node.selinux.as_ref().map(Selinux::kernel);
+        SecurityModules {
+            apparmor: apparmor::is_enabled(),
+            selinux: match selinux.map(Kernel::is_enforcing) {
+                Some(true) => SelinuxMode::Enforcing,
+                Some(false) => SelinuxMode::Permissive,
+                None => SelinuxMode::Off,
+            },
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {

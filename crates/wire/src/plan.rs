@@ -255,6 +255,23 @@ pub enum Step<'a> {
         arguments: NulList<'a>,
         environment: NulList<'a>,
     },
+
+    // ── SELinux ──
+    /// Write the label to the process's own attr/exec. A Plan has this or [`Step::AppArmor`]: no kernel enforces
+    /// both.
+    ExecLabel {
+        label: &'a [u8],
+    },
+    /// Label the root of a file system that this Plan has not made itself, though it has mounted it (the mqueue of
+    /// an IPC namespace). Uses the mount up.
+    RootLabel {
+        mount: FdIndex,
+        label: &'a [u8],
+    },
+    /// The label of what [`Step::Mask`] covers directories with from here on; NUL-terminated.
+    MaskLabel {
+        label: &'a [u8],
+    },
 }
 
 /// Together with a wait status: in the place of an error number, how a program ended.

@@ -166,6 +166,7 @@ impl Domain for Fake {
             pid: Some(42),
             netns: Some("/run/netns/x".into()),
             cgroup: "/pods/x".into(),
+            selinux: None,
             timeline: vec![Span {
                 name: "network".into(),
                 start_us: 1,
@@ -534,6 +535,13 @@ impl Domain for Fake {
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.note(format!("stream {request:?}"));
         Ok("http://127.0.0.1:1/x".into())
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        SecurityModules {
+            apparmor: true,
+            selinux: SelinuxMode::Off,
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {

@@ -243,6 +243,25 @@ pub fn change_owner(parent: BorrowedFd<'_>, name: &CStr, uid: u32, gid: u32) -> 
     .map(drop)
 }
 
+/// Sets an extended attribute of an open file.
+pub fn set_attribute(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<()> {
+    // SAFETY: the kernel reads a terminated name, and within `value`.
+    unsafe {
+        call(
+            nr::__NR_fsetxattr,
+            [
+                file.arg(),
+                name.as_ptr() as usize,
+                value.as_ptr() as usize,
+                value.len(),
+                0,
+                0,
+            ],
+        )
+    }
+    .map(drop)
+}
+
 /// Where an open link leads, into `buffer`.
 pub fn read_link<'b>(link: BorrowedFd<'_>, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
     // SAFETY: the kernel reads an empty path and writes within `buffer`.

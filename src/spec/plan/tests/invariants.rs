@@ -85,7 +85,7 @@ fn check_privileges(steps: &[Step<'_>]) {
     }
     if let Some(label) = steps
         .iter()
-        .position(|step| matches!(step, Step::AppArmor { .. }))
+        .position(|step| matches!(step, Step::AppArmor { .. } | Step::ExecLabel { .. }))
     {
         assert!(order[7] < label && label < last_capset);
         let seccomp = steps
