@@ -32,27 +32,37 @@ impl Node {
     /// # Errors
     /// The first thing that could not be taken down; the rest has been tried.
     pub(crate) async fn dismantle(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let network = self.disconnect_network(sandbox).await;
+        let network = match self.disconnect_network(sandbox).await {
+            Ok(()) => Ok(()),
+            // Nobody comes back for the pin. Without it the plugins can still free addresses.
+            failed => self.unpin(sandbox).and(failed),
+        };
         let supervisor = self.end_supervisor(sandbox).await;
         network.and(supervisor)
     }
 
-    /// Runs the chain's DEL while the namespace still exists, then drops its pin.
+    /// Runs the chain's DEL while the namespace still exists, then drops its pin. The next try needs it too: a
+    /// device that was lent to the pod is in there.
     pub(crate) async fn disconnect_network(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(pin) = &sandbox.netns else {
+        if sandbox.netns.is_none() {
             return Ok(());
-        };
+        }
         let deleted = self.network.del(&sandbox.id).await;
-        // Without the namespace the plugins can still free addresses, so a failed DEL does not keep it.
-        network::netns::unpin(pin).map_err(Error::at(format!(
-            "release the network namespace of sandbox {}",
-            sandbox.id
-        )))?;
         deleted.map_err(Error::at(format!(
             "release the network of pod {}",
             sandbox.pod()
         )))?;
-        Ok(())
+        self.unpin(sandbox)
+    }
+
+    fn unpin(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let Some(pin) = &sandbox.netns else {
+            return Ok(());
+        };
+        network::netns::unpin(pin).map_err(Error::at(format!(
+            "release the network namespace of sandbox {}",
+            sandbox.id
+        )))
     }
 
     /// Ends the supervisor, whoever started it, and removes its cgroup.
