@@ -48,10 +48,15 @@ impl Node {
     ) -> Result<SandboxId, Error> {
         if let Some(existing) = self.sandbox_named(&config.name) {
             // A start that is being undone ends first.
-            drop(existing.turn.lock().await);
+            let turn = existing.turn.lock().await;
             if existing.is_ready() {
                 return Ok(existing.id);
             }
+            if matches!(*existing.lock(), State::Making) && self.sandbox(&existing.id).is_some() {
+                // It has panicked: nobody makes it any more.
+                self.undo_sandbox(&existing).await;
+            }
+            drop(turn);
             if self.sandbox(&existing.id).is_some() {
                 return Err(Error::FailedPrecondition(format!(
                     "sandbox {} of pod {} attempt {} exists and is not ready: stop and remove it first",
