@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::{EventKind, Node};
+use crate::node::{EventKind, Node, orphans};
 use crate::selinux::Selinux;
 use crate::spec::config::{PidScope, SandboxConfig};
 use crate::spec::plan::{self, Compiled};
@@ -125,15 +125,15 @@ impl Node {
 
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
-        let (first, mut child) = spawned.map_err(Error::at(at("start the supervisor")))?;
+        let (first, spawned) = spawned.map_err(Error::at(at("start the supervisor")))?;
         timeline.note("start supervisor", start);
 
         let pod = self.make_pod(sandbox, &first).await;
-        // The process as spawned ends now: the pod's supervisor is its clone.
-        if pod.is_err() {
-            let _ = child.kill();
+        // The process as spawned ends with the setup: the pod's supervisor is its clone.
+        match &pod {
+            Ok(_) => orphans::reap_later(spawned),
+            Err(_) => drop(orphans::end(&spawned).await),
         }
-        tokio::task::spawn_blocking(move || child.wait());
         let (attachment, user_namespace) = pod?;
 
         let ips = attachment
