@@ -154,9 +154,19 @@ impl Node {
         let own_pids = has_own_pids(container);
         let released = tokio::task::spawn_blocking(move || {
             let oom_killed = cgroup.oom_kills().is_ok_and(|kills| kills > 0);
+            let kill_and_remove = || cgroup.kill().and_then(|()| cgroup.remove());
             // Children of an init in a shared PID namespace do not die with it.
-            let killed = if own_pids { Ok(()) } else { cgroup.kill() };
-            (oom_killed, killed.and_then(|()| cgroup.remove()))
+            let removed = match own_pids {
+                false => kill_and_remove(),
+                true => match cgroup.remove() {
+                    // Not of that namespace, or it is not the init that ended.
+                    Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                        kill_and_remove()
+                    }
+                    removed => removed,
+                },
+            };
+            (oom_killed, removed)
         });
         match released.await {
             Ok((oom_killed, Ok(()))) => oom_killed,
