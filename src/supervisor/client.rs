@@ -172,6 +172,7 @@ impl Supervisor {
     pub async fn connect(dir: &Path) -> Result<Self, Error> {
         let connection = Connection::connect(dir).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Gone,
+            io::ErrorKind::WouldBlock => Error::Silent,
             _ => Error::Io(error),
         })?;
         let hello = connection.receive(|message, pidfds| (carpel_wire::decode(message), pidfds));
