@@ -75,6 +75,8 @@ pub struct Container {
     pub(crate) pid_namespace: PidNamespace,
     /// Whoever changes this container has its turn; an exit waits for none.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Tells whoever has the turn that the container is to stop: hooks are not waited for then.
+    pub(crate) interrupt: tokio::sync::Notify,
     /// What is remembered of its figures.
     pub(crate) remembered: Remembered,
     limits: Mutex<Limits>,
@@ -223,6 +225,7 @@ impl Container {
             timeline: Timeline::default(),
             pid_namespace,
             turn: tokio::sync::Mutex::default(),
+            interrupt: tokio::sync::Notify::new(),
             remembered,
             limits: Mutex::new(limits),
             state: Mutex::new(state),

@@ -22,7 +22,11 @@ use crate::telemetry::trace;
 
 /// The longest wait for a supervisor's reply. It never blocks, so this is only passed when the machine
 /// stands still.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a killed process may take to be gone.
+const DEATH: Duration = Duration::from_secs(10);
+/// Between two looks whether it is.
+const PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -311,20 +315,19 @@ impl Supervisor {
         user: Option<UserStart>,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Started, Error> {
-        self.start_with_patience(start, user, fds, Duration::ZERO)
-            .await
+        self.start_within(start, user, fds, REPLY_TIMEOUT).await
     }
 
-    /// As [`Supervisor::start`], of a process whose Plan may take this long by itself.
+    /// As [`Supervisor::start`], of a process that may take so long until its program runs.
     ///
     /// # Errors
-    /// As [`Supervisor::start`].
-    pub async fn start_with_patience(
+    /// As [`Supervisor::start`]; [`Error::Silent`] if it takes longer. [`Supervisor::discard`] ends it then.
+    pub async fn start_within(
         &self,
         start: Start,
         user: Option<UserStart>,
         fds: &[BorrowedFd<'_>],
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Started, Error> {
         let id = start.id;
         let exit = self.expect_exit(id);
@@ -336,7 +339,7 @@ impl Supervisor {
         let request = async {
             let pending = self.send(body, fds).await?;
             failpoint::hit("start:sent").map_err(Error::Failpoint)?;
-            pending.wait_for(self, REPLY_TIMEOUT + patience).await
+            pending.wait_for(self, limit).await
         };
         let reply = async { trace::note(request.await) }.instrument(span).await;
         match reply {
@@ -354,6 +357,24 @@ impl Supervisor {
                 })
             }
         }
+    }
+
+    /// Kills a process that nobody waits for any more, and has it forgotten. Whether it is gone; that is not
+    /// awaited for ever.
+    pub async fn discard(&self, id: ObjectId) -> bool {
+        self.0.lock().exits.remove(&id);
+        let gone = async {
+            loop {
+                let killed = self.signal(id, libc::SIGKILL, SignalScope::Process).await;
+                let forgotten = self.request(RequestBody::Forget { id }, &[]).await;
+                match (killed, forgotten) {
+                    (Ok(_), Ok((Reply::Busy, _))) => tokio::time::sleep(PAUSE).await,
+                    (_, Ok((Reply::Done | Reply::NotFound, _))) => return true,
+                    _ => return false,
+                }
+            }
+        };
+        tokio::time::timeout(DEATH, gone).await.unwrap_or(false)
     }
 
     /// Hands a container over that another supervisor has started, with the descriptors that `adopt` names.
