@@ -13,6 +13,7 @@ mod archive;
 mod config;
 mod document;
 mod export;
+pub mod fuzz;
 mod import;
 mod index;
 mod json;
