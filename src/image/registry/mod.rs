@@ -19,10 +19,12 @@ mod endpoint;
 mod error;
 mod hosts;
 mod origin;
+mod parts;
 mod proxy;
 mod remote;
 mod retry;
 mod setup;
+mod transfer;
 mod transport;
 
 /// For the fuzzer and its corpus.
@@ -111,6 +113,8 @@ struct Inner {
     timeout: Duration,
     trust: Trust,
     transfers: Arc<Semaphore>,
+    /// Each is the memory that one part of a blob takes.
+    parts: Arc<Semaphore>,
 }
 
 impl Registries {
@@ -128,6 +132,7 @@ impl Registries {
             timeout: settings.timeout,
             trust: Trust::new(),
             transfers: Arc::new(Semaphore::new(parallel * PULLS_AT_ONCE)),
+            parts: Arc::new(Semaphore::new(parts::AT_ONCE)),
         }))
     }
 

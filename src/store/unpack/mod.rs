@@ -22,6 +22,7 @@ pub mod fuzz;
 mod limits;
 mod pax;
 mod place;
+mod single;
 mod skeleton;
 mod sparse;
 pub(crate) mod tar;
@@ -46,6 +47,7 @@ pub use complete::{Lower, complete};
 pub use decompress::{Compression, Decompressed};
 pub use extract::{Unpacked, extract};
 pub use limits::Limits;
+pub use single::single;
 pub use skeleton::{RecreateError, Skeleton, recreate};
 pub use tree::{Metadata, Tree};
 
