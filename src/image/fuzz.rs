@@ -7,6 +7,7 @@ use super::archive::Members;
 use super::config::{Checked, ImageUser, MOST_LAYERS};
 use super::document::{Content, Count, Descriptor, INDEX, MANIFEST};
 use super::manifest;
+use super::platform::Platforms;
 use super::reference::Reference;
 
 /// A document: an index, a manifest or a configuration.
@@ -22,11 +23,11 @@ pub fn document(bytes: &[u8]) {
         assert!(!manifest.iter().any(Option::is_some), "two things at once");
     }
     for content in manifest.iter().flatten() {
-        assert!(matches!(content, Content::Manifest(..)));
+        assert!(matches!(content, Content::Manifest { .. }));
     }
     match read(None) {
         Some(Content::Index(entries)) => entries.iter().for_each(look),
-        Some(Content::Manifest(config, layers)) => {
+        Some(Content::Manifest { config, layers, .. }) => {
             look(&config);
             layers.iter().for_each(look);
         }
@@ -97,7 +98,7 @@ pub fn archive(bytes: &[u8], temporary: &Path) {
     let Ok(members) = Members::read(bytes, temporary, &|_| {}) else {
         return;
     };
-    for found in manifest::find(&members).unwrap_or_default() {
+    for found in manifest::find(&members, &Platforms::This).unwrap_or_default() {
         assert_eq!(found.layers.len(), found.checked.diff_ids.len());
         assert!(found.checked.platform.rank().is_some());
         for layer in found.layers {
