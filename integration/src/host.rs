@@ -198,6 +198,57 @@ pub fn has_apparmor() -> bool {
         .is_ok_and(|text| text.first() == Some(&b'Y'))
 }
 
+/// What SELinux is to containers here.
+#[derive(Debug, Clone)]
+pub struct Selinux {
+    /// Whether what the policy forbids is refused.
+    pub enforcing: bool,
+    /// The types of processes and of files that nobody chose others for.
+    pub process_type: String,
+    pub file_type: String,
+}
+
+/// `None`: the kernel has it not on.
+///
+/// # Panics
+/// If it is on, and the policy says nothing of containers.
+#[must_use]
+pub fn selinux() -> Option<Selinux> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let enforce = read("/sys/fs/selinux/enforce")?;
+    let config = read("/etc/selinux/config").expect("a configuration");
+    let policy = config
+        .lines()
+        .find_map(|line| line.strip_prefix("SELINUXTYPE="));
+    let contexts = format!(
+        "/etc/selinux/{}/contexts/lxc_contexts",
+        policy.expect("a policy")
+    );
+    let contexts = read(&contexts).expect("a policy for containers");
+    let type_of = |key: &str| {
+        let lines = contexts.lines().filter_map(|line| line.split_once('='));
+        let (_, label) = lines
+            .into_iter()
+            .find(|(name, _)| name.trim() == key)
+            .expect(key);
+        label.split(':').nth(2).expect("a label").to_owned()
+    };
+    Some(Selinux {
+        enforcing: enforce.trim() == "1",
+        process_type: type_of("process"),
+        file_type: type_of("file"),
+    })
+}
+
+/// The SELinux label that a file has, or the attribute that a kernel without SELinux keeps for one that has.
+#[must_use]
+pub fn label_of(path: &Path) -> Option<String> {
+    let mut value = [0; 256];
+    let length = rustix::fs::lgetxattr(path, "security.selinux", &mut value[..]).ok()?;
+    let text = String::from_utf8_lossy(&value[..length]);
+    Some(text.trim_end_matches('\0').to_owned())
+}
+
 /// Whether the host has cgroup version 2 alone.
 #[must_use]
 pub fn is_unified() -> bool {

@@ -16,20 +16,22 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
     ExecOutput, ImageUse, ImageView, Lookup, Missed, NotReady, Pruned, SandboxDetail, SandboxInfo,
-    SandboxView,
+    SandboxView, SecurityModules, SelinuxMode,
 };
 use super::export::{Chunks, VerifySteps};
 use super::import::{Archive, Progress};
 use super::pull::Steps;
 use super::update::{self, Merge};
+use crate::apparmor;
 use crate::container::{Asked, Container, Exited, Limits, State, Told};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
-use crate::image::{self, Image, ImageId, Unused};
+use crate::image::{self, Artifact, Image, ImageId, Platforms, Unused};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
+use crate::selinux::{Kernel, Selinux};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming::{self, Urls};
@@ -80,6 +82,7 @@ impl Domain for Served {
             pid: sandbox.live().map(|live| live.supervisor.pid()),
             netns: sandbox.netns.clone(),
             cgroup: sandbox.cgroup.clone(),
+            selinux: sandbox.selinux.clone(),
             timeline: sandbox.timeline.spans(),
         })
     }
@@ -240,7 +243,12 @@ impl Domain for Served {
 
     fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
         let image = self.node.images.resolve(id);
+        let image = image.filter(|image| image.artifact.is_none());
         image.map(|image| image.config.clone())
+    }
+
+    fn artifact(&self, id: &str) -> Option<Artifact> {
+        self.node.images.resolve(id)?.artifact.clone()
     }
 
     fn images(&self) -> Vec<ImageView> {
@@ -276,7 +284,12 @@ impl Domain for Served {
         Ok(image_view(&image))
     }
 
-    async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {
+    async fn import(
+        &self,
+        archive: Archive,
+        platforms: Platforms,
+        progress: Progress,
+    ) -> Result<Vec<ImageView>, Error> {
         let report = move |step: image::Progress| match step {
             image::Progress::Received { bytes } => progress.received(bytes),
             image::Progress::Shared { layer } => {
@@ -291,7 +304,7 @@ impl Domain for Served {
             // The answer itself says so.
             image::Progress::Recorded { .. } => {}
         };
-        let images = self.node.import_images(archive, report).await?;
+        let images = self.node.import_images(archive, platforms, report).await?;
         Ok(images.iter().map(|image| image_view(image)).collect())
     }
 
@@ -377,6 +390,18 @@ impl Domain for Served {
 
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.urls.url(request)
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        let selinux = self.node.selinux.as_ref().map(Selinux::kernel);
+        SecurityModules {
+            apparmor: apparmor::is_enabled(),
+            selinux: match selinux.map(Kernel::is_enforcing) {
+                Some(true) => SelinuxMode::Enforcing,
+                Some(false) => SelinuxMode::Permissive,
+                None => SelinuxMode::Off,
+            },
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {

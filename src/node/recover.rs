@@ -20,7 +20,7 @@ use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
 use super::{Node, Parts};
-use crate::container::{self, Container, Exited, Kept, Limits, Running};
+use crate::container::{self, Container, Exited, Kept, Limits, Prepared, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::{self, Live, Phase, Sandbox};
@@ -123,12 +123,16 @@ impl Node {
                 .map_err(|error| Error::Internal(crate::error::chain(&error)));
             match config.and_then(|config| Ok((config, compiled?, limits?))) {
                 Ok((config, compiled, limits)) => {
+                    let pid_namespace = compiled.pid_namespace;
                     let state = match (&record.exited, record.removing) {
                         (exited, true) => container::State::Removing(exited.clone()),
                         (Some(exited), false) => container::State::Exited(exited.clone()),
-                        (None, false) => container::State::Created { rootfs: None },
+                        (None, false) => container::State::Created(Prepared {
+                            rootfs: None,
+                            compiled: Arc::new(compiled),
+                        }),
                     };
-                    let container = Container::new(record, config, compiled, state);
+                    let container = Container::new(record, config, pid_namespace, state);
                     if let Some(limits) = limits {
                         container.set_limits(limits);
                     }
@@ -229,7 +233,7 @@ impl Node {
         for container in self.containers_of(&sandbox.id) {
             let entry = entries.remove(&container.id.object());
             let ended =
-                container.with_state(|state| !matches!(state, container::State::Created { .. }));
+                container.with_state(|state| !matches!(state, container::State::Created(_)));
             match entry {
                 Some(Listed { entry, fds, exit }) => {
                     let (pidfd, kept) = Kept::new(&entry.held, fds);
@@ -276,7 +280,7 @@ impl Node {
     /// The supervisor is gone: what it wrote down counts; everything else of the pod is dead or dies now.
     async fn merge_lost(&self, sandbox: &Sandbox) {
         for container in self.containers_of(&sandbox.id) {
-            if container.with_state(|state| !matches!(state, container::State::Created { .. })) {
+            if container.with_state(|state| !matches!(state, container::State::Created(_))) {
                 continue;
             }
             if let Some(exit) = self.exit_on_file(&container) {

@@ -33,6 +33,7 @@ use crate::container::Asked;
 use crate::error::Error;
 use crate::ids::SandboxId;
 use crate::network::Attachment;
+use crate::selinux::Labels;
 use crate::spec::config::{SandboxConfig, Scope};
 use crate::stats::Rate;
 use crate::supervisor::Supervisor;
@@ -55,6 +56,8 @@ pub struct Sandbox {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// How fast its CPU time grows.
     pub(crate) rate: Rate,
+    /// `None` if it has none.
+    pub(crate) selinux: Option<Labels>,
     limits: Mutex<PodLimits>,
     state: watch::Sender<State>,
 }
@@ -115,6 +118,9 @@ pub(crate) struct Record {
     pub overhead: Option<Asked>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Asked>,
+    /// As they were chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<Labels>,
 }
 
 /// How far a sandbox had come. Whether it lives is not written down: its supervisor says so.
@@ -146,6 +152,7 @@ impl Sandbox {
             turn: tokio::sync::Mutex::default(),
             state: watch::Sender::new(state),
             rate: Rate::default(),
+            selinux: record.selinux.clone(),
             limits: Mutex::new(PodLimits {
                 overhead: record.overhead.clone(),
                 resources: record.resources.clone(),
@@ -310,6 +317,7 @@ impl Sandbox {
             attachment,
             overhead,
             resources,
+            selinux: self.selinux.clone(),
         }
     }
 

@@ -48,6 +48,7 @@ mod recovery;
 mod registry;
 mod resources;
 mod resources_update;
+mod selinux;
 mod serve;
 mod stats;
 mod status_fields;

@@ -25,9 +25,9 @@ use crate::cri::pull::Steps;
 use crate::cri::update::{self, Merge};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::Unused;
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::image::reference::Reference;
+use crate::image::{Artifact, Platforms, Unused};
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{
@@ -166,6 +166,7 @@ impl Domain for Fake {
             pid: Some(42),
             netns: Some("/run/netns/x".into()),
             cgroup: "/pods/x".into(),
+            selinux: None,
             timeline: vec![Span {
                 name: "network".into(),
                 start_us: 1,
@@ -377,6 +378,10 @@ impl Domain for Fake {
         known.then(ImageConfiguration::default)
     }
 
+    fn artifact(&self, _: &str) -> Option<Artifact> {
+        None
+    }
+
     fn images(&self) -> Vec<ImageView> {
         self.images.clone()
     }
@@ -485,6 +490,7 @@ impl Domain for Fake {
     async fn import(
         &self,
         mut archive: Archive,
+        platforms: Platforms,
         progress: Progress,
     ) -> Result<Vec<ImageView>, Error> {
         let read = tokio::task::spawn_blocking(move || {
@@ -503,6 +509,7 @@ impl Domain for Fake {
             "panic" => panic!("boom"),
             _ => {}
         }
+        self.note(format!("import for {platforms}"));
         progress.received(7);
         progress.layer("sha256:1".to_owned(), LayerState::Unpacked);
         Ok(vec![ImageView {
@@ -533,6 +540,13 @@ impl Domain for Fake {
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.note(format!("stream {request:?}"));
         Ok("http://127.0.0.1:1/x".into())
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        SecurityModules {
+            apparmor: true,
+            selinux: SelinuxMode::Off,
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {
