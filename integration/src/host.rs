@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -52,6 +52,32 @@ impl HostNet {
         let net = Self(namespace);
         net.command(&["ip", "link", "set", "lo", "up"]);
         net
+    }
+
+    /// The namespace that a file stands for: a pod's, by its pin.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self(File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
+
+    /// Makes a pair of links: `name` here, `peer` in another namespace. Both are down.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn join(&self, name: &str, other: &Self, peer: &str) {
+        // A namespace without a name is named by a process that is in it: one that ends with its input.
+        let mut inside = Command::new("cat");
+        inside.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut inside = other.run(|| inside.spawn()).expect("cat");
+        let pid = inside.id().to_string();
+        self.command(&[
+            "ip", "link", "add", name, "type", "veth", "peer", "name", peer, "netns", &pid,
+        ]);
+        drop(inside.stdin.take());
+        inside.wait().expect("cat ends");
     }
 
     /// Runs `f` on a thread in this namespace; what it spawns is in it, too.
@@ -120,15 +146,18 @@ impl Default for HostNet {
 pub fn http_get(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
     let deadline = Instant::now() + patience(Duration::from_secs(5));
     loop {
-        match http_get_once(ip, port, path) {
+        match http_get_within(ip, port, path, patience(Duration::from_secs(2))) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
             outcome => return outcome,
         }
     }
 }
 
-fn http_get_once(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
-    let timeout = patience(Duration::from_secs(2));
+/// The same, tried once.
+///
+/// # Errors
+/// If no answer comes, each part of it within `timeout`, or it is none of success.
+pub fn http_get_within(ip: IpAddr, port: u16, path: &str, timeout: Duration) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {ip}\r\n\r\n")?;

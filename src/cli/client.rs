@@ -31,7 +31,7 @@ const MAX_ANSWER: usize = 64 << 20;
 #[derive(Debug, Clone, Args)]
 pub struct Connection {
     /// The runtime's socket, as unix:///PATH [default: what carpel's configuration says]
-    #[arg(long, env = "CARPEL_ENDPOINT", value_name = "ENDPOINT")]
+    #[arg(long, global = true, env = "CARPEL_ENDPOINT", value_name = "ENDPOINT")]
     endpoint: Option<Endpoint>,
 }
 

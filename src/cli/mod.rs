@@ -51,7 +51,10 @@ mod version;
 use std::future::Future;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Endpoint;
 
 pub use serve::serve;
 
@@ -72,6 +75,10 @@ const INTERRUPTED: u8 = 130;
     after_help = "A pod or container is named by its name, namespace/name or pod/container, its id, or the beginning of that."
 )]
 pub struct Cli {
+    // As people are used to from other clients: also before the command, which then finds it under this name. Commands
+    // that talk to no runtime have none.
+    #[arg(long, global = true, hide = true, value_name = "ENDPOINT")]
+    endpoint: Option<Endpoint>,
     #[command(subcommand)]
     command: Command,
 }
@@ -128,8 +135,24 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+impl Command {
+    /// Whether it is a client of a runtime.
+    fn has_runtime(&self) -> bool {
+        !matches!(
+            self,
+            Self::Serve(_) | Self::Config(_) | Self::Cni(_) | Self::Completions(_)
+        )
+    }
+}
+
 /// Carries out a command and tells of its error.
 pub fn run(cli: Cli) -> ExitCode {
+    if cli.endpoint.is_some() && !cli.command.has_runtime() {
+        let text = "--endpoint is for commands that talk to a runtime; the daemon's own socket is `serve --listen`";
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, text)
+            .exit();
+    }
     let failure = match cli.command {
         Command::Run(_) | Command::Exec(_) | Command::Attach(_) => OWN_FAILURE,
         _ => FAILURE,
@@ -213,12 +236,29 @@ fn uninterrupted<F: Future<Output = Outcome>>(work: impl FnOnce() -> F) -> Outco
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_endpoint_may_stand_anywhere() {
+        let lines = [
+            "carpel --endpoint /a.sock image ls",
+            "carpel image --endpoint /a.sock ls",
+            "carpel image ls --endpoint /a.sock",
+            "carpel --endpoint /b.sock image ls --endpoint /a.sock",
+        ];
+        for line in lines {
+            let matches = Cli::command().get_matches_from(line.split(' '));
+            let leaf = matches.subcommand_matches("image").unwrap();
+            let leaf = leaf.subcommand_matches("ls").unwrap();
+            let endpoint = leaf.get_one::<Endpoint>("endpoint").unwrap();
+            assert_eq!(endpoint.to_string(), "unix:///a.sock", "{line}");
+        }
+        let serve = Cli::parse_from(["carpel", "serve"]);
+        assert!(!serve.command.has_runtime());
     }
 }

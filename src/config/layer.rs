@@ -94,6 +94,7 @@ pub struct NetworkLayer {
 #[serde(deny_unknown_fields)]
 pub struct ImageLayer {
     pub pinned: Option<Vec<NamePattern>>,
+    pub signature_policy: Option<AbsolutePath>,
 }
 
 #[derive(Debug, Default, Deserialize)]

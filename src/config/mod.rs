@@ -21,6 +21,7 @@ pub use value::{
 
 use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
+use crate::image::trust::{Policy, PolicyError};
 use crate::spec::base::{self, BaseSpec};
 
 /// Where the configuration is read from unless a flag says otherwise.
@@ -116,6 +117,22 @@ pub struct Network {
 pub struct Images {
     /// Names of images that nobody may clear away.
     pub pinned: Vec<NamePattern>,
+    /// A file of containers-policy.json(5) that says which images may be pulled. `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature_policy: Option<PathBuf>,
+}
+
+impl Images {
+    /// Reads the policy, if there is one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn policy(&self) -> Result<Policy, PolicyError> {
+        match &self.signature_policy {
+            Some(path) => Policy::read(path),
+            None => Ok(Policy::default()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -297,6 +314,10 @@ impl Config {
         }
         set(&mut self.network.netns_dir, network.netns_dir);
         set(&mut self.image.pinned, layer.image.pinned);
+        set_option(
+            &mut self.image.signature_policy,
+            layer.image.signature_policy,
+        );
         let registry = layer.registry;
         set(&mut self.registry.plain_http, registry.plain_http);
         set(&mut self.registry.token_hosts, registry.token_hosts);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::volumes::Images;
-use super::{Container, Record, State};
+use super::{Container, Prepared, Record, State};
 use crate::cdi;
 use crate::error::Error;
 use crate::failpoint;
@@ -175,10 +175,12 @@ impl Node {
             removing: false,
         };
         let resolved = Instant::now();
-        let state = State::Created {
+        let pid_namespace = compiled.pid_namespace;
+        let state = State::Created(Prepared {
             rootfs: Some(rootfs.into()),
-        };
-        let container = Arc::new(Container::new(record, config, compiled, state));
+            compiled: Arc::new(compiled),
+        });
+        let container = Arc::new(Container::new(record, config, pid_namespace, state));
         container.timeline.note_span("rootfs", start, made - start);
         container
             .timeline

@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
-use crate::image::{self, Image, ImageId, Unused};
+use crate::image::{self, Artifact, Image, ImageId, Platforms, Unused};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
 use crate::selinux::{Kernel, Selinux};
@@ -243,7 +243,12 @@ impl Domain for Served {
 
     fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
         let image = self.node.images.resolve(id);
+        let image = image.filter(|image| image.artifact.is_none());
         image.map(|image| image.config.clone())
+    }
+
+    fn artifact(&self, id: &str) -> Option<Artifact> {
+        self.node.images.resolve(id)?.artifact.clone()
     }
 
     fn images(&self) -> Vec<ImageView> {
@@ -279,7 +284,12 @@ impl Domain for Served {
         Ok(image_view(&image))
     }
 
-    async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {
+    async fn import(
+        &self,
+        archive: Archive,
+        platforms: Platforms,
+        progress: Progress,
+    ) -> Result<Vec<ImageView>, Error> {
         let report = move |step: image::Progress| match step {
             image::Progress::Received { bytes } => progress.received(bytes),
             image::Progress::Shared { layer } => {
@@ -294,7 +304,7 @@ impl Domain for Served {
             // The answer itself says so.
             image::Progress::Recorded { .. } => {}
         };
-        let images = self.node.import_images(archive, report).await?;
+        let images = self.node.import_images(archive, platforms, report).await?;
         Ok(images.iter().map(|image| image_view(image)).collect())
     }
 

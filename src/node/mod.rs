@@ -43,6 +43,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::{PullProgress, Wanted};
 use crate::image::registry::Registries;
+use crate::image::trust::Policy;
 use crate::image::{Image, ImageStore};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
@@ -77,6 +78,7 @@ pub struct Parts {
     pub builder: Builder,
     pub images: ImageStore,
     pub registries: Registries,
+    pub policy: Policy,
     pub network: Network,
     pub syncer: Syncer,
     pub cdi: Cdi,
@@ -92,6 +94,7 @@ pub struct Node {
     pub host: HostFacts,
     pub images: ImageStore,
     pub registries: Registries,
+    pub(crate) policy: Policy,
     pub network: Network,
     pub cgroups: Cgroups,
     pub apparmor: AppArmor,
@@ -138,6 +141,7 @@ impl Node {
             host: parts.host,
             images: parts.images,
             registries: parts.registries,
+            policy: parts.policy,
             network: parts.network,
             cgroups: parts.cgroups,
             apparmor: AppArmor::default(),

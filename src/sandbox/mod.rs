@@ -72,6 +72,8 @@ pub enum State {
     Stopping {
         supervisor: Option<Supervisor>,
         attachment: Option<Attachment>,
+        /// Whether anybody asked for it: then it goes on by itself until it is done.
+        requested: bool,
     },
     Stopped {
         attachment: Option<Attachment>,
@@ -85,6 +87,7 @@ impl State {
         Self::Stopping {
             supervisor: Some(live.supervisor.clone()),
             attachment: live.attachment.clone(),
+            requested: false,
         }
     }
 }
@@ -126,6 +129,7 @@ pub(crate) struct Record {
 pub(crate) enum Phase {
     Making,
     Ready,
+    Stopping,
     Stopped,
     Removing,
 }
@@ -192,6 +196,25 @@ impl Sandbox {
             *state = stopping;
             true
         })
+    }
+
+    /// Somebody asks for the sandbox's stop. Says whether that is news.
+    pub(crate) fn request_stop(&self) -> bool {
+        self.state.send_if_modified(|state| match state {
+            State::Stopping { requested, .. } => !std::mem::replace(requested, true),
+            _ => false,
+        })
+    }
+
+    /// Whether a stop was asked for and is not done.
+    pub(crate) fn is_stopping(&self) -> bool {
+        matches!(
+            *self.lock(),
+            State::Stopping {
+                requested: true,
+                ..
+            }
+        )
     }
 
     /// The supervisor, if the sandbox is ready. While one that died is being replaced it waits.

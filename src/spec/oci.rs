@@ -188,7 +188,7 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
         id: *input.id,
         spec,
         binary_env,
-        pid: security.pid,
+        pid: pid_scope(security.pid, input.sandbox.pid),
         image_volumes: input.image_volumes.to_vec(),
         bundle: None,
         seccomp: filter(security, capabilities)?,
@@ -432,6 +432,14 @@ fn id_mapping(ids: IdMap) -> LinuxIdMapping {
         .size(ids.count)
         .build()
         .expect("every field is given")
+}
+
+/// The pod's PID namespace is the node's if the pod is among the node's processes, as with the peers.
+fn pid_scope(wanted: PidScope, of_pod: PidScope) -> PidScope {
+    match (wanted, of_pod) {
+        (PidScope::Pod, PidScope::Node) => PidScope::Node,
+        (wanted, _) => wanted,
+    }
 }
 
 /// The namespaces that are the container's own. All others are those of the process that clones it: the

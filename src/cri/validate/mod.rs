@@ -30,7 +30,7 @@ pub use calls::{
 };
 pub use container::{container_config, create_container, fits_sandbox};
 pub use limits::updated as updated_resources;
-pub use pull::{export, own_image_name, pull, pull_image, tag, verify};
+pub use pull::{export, import, own_image_name, pull, pull_image, tag, verify};
 pub use sandbox::run_pod_sandbox;
 pub use streams::{Exec, attach, exec, port_forward};
 
