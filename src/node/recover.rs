@@ -6,8 +6,9 @@
 //!                  ─▶ undo half-made pods, go on with half-done removals ─▶ serve, and release the rest
 //! ```
 //!
-//! Nothing here ends the daemon because of one object: what cannot be read is quarantined, what cannot be
-//! undone is reported and tried again when it is asked for.
+//! Nothing here ends the daemon because of one object: what is damaged is quarantined, what cannot be
+//! undone is reported and tried again when it is asked for. But what this daemon cannot read or reach now, for want
+//! of descriptors or of a disk that answers, may be sound: it is left as it is, and the start fails, to be tried again.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -28,8 +29,8 @@ use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::spec::hooks::Point;
 use crate::spec::plan;
 use crate::stats::Walker;
-use crate::store::record;
-use crate::supervisor::{Exit, Listed, Supervisor};
+use crate::store::record::{self, ReadError};
+use crate::supervisor::{self, Exit, Listed, Supervisor};
 
 /// How a record's verbatim request becomes a checked configuration again: `cri/` knows.
 #[derive(Clone, Copy)]
@@ -50,7 +51,7 @@ impl Node {
     /// Takes over what earlier daemons left, and returns a node that can serve.
     ///
     /// # Errors
-    /// Only if the folders themselves cannot be made or read.
+    /// If the folders or what is in them cannot be made or read, or a supervisor that lives cannot be talked to.
     pub async fn open(parts: Parts, decode: Decode) -> Result<Arc<Self>, Error> {
         parts
             .paths
@@ -60,12 +61,13 @@ impl Node {
         let node = Arc::new(Self::new(parts, walker));
         let sandboxes = node.load_sandboxes(decode).await?;
         node.load_containers(decode).await?;
-        join_all(
-            sandboxes
-                .into_iter()
-                .map(|(sandbox, phase)| node.recover_sandbox(sandbox, phase)),
-        )
-        .await;
+        let recovered = sandboxes
+            .into_iter()
+            .map(|(sandbox, phase)| node.recover_sandbox(sandbox, phase));
+        join_all(recovered)
+            .await
+            .into_iter()
+            .collect::<Result<(), Error>>()?;
         node.finish_removals().await;
         node.collect_layers();
         tokio::spawn(node.release_unowned());
@@ -79,7 +81,7 @@ impl Node {
         let mut loaded = Vec::new();
         for id in ids_in::<SandboxId>(&self.paths.sandboxes())? {
             let path = self.paths.sandbox_record(&id);
-            let Some(record) = self.read_record::<sandbox::Record>(&path) else {
+            let Some(record) = self.read_record::<sandbox::Record>(&path)? else {
                 self.release_unreadable_sandbox(&id).await;
                 continue;
             };
@@ -108,7 +110,7 @@ impl Node {
     async fn load_containers(self: &Arc<Self>, decode: Decode) -> Result<(), Error> {
         for id in ids_in::<ContainerId>(&self.paths.containers())? {
             let path = self.paths.container_record(&id);
-            let record = self.read_record::<container::Record>(&path);
+            let record = self.read_record::<container::Record>(&path)?;
             let record = match record {
                 Some(record) if self.sandbox(&record.sandbox).is_some() => record,
                 ownerless => {
@@ -149,7 +151,11 @@ impl Node {
     }
 
     /// Brings one sandbox and its containers to the state that they are really in.
-    async fn recover_sandbox(self: &Arc<Self>, sandbox: Arc<Sandbox>, phase: Phase) {
+    async fn recover_sandbox(
+        self: &Arc<Self>,
+        sandbox: Arc<Sandbox>,
+        phase: Phase,
+    ) -> Result<(), Error> {
         let _turn = sandbox.turn.lock().await;
         let attachment = match &*sandbox.lock() {
             sandbox::State::Stopping { attachment, .. } => attachment.clone(),
@@ -160,7 +166,7 @@ impl Node {
                 tracing::info!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "half-made sandbox is undone");
                 self.undo_sandbox(&sandbox).await;
             }
-            Phase::Ready => match self.reconnect(&sandbox).await {
+            Phase::Ready => match self.reconnect(&sandbox).await? {
                 Some((supervisor, entries)) => {
                     let user_namespace = sandbox::user::of(&sandbox.config, &supervisor);
                     let user_namespace = user_namespace.unwrap_or_else(|error| {
@@ -180,6 +186,11 @@ impl Node {
             },
             Phase::Stopping => {
                 let reconnected = self.reconnect(&sandbox).await;
+                let reconnected = reconnected.unwrap_or_else(|error| {
+                    // Its stop goes on without.
+                    tracing::warn!(%error, "sandbox is to be stopped");
+                    None
+                });
                 let supervisor = reconnected.as_ref().map(|(one, _)| one.clone());
                 match reconnected {
                     Some((one, entries)) => self.merge_living(&sandbox, &one, entries).await,
@@ -200,26 +211,37 @@ impl Node {
                 sandbox.set_state(sandbox::State::Removing);
             }
         }
+        Ok(())
     }
 
-    async fn reconnect(&self, sandbox: &Sandbox) -> Option<(Supervisor, Entries)> {
+    /// The supervisor with what it has; `None` if there is none any more.
+    async fn reconnect(&self, sandbox: &Sandbox) -> Result<Option<(Supervisor, Entries)>, Error> {
         let supervisor = Supervisor::connect(&self.paths.pod_state(&sandbox.id)).await;
         let connected = match supervisor {
             Ok(supervisor) if supervisor.was_ready() => {
                 supervisor.list().await.map(|list| (supervisor, list))
             }
-            Ok(_) => return None,
+            Ok(_) => return Ok(None),
             Err(error) => Err(error),
         };
         match connected {
             Ok((supervisor, list)) => {
                 let entries = list.into_iter().map(|listed| (listed.entry.id, listed));
-                Some((supervisor, entries.collect()))
+                Ok(Some((supervisor, entries.collect())))
             }
-            Err(error) => {
+            Err(error @ supervisor::Error::Gone) => {
                 tracing::warn!(sandbox.id = %sandbox.id, pod = sandbox.pod(), %error, "no supervisor: sandbox is not ready");
-                None
+                Ok(None)
             }
+            // It may live, and its containers with it.
+            Err(error) => Err(Error::wrap(
+                format!(
+                    "reconnect to sandbox {} of pod {}",
+                    sandbox.id,
+                    sandbox.pod()
+                ),
+                error,
+            )),
         }
     }
 
@@ -388,14 +410,16 @@ impl Node {
         }
     }
 
-    fn read_record<T: DeserializeOwned>(&self, path: &Path) -> Option<T> {
+    /// `None`: there is none, or it was damaged.
+    fn read_record<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, Error> {
         match record::read(path) {
-            Ok(found) => found,
-            Err(error) => {
+            Ok(found) => Ok(found),
+            Err(error @ ReadError::Damaged { .. }) => {
                 tracing::error!(path = %path.display(), error = crate::error::chain(&error), "damaged record, quarantined");
                 self.quarantine(path);
-                None
+                Ok(None)
             }
+            Err(error @ ReadError::Io { .. }) => Err(Error::wrap("read what is there", error)),
         }
     }
 

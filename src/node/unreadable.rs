@@ -1,6 +1,8 @@
 //! What is left of pods and containers whose records cannot be read: nobody knows how they were meant, so
 //! they are ended, and what they held is released. Their records stay in quarantine, for a person to read.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use crate::cgroup::Cgroups;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::Sandbox;
-use crate::supervisor::{Listed, Supervisor};
+use crate::supervisor::{self, Listed, Supervisor};
 
 /// How long killed processes, and a supervisor that is asked to end, may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
@@ -21,7 +23,16 @@ impl Node {
     /// Ends a pod of which only the id is known: its processes, its supervisor, its network and its files.
     pub(super) async fn release_unreadable_sandbox(&self, id: &SandboxId) {
         let state = self.paths.pod_state(id);
-        if let Ok(supervisor) = Supervisor::connect(&state).await {
+        let connected = match Supervisor::connect(&state).await {
+            Err(supervisor::Error::Gone) => None,
+            Ok(supervisor) => Some(supervisor),
+            Err(error) => {
+                // The next start finds it by its state folder.
+                tracing::warn!(sandbox.id = %id, %error, "sandbox without a record is not ended");
+                return;
+            }
+        };
+        if let Some(supervisor) = connected {
             let cgroup = own_cgroup(supervisor.pid(), id);
             let listed = supervisor.list().await.unwrap_or_default();
             end_processes(&supervisor, listed.into_iter()).await;
@@ -44,10 +55,11 @@ impl Node {
             &format!("network namespace of sandbox {id}"),
             crate::network::netns::unpin(&self.paths.netns(id)).map_err(Error::at("release")),
         );
-        for files in [state, self.paths.sandbox(id)] {
+        let (dir, record) = (self.paths.sandbox(id), self.paths.sandbox_record(id));
+        for removed in [super::remove_tree(&state), remove_but_record(&dir, &record)] {
             report(
                 &format!("files of sandbox {id}"),
-                super::remove_tree(&files).map_err(Error::at("remove")),
+                removed.map_err(Error::at("remove")),
             );
         }
     }
@@ -59,6 +71,7 @@ impl Node {
         id: ContainerId,
         owner: Option<(SandboxId, String)>,
     ) {
+        let is_read = owner.is_some();
         if let Some((sandbox, cgroup)) = owner {
             let beside = cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
             let beside = Cgroups::path(beside, &sandbox.to_string());
@@ -66,7 +79,14 @@ impl Node {
             self.end_cgroup(beside).await;
         }
         let node = Arc::clone(self);
-        let deleted = tokio::task::spawn_blocking(move || node.delete_container_files(&id)).await;
+        let deleted = tokio::task::spawn_blocking(move || {
+            if !is_read {
+                let (dir, record) = (node.paths.container(&id), node.paths.container_record(&id));
+                remove_but_record(&dir, &record).map_err(Error::at("its folder"))?;
+            }
+            node.delete_container_files(&id)
+        })
+        .await;
         report(
             &format!("files of container {id}"),
             deleted
@@ -107,6 +127,15 @@ impl Node {
         if let Ok(Err(error)) = ended.await {
             tracing::warn!(%error, "cgroup {path} remains");
         }
+    }
+}
+
+/// Removes a folder. A record in it that could not be put aside stays, and the folder with it.
+fn remove_but_record(dir: &Path, record: &Path) -> io::Result<()> {
+    super::remove_entries_but(dir, record)?;
+    match std::fs::remove_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -50,6 +50,7 @@ mod resources;
 mod resources_update;
 mod selinux;
 mod serve;
+mod start_faults;
 mod stats;
 mod status_fields;
 mod streaming_attach;
