@@ -5,7 +5,7 @@ use std::sync::Arc;
 use carpel_wire::{ExitRecords, RequestBody, UNKNOWN_STATUS};
 
 use super::start::has_own_pids;
-use super::{Container, Exited, Running};
+use super::{Container, Exited, Record, Running};
 use crate::error::Error;
 use crate::node::{EventKind, Node, orphans};
 use crate::spec::hooks::Point;
@@ -170,10 +170,10 @@ impl Node {
 
     /// Writes a container's record.
     pub(crate) fn write_container(&self, container: &Container) -> Result<(), Error> {
-        self.write_record(
-            &self.paths.container_record(&container.id),
-            &container.record(),
-        )
+        let path = self.paths.container_record(&container.id);
+        let latest = || container.record();
+        let write = |record: &Record| self.write_record(&path, record);
+        container.turns.write(latest, write)
     }
 }
 

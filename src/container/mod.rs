@@ -48,6 +48,7 @@ use crate::spec::plan::Compiled;
 use crate::spec::user::User;
 use crate::stats::{DiskUsage, Remembered};
 use crate::store::layers::LayerId;
+use crate::store::record::Turns;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -79,6 +80,8 @@ pub struct Container {
     pub(crate) remembered: Remembered,
     limits: Mutex<Limits>,
     state: Mutex<State>,
+    /// At its record, for which an exit waits as well.
+    pub(crate) turns: Turns,
     /// Turns true at the exit.
     pub(crate) exited: tokio::sync::watch::Sender<bool>,
 }
@@ -226,6 +229,7 @@ impl Container {
             remembered,
             limits: Mutex::new(limits),
             state: Mutex::new(state),
+            turns: Turns::default(),
             exited: tokio::sync::watch::Sender::new(exited),
         }
     }

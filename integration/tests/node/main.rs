@@ -28,6 +28,7 @@ mod crash;
 mod devices;
 mod events;
 mod exec;
+mod exit_faults;
 mod hooks;
 mod image_volumes;
 mod images;
