@@ -29,7 +29,7 @@ pub(crate) mod volumes;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use carpel_wire::PidNamespace;
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,8 @@ pub struct Container {
     state: Mutex<State>,
     /// At its record, for which an exit waits as well.
     pub(crate) turns: Turns,
+    /// How it ended, on record while what it leaves is cleared up and before anybody is told.
+    ending: OnceLock<Exited>,
     /// Turns true at the exit.
     pub(crate) exited: tokio::sync::watch::Sender<bool>,
 }
@@ -230,6 +232,7 @@ impl Container {
             limits: Mutex::new(limits),
             state: Mutex::new(state),
             turns: Turns::default(),
+            ending: OnceLock::new(),
             exited: tokio::sync::watch::Sender::new(exited),
         }
     }
@@ -295,6 +298,11 @@ impl Container {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
+    /// It has ended so, as its record is to say. `false`: that is known.
+    pub(crate) fn set_ending(&self, exited: &Exited) -> bool {
+        self.ending.set(exited.clone()).is_ok()
+    }
+
     pub(crate) fn set_exited(&self, exited: Exited) {
         *self.lock() = State::Exited(exited);
         self.exited.send_replace(true);
@@ -313,7 +321,7 @@ impl Container {
         let (exited, removing) = match &*self.lock() {
             State::Exited(exited) => (Some(exited.clone()), false),
             State::Removing(exited) => (exited.clone(), true),
-            _ => (None, false),
+            State::Created(_) | State::Running(_) => (self.ending.get().cloned(), false),
         };
         Record {
             id: self.id,

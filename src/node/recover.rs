@@ -253,10 +253,14 @@ impl Node {
         mut entries: Entries,
     ) {
         for container in self.containers_of(&sandbox.id) {
-            let entry = entries.remove(&container.id.object());
-            let ended =
-                container.with_state(|state| !matches!(state, container::State::Created(_)));
-            match entry {
+            if container.with_state(|state| !matches!(state, container::State::Created(_))) {
+                // Its end is on record, and counts: what the supervisor has yet is forgotten with the rest.
+                if entries.contains_key(&container.id.object()) {
+                    self.run_late_hooks(&container, Point::Poststop).await;
+                }
+                continue;
+            }
+            match entries.remove(&container.id.object()) {
                 Some(Listed { entry, fds, exit }) => {
                     let (pidfd, kept) = Kept::new(&entry.held, fds);
                     if let Some(pidfd) = pidfd.filter(|_| entry.exited.is_none()) {
@@ -282,7 +286,7 @@ impl Node {
                     self.note_exit(&container, exit, Some(supervisor)).await;
                 }
                 // On file but no longer in the table: forgotten just before the daemon died.
-                None if !ended => {
+                None => {
                     if let Some(exit) = self.exit_on_file(&container) {
                         self.note_exit(&container, exit, None).await;
                     } else if self.has_processes(&container) {
@@ -292,7 +296,6 @@ impl Node {
                             .await;
                     }
                 }
-                None => {}
             }
         }
         self.end_unknown_processes(sandbox, supervisor, entries.into_values())
@@ -303,6 +306,11 @@ impl Node {
     async fn merge_lost(&self, sandbox: &Sandbox) {
         for container in self.containers_of(&sandbox.id) {
             if container.with_state(|state| !matches!(state, container::State::Created(_))) {
+                if self.has_processes(&container) {
+                    // On record, but what it left was not cleared up.
+                    self.kill_cgroup(&container).await;
+                    self.release_cgroup(&container).await;
+                }
                 continue;
             }
             if let Some(exit) = self.exit_on_file(&container) {
