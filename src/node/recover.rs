@@ -10,8 +10,8 @@
 //! undone is reported and tried again when it is asked for. But what this daemon cannot read or reach now, for want
 //! of descriptors or of a disk that answers, may be sound: it is left as it is, and the start fails, to be tried again.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ use super::{Node, Parts};
 use crate::container::{self, Container, Exited, Kept, Limits, Prepared, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::network::netns;
 use crate::sandbox::{self, Live, Phase, Sandbox};
 use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::spec::hooks::Point;
@@ -61,9 +62,11 @@ impl Node {
         let node = Arc::new(Self::new(parts, walker));
         let sandboxes = node.load_sandboxes(decode).await?;
         node.load_containers(decode).await?;
-        let recovered = sandboxes
-            .into_iter()
-            .map(|(sandbox, phase)| node.recover_sandbox(sandbox, phase));
+        let pins = node.pins()?;
+        let recovered = sandboxes.into_iter().map(|(sandbox, phase)| {
+            let connected = sandbox.netns.as_ref().is_none_or(|pin| pins.contains(pin));
+            node.recover_sandbox(sandbox, phase, connected)
+        });
         join_all(recovered)
             .await
             .into_iter()
@@ -75,6 +78,14 @@ impl Node {
             .serve(&node)
             .map_err(Error::at("start the thread that measures writable layers"))?;
         Ok(node)
+    }
+
+    /// The names under which network namespaces are there.
+    fn pins(&self) -> Result<HashSet<PathBuf>, Error> {
+        let dir = &self.paths.netns;
+        let pins = netns::list(dir).map_err(Error::at(format!("read {}", dir.display())))?;
+        let live = pins.into_iter().filter(|pin| pin.live);
+        Ok(live.map(|pin| pin.path).collect())
     }
 
     async fn load_sandboxes(&self, decode: Decode) -> Result<Vec<(Arc<Sandbox>, Phase)>, Error> {
@@ -155,6 +166,7 @@ impl Node {
         self: &Arc<Self>,
         sandbox: Arc<Sandbox>,
         phase: Phase,
+        connected: bool,
     ) -> Result<(), Error> {
         let _turn = sandbox.turn.lock().await;
         let attachment = match &*sandbox.lock() {
@@ -166,7 +178,7 @@ impl Node {
                 tracing::info!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "half-made sandbox is undone");
                 self.undo_sandbox(&sandbox).await;
             }
-            Phase::Ready => match self.reconnect(&sandbox).await? {
+            Phase::Ready if connected => match self.reconnect(&sandbox).await? {
                 Some((supervisor, entries)) => {
                     let user_namespace = sandbox::user::of(&sandbox.config, &supervisor);
                     let user_namespace = user_namespace.unwrap_or_else(|error| {
@@ -184,13 +196,16 @@ impl Node {
                 }
                 None => self.merge_lost(&sandbox).await,
             },
-            Phase::Stopping => {
-                let reconnected = self.reconnect(&sandbox).await;
-                let reconnected = reconnected.unwrap_or_else(|error| {
-                    // Its stop goes on without.
-                    tracing::warn!(%error, "sandbox is to be stopped");
-                    None
-                });
+            // Without a network it is being stopped, or somebody has broken it.
+            Phase::Ready | Phase::Stopping => {
+                let reconnected = match self.reconnect(&sandbox).await {
+                    Err(error) if phase == Phase::Stopping => {
+                        // Its stop goes on without.
+                        tracing::warn!(%error, "sandbox is to be stopped");
+                        None
+                    }
+                    reconnected => reconnected?,
+                };
                 let supervisor = reconnected.as_ref().map(|(one, _)| one.clone());
                 match reconnected {
                     Some((one, entries)) => self.merge_living(&sandbox, &one, entries).await,
@@ -199,7 +214,7 @@ impl Node {
                 sandbox.set_state(sandbox::State::Stopping {
                     supervisor,
                     attachment,
-                    requested: true,
+                    requested: phase == Phase::Stopping,
                 });
             }
             Phase::Stopped => {
@@ -392,10 +407,15 @@ impl Node {
     }
 
     /// Retries, for as long as the daemon lives, the clean-up of networks whose pods are gone or to be stopped:
-    /// a plugin's DEL that failed leaks an address until it succeeds.
+    /// a plugin's DEL that failed leaks an address until it succeeds. Beside that, records that could not be written.
     pub async fn release_networks(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.settings.network_retry).await;
+            for sandbox in self.sandboxes() {
+                if let Ok(_turn) = sandbox.turn.try_lock() {
+                    self.write_late(&sandbox);
+                }
+            }
             let cached = futures::stream::iter(self.network.cached());
             let retry = |id| self.release_network(id);
             cached.for_each_concurrent(RETRIED_AT_A_TIME, retry).await;

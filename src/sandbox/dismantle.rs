@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use carpel_wire::RequestBody;
 
-use super::{Phase, Sandbox, State};
+use super::{Phase, Record, Sandbox, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::network;
@@ -106,7 +106,7 @@ impl Node {
     }
 
     /// Writes down how far the end of a sandbox has come. On a full disk it goes on without: removing
-    /// makes room, and a new daemon finds out what is left.
+    /// makes room, it is written later, and a new daemon finds out what is left.
     pub(crate) fn note_phase(&self, sandbox: &Sandbox, phase: Phase) {
         if let Err(error) = self.write_sandbox(sandbox, phase) {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "state is not on disk");
@@ -114,9 +114,24 @@ impl Node {
     }
 
     pub(crate) fn write_sandbox(&self, sandbox: &Sandbox, phase: Phase) -> Result<(), Error> {
-        self.write_record(
-            &self.paths.sandbox_record(&sandbox.id),
-            &sandbox.record(phase),
-        )
+        let path = self.paths.sandbox_record(&sandbox.id);
+        let latest = || sandbox.record(phase);
+        let write = |record: &Record| self.write_record(&path, record);
+        sandbox.turns.write(latest, write)
+    }
+
+    /// Writes those records of a sandbox, whose turn it is, and its containers that could not be written when it
+    /// was time.
+    pub(crate) fn write_late(&self, sandbox: &Sandbox) {
+        if sandbox.turns.is_behind() {
+            self.note_phase(sandbox, sandbox.phase());
+        }
+        for container in self.containers_of(&sandbox.id) {
+            if container.turns.is_behind()
+                && let Err(error) = self.write_container(&container)
+            {
+                tracing::warn!(container.id = %container.id, %error, "state is not on disk");
+            }
+        }
     }
 }
