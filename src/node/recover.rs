@@ -20,6 +20,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
+use super::unreadable::release_pins;
 use super::{Node, Parts};
 use crate::container::{self, Container, Exited, Kept, Limits, Prepared, Running};
 use crate::error::Error;
@@ -61,6 +62,12 @@ impl Node {
         let (walker, asked) = Walker::new();
         let node = Arc::new(Self::new(parts, walker));
         let sandboxes = node.load_sandboxes(decode).await?;
+        for id in ids_in::<SandboxId>(&node.paths.pod_states())? {
+            if node.sandbox(&id).is_none() {
+                tracing::warn!(sandbox.id = %id, "sandbox without a record is ended");
+                node.release_unreadable_sandbox(&id).await;
+            }
+        }
         node.load_containers(decode).await?;
         let pins = node.pins()?;
         let recovered = sandboxes.into_iter().map(|(sandbox, phase)| {
@@ -73,7 +80,12 @@ impl Node {
             .collect::<Result<(), Error>>()?;
         node.finish_removals().await;
         node.collect_layers();
-        tokio::spawn(node.release_unowned());
+        let unowned = node.unowned_pins(pins);
+        let networks = node.release_unowned();
+        tokio::spawn(async move {
+            networks.await;
+            let _ = tokio::task::spawn_blocking(move || release_pins(&unowned)).await;
+        });
         asked
             .serve(&node)
             .map_err(Error::at("start the thread that measures writable layers"))?;

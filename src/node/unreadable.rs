@@ -1,8 +1,10 @@
 //! What is left of pods and containers whose records cannot be read: nobody knows how they were meant, so
 //! they are ended, and what they held is released. Their records stay in quarantine, for a person to read.
 
+use std::collections::HashSet;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use super::{Node, report};
 use crate::cgroup::Cgroups;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::network::netns::unpin;
 use crate::sandbox::Sandbox;
 use crate::supervisor::{self, Listed, Supervisor};
 
@@ -53,7 +56,7 @@ impl Node {
         );
         report(
             &format!("network namespace of sandbox {id}"),
-            crate::network::netns::unpin(&self.paths.netns(id)).map_err(Error::at("release")),
+            unpin(&self.paths.netns(id)).map_err(Error::at("release")),
         );
         let (dir, record) = (self.paths.sandbox(id), self.paths.sandbox_record(id));
         for removed in [super::remove_tree(&state), remove_but_record(&dir, &record)] {
@@ -62,6 +65,15 @@ impl Node {
                 removed.map_err(Error::at("remove")),
             );
         }
+    }
+
+    /// Those of the pins that carpel made for sandboxes which are not there any more.
+    pub(super) fn unowned_pins(&self, mut pins: HashSet<PathBuf>) -> HashSet<PathBuf> {
+        pins.retain(|pin| {
+            let id = self.paths.pinned(pin);
+            id.is_some_and(|id| self.sandbox(&id).is_none())
+        });
+        pins
     }
 
     /// Ends a container that has no sandbox: it was half made or half removed, or the sandbox's record could
@@ -126,6 +138,27 @@ impl Node {
         });
         if let Ok(Err(error)) = ended.await {
             tracing::warn!(%error, "cgroup {path} remains");
+        }
+    }
+}
+
+/// Takes pins away whose namespaces no process is in. The others may be those of another daemon on this machine.
+pub(super) fn release_pins(pins: &HashSet<PathBuf>) {
+    if pins.is_empty() {
+        return;
+    }
+    let namespace = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let used: HashSet<_> = processes
+        .filter_map(|process| namespace(&process.path().join("ns/net")).ok())
+        .collect();
+    for pin in pins {
+        let what = format!("network namespace {} without a record", pin.display());
+        match namespace(pin) {
+            Ok(namespace) if used.contains(&namespace) => {
+                tracing::warn!("{what} is in use, and stays");
+            }
+            _ => report(&what, unpin(pin).map_err(Error::at("release"))),
         }
     }
 }

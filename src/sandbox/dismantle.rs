@@ -1,5 +1,7 @@
 //! Taking a sandbox apart. Every part may be gone already, so that this can be repeated after any crash.
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use carpel_wire::RequestBody;
@@ -15,13 +17,21 @@ use crate::supervisor::Supervisor;
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 impl Node {
-    /// Undoes a sandbox that could not be made. What cannot be undone now (a plugin's DEL that fails)
-    /// stays with the network's cache, whose clean-up goes on in the background.
+    /// Undoes a sandbox that could not be made. A plugin's DEL that fails now stays with the network's cache, whose
+    /// clean-up goes on in the background. What else cannot be undone keeps its record, and is undone by the next
+    /// daemon.
     pub(crate) async fn undo_sandbox(&self, sandbox: &Sandbox) {
         if let Err(error) = self.dismantle(sandbox).await {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "undo of a sandbox is not complete");
         }
-        if let Err(error) = self.delete_sandbox_files(sandbox) {
+        let gone = |path: &Path| {
+            let looked = path.symlink_metadata();
+            looked.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        // The state folder is the last to go of all but the network.
+        let is_gone =
+            gone(&self.paths.pod_state(&sandbox.id)) && sandbox.netns.as_deref().is_none_or(gone);
+        if is_gone && let Err(error) = self.delete_sandbox_files(sandbox) {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "files of an undone sandbox remain");
         }
         self.forget_sandbox(sandbox);

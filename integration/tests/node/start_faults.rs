@@ -210,3 +210,86 @@ async fn a_damaged_record_that_cannot_be_put_aside_is_kept() {
     fs::remove_dir_all(quarantine).unwrap();
     node.finish().await;
 }
+
+#[tokio::test]
+async fn a_pod_without_a_record_is_ended_whole() {
+    for lost in ["record", ""] {
+        let mut node = TestNode::start().await;
+        let pods = run_pods(&node, 2).await;
+        node.kill_daemon();
+        let (bad, _, pid) = &pods[0];
+        let lost = node.dir().join("root/sandboxes").join(&bad.id).join(lost);
+        if lost.is_dir() {
+            fs::remove_dir_all(lost).unwrap();
+        } else {
+            fs::remove_file(lost).unwrap();
+        }
+        node.start_daemon(None).await;
+        assert!(!host::runs(*pid), "{}", host::describe(*pid));
+        assert_lives(&node, &pods[1..]).await;
+        assert_eq!(node.pods().await.len(), 1);
+        node.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_network_namespace_without_a_record_is_released_and_those_of_others_stay() {
+    let mut node = TestNode::start().await;
+    let pods = run_pods(&node, 2).await;
+    let supervisor = node.supervisor_pid(&pods[0].0).await;
+    let pin = |id: &str| node.netns_dir().join(format!("carpel-{id}"));
+    let (lost, kept) = (pin(&pods[0].0.id), pin(&pods[1].0.id));
+    let others = [pin(&"a".repeat(64)), node.netns_dir().join("mine")];
+    for other in &others {
+        File::create(other).unwrap();
+        let (from, none) = (Some("/proc/self/ns/net"), None::<&str>);
+        mount(from, other, none, MsFlags::MS_BIND, none).unwrap();
+    }
+    node.kill_daemon();
+    host::kill_9(supervisor);
+    host::kill_9(pods[0].2);
+    for dir in ["root/sandboxes", "state/pods"] {
+        fs::remove_dir_all(node.dir().join(dir).join(&pods[0].0.id)).unwrap();
+    }
+    node.start_daemon(None).await;
+    let deadline = Instant::now() + host::soon();
+    while lost.exists() {
+        assert!(Instant::now() < deadline, "{} stays", lost.display());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mounts = host::mounts_below(&node.netns_dir());
+    for path in others.iter().chain([&kept]) {
+        assert!(mounts.contains(path), "{mounts:?}");
+    }
+    assert_lives(&node, &pods[1..]).await;
+    for other in &others {
+        umount2(other, MntFlags::MNT_DETACH).unwrap();
+        fs::remove_file(other).unwrap();
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_undone_is_undone_by_the_next_daemon() {
+    let mut node = TestNode::builder()
+        .conflist(serde_json::json!({ "cniVersion": "1.0.0", "name": "test", "plugins": [{ "type": "stacks" }] }))
+        .start()
+        .await;
+    // More mounts on the pin than are ever taken for an accident.
+    let script = "[ $CNI_COMMAND = ADD ] || exit 0
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do mount --bind $CNI_NETNS $CNI_NETNS; done
+exit 1";
+    node.write_plugin("stacks", script);
+    node.try_run_pod(&node.pod("one")).await.unwrap_err();
+    assert!(node.pods().await.is_empty());
+    let records = || {
+        fs::read_dir(node.dir().join("root/sandboxes"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(records(), 1);
+    assert!(!host::mounts_below(&node.netns_dir()).is_empty());
+    node.crash().await;
+    node.assert_no_leaks().await;
+    node.finish().await;
+}
