@@ -344,9 +344,21 @@ impl Node {
                 self.note_exit(&container, exit, None).await;
                 continue;
             }
+            if self.was_never_started(&container) {
+                continue;
+            }
             let what = "the pod's supervisor was gone when carpel started";
             self.end_lost(&container, what).await;
         }
+    }
+
+    /// Whether there is no trace of a start: its cgroup, which a reboot takes, and its log, which stays.
+    fn was_never_started(&self, container: &Container) -> bool {
+        let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let cgroup = self.cgroups.open(&container.cgroup);
+        let log = container.log_path.as_ref();
+        cgroup.oom_kills().is_err_and(gone)
+            && log.is_some_and(|log| log.symlink_metadata().is_err_and(gone))
     }
 
     fn has_processes(&self, container: &Container) -> bool {

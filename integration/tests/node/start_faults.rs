@@ -293,3 +293,28 @@ exit 1";
     node.assert_no_leaks().await;
     node.finish().await;
 }
+
+#[tokio::test]
+async fn a_container_that_was_never_started_does_not_exit_with_its_pod() {
+    let mut node = TestNode::start().await;
+    let pods = run_pods(&node, 1).await;
+    let (pod, running, _) = &pods[0];
+    let created = node.try_create(pod, &sleeper("later")).await.unwrap();
+    let supervisor = node.supervisor_pid(pod).await;
+    node.kill_daemon();
+    host::kill_9(supervisor);
+    node.start_daemon(None).await;
+    let state = node.status(&created).await.state();
+    assert_eq!(state, ContainerState::ContainerCreated);
+    let state = node.status(running).await.state();
+    assert_eq!(state, ContainerState::ContainerExited);
+    let started = node.try_start(&created).await;
+    super::refused(started, tonic::Code::FailedPrecondition, "is not ready");
+    // After a reboot it is the same.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    node.reboot();
+    node.start_daemon(None).await;
+    let state = node.status(&created).await.state();
+    assert_eq!(state, ContainerState::ContainerCreated);
+    node.finish().await;
+}
