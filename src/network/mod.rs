@@ -13,7 +13,8 @@
 //!   entry, whatever the folder says by then.
 //! - One sandbox has one operation at a time; different sandboxes share nothing but the processor. Only GC is
 //!   alone, as the CNI specification demands.
-//! - A plugin is a subprocess that is bounded in time and output; it dies with the future that awaits it.
+//! - A plugin is a subprocess that is bounded in time and output; it dies with the future that awaits it, or
+//!   before the next daemon runs another.
 //! - What a plugin or a file says is input: parsed within bounds, never trusted to be a path.
 
 mod cache;
@@ -23,6 +24,7 @@ mod current;
 mod examine;
 mod exec;
 mod folder;
+mod leftover;
 mod locks;
 pub mod netns;
 mod pod_cidr;
@@ -164,7 +166,8 @@ impl Drop for Inner {
 }
 
 impl Network {
-    /// Reads the folder of configurations and begins to watch it. The folder need not be there.
+    /// Reads the folder of configurations and begins to watch it. The folder need not be there. Plugins that an
+    /// earlier daemon left running are dead afterwards.
     ///
     /// # Errors
     /// If the default network is not valid, the cache folder cannot be made or read, a folder's name cannot
@@ -173,6 +176,8 @@ impl Network {
         let runtime = tokio::runtime::Handle::try_current()?;
         let path = &settings.cache_dir;
         let cache = Cache::open(path.clone()).map_err(|error| cache_error(path, error))?;
+        let sandboxes = cache.list().map_err(|error| cache_error(path, error))?;
+        leftover::end(&sandboxes);
         let pod_cidr = PodCidr::load(path).unwrap_or_else(|error| {
             warn!("pod CIDR kept in {}: {error}", path.display());
             None

@@ -45,6 +45,8 @@ closed) exec >&-; sleep 30; exit 0;;
 complaints) exec timeout 30 yes >&2;;
 flood) head -c 104857600 /dev/zero; sleep 30; exit 0;;
 stderr-flood) head -c 104857600 /dev/zero >&2; exit 4;;
+late) echo $$ > {dir}/self; while [ ! -e {dir}/go ]; do sleep 0.02; done
+    printf %s "$CNI_CONTAINERID" > {dir}/late-address;;
 thrice) [ $(grep -cx "$CNI_COMMAND$pod" {dir}/calls) -gt 3 ] || exit 3;;
 esac
 echo "$input" | CARPEL_CNI_PLUGIN=tuning {plugin}"#,
@@ -235,6 +237,40 @@ async fn a_del_that_fails_three_times_is_called_four_times() {
     // Longer than it waits between two tries.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(calls(&node, "DEL.one"), 4);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_add_does_not_outlive_its_daemon_to_take_an_address_after_the_del() {
+    let mut node = node("[network]\ntimeout_seconds = 20\n", "1.0.0").await;
+    misbehave(&node, "ADD", "late", "late");
+    let own = node.dir().join("self");
+    let config = node.pod("late");
+    let begun = async {
+        let deadline = Instant::now() + host::soon();
+        while fs::read_to_string(&own).unwrap_or_default().is_empty() {
+            assert!(Instant::now() < deadline, "{}", node.daemon_log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        made = node.try_run_pod(&config) => panic!("{:?}", made.is_ok()),
+        () = begun => {}
+    }
+    let plugin = fs::read_to_string(&own).unwrap();
+    let plugin = plugin.trim().parse().unwrap();
+    node.kill_daemon();
+    assert!(host::runs(plugin), "a plugin is not tied to the daemon");
+    assert_eq!(taken(&node).len(), 1);
+    node.start_daemon(None).await;
+    assert!(!host::runs(plugin), "{}", node.daemon_log());
+    released(&node).await;
+    fs::write(node.dir().join("go"), "").unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!node.dir().join("late-address").exists());
+    assert!(node.pods().await.is_empty());
+    mend(&node);
+    node.run_pod(&config).await;
     node.finish().await;
 }
 
