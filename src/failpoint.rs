@@ -42,6 +42,9 @@ pub const ADOPTION: &[&str] = &[
     "adopt:handed-over",
     "adopt:ready",
 ];
+/// Those on the way of a container's exit. No request waits for them.
+pub const EXIT: &[&str] = &["exit:recorded", "exit:told"];
+
 /// Those that a container with image volumes passes besides.
 pub const VOLUMES: &[&str] = &["create:volumes", "start:volumes"];
 
@@ -70,7 +73,7 @@ pub const PULL: &[&str] = &[
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    let listed = [NAMES, ADOPTION, VOLUMES, HOOKS, USER_NAMESPACE, PULL]
+    let listed = [NAMES, ADOPTION, EXIT, VOLUMES, HOOKS, USER_NAMESPACE, PULL]
         .iter()
         .any(|names| names.contains(&name));
     debug_assert!(listed, "failpoint {name} is not listed");

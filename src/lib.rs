@@ -8,6 +8,8 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod container;
+#[cfg(test)]
+mod corpus;
 pub mod cri;
 pub mod error;
 pub mod failpoint;

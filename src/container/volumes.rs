@@ -36,6 +36,13 @@ impl Node {
             kind: "image",
             id: config.image.clone(),
         })?;
+        if let Some(artifact) = &own.artifact {
+            let (name, kind) = (&config.name.name, artifact.kind.escape_debug());
+            return Err(Error::InvalidArgument(format!(
+                "container {name:?}: config.image: {} is an artifact ({kind}) and no container image: it can be mounted, and not run",
+                config.image
+            )));
+        }
         let (mut volumes, mut held) = (Vec::new(), Vec::new());
         for (index, mount) in config.mounts.iter().enumerate() {
             let MountSource::Image { image, sub_path } = &mount.source else {

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
-use crate::image::{Platforms, Unused};
+use crate::image::{Artifact, Platforms, Unused};
 use crate::node::EventKind;
 use crate::sandbox::PodLimits;
 use crate::selinux::Labels;
@@ -117,8 +117,10 @@ pub trait Domain: Send + Sync + 'static {
 
     /// The image of this id or name.
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error>;
-    /// What the makers of the image of this id wrote into it.
+    /// What the makers of the image of this id wrote into it. An artifact has nothing of the kind.
     fn image_spec(&self, id: &str) -> Option<ImageConfiguration>;
+    /// What the artifact of this id is, if it is one.
+    fn artifact(&self, id: &str) -> Option<Artifact>;
     fn images(&self) -> Vec<ImageView>;
     /// Removes the image of this id or name, and all its names. One that is absent is removed.
     fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;

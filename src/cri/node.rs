@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
-use crate::image::{self, Image, ImageId, Platforms, Unused};
+use crate::image::{self, Artifact, Image, ImageId, Platforms, Unused};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
 use crate::selinux::{Kernel, Selinux};
@@ -243,7 +243,12 @@ impl Domain for Served {
 
     fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
         let image = self.node.images.resolve(id);
+        let image = image.filter(|image| image.artifact.is_none());
         image.map(|image| image.config.clone())
+    }
+
+    fn artifact(&self, id: &str) -> Option<Artifact> {
+        self.node.images.resolve(id)?.artifact.clone()
     }
 
     fn images(&self) -> Vec<ImageView> {

@@ -41,6 +41,12 @@ impl ImageStore {
     ) -> Result<(), Error> {
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
         for image in images {
+            if image.artifact.is_some() {
+                return Err(Error::Export {
+                    image: image.title(),
+                    why: "it is an artifact, and not all of one is kept".to_owned(),
+                });
+            }
             for (&id, diff) in image.layers.iter().zip(image.diff_ids()) {
                 if blobs.contains_key(&diff) {
                     continue;
@@ -101,7 +107,7 @@ impl ImageStore {
             why: "it was removed meanwhile".to_owned(),
         };
         let config = self.configuration(image.id).ok_or_else(removed)?;
-        let layers = image.diff_ids().map(|diff| {
+        let layers = image.diff_ids().into_iter().map(|diff| {
             json!({
                 "mediaType": LAYER,
                 "digest": diff.to_string(),

@@ -9,7 +9,7 @@ use super::archive::Members;
 use super::manifest::{self, Found, FoundLayer};
 use super::platform::Platforms;
 use super::reference::Reference;
-use super::store::New;
+use super::store::{Content, New};
 use super::{Error, Image, ImageStore};
 use crate::store::blobs::Digest;
 use crate::store::layers::{Claims, LayerId, LayerStore, Staged};
@@ -185,7 +185,7 @@ fn new(image: Found, layers: Vec<LayerId>) -> New {
         digests,
         id: image.id,
         config: image.config,
-        checked: image.checked,
+        content: Content::Image(Box::new(image.checked)),
         layers,
     }
 }

@@ -193,6 +193,8 @@ impl Search<'_> {
     ) -> Result<Option<Candidate>, Error> {
         if !config.is_config() {
             // Something else that is kept in registries.
+            let kind = config.media_type.escape_debug();
+            self.others.push(format!("an artifact ({kind})"));
             return Ok(None);
         }
         let bytes = self.blob(config)?;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carpel_wire::{
-    Adopt, Entry, Event, ExitRecord, MAX_MESSAGE, ObjectId, Reply, Request, RequestBody,
-    SignalScope, Start, UserStart,
+    Adopt, Entry, Event, ExitRecord, FdIndex, Held, MAX_MESSAGE, ObjectId, Reply, Request,
+    RequestBody, SignalScope, Start, UserStart,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::oneshot;
@@ -162,6 +162,22 @@ pub struct Listed {
     pub exit: ExitWait,
 }
 
+impl Listed {
+    /// Whether all came that a process which runs is known by: the kernel leaves out what the daemon has no room for.
+    fn is_whole(&self) -> bool {
+        let Held {
+            pidfd,
+            streams: [stdout, stderr],
+            log,
+            stdin,
+        } = self.entry.held;
+        let named = [pidfd, stdout, stderr, log, stdin];
+        let mut named = named.into_iter().flatten();
+        self.entry.exited.is_some()
+            || named.all(|FdIndex(index)| usize::from(index) < self.fds.len())
+    }
+}
+
 impl std::fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Supervisor({})", self.pid())
@@ -194,6 +210,9 @@ impl Supervisor {
             Ok(Event::Hello { version, .. }) => return Err(Error::Version(version)),
             _ => return Err(Error::Version(0)),
         };
+        if ready && pidfds.len() < 1 + usize::from(reaper_pid.is_some()) {
+            return Err(no_room());
+        }
         let mut own = Own::new(reaper_pid, pidfds);
         if !ready {
             // It lives, as it has just spoken.
@@ -397,12 +416,18 @@ impl Supervisor {
     /// Every process in the supervisor's table, with what it holds for those that run.
     ///
     /// # Errors
-    /// As [`Supervisor::request`]. Only one may be under way at a time.
+    /// As [`Supervisor::request`], and if descriptors of a process that runs did not come. Only one may be under way
+    /// at a time.
     pub async fn list(&self) -> Result<Vec<Listed>, Error> {
         self.0.lock().entries.clear();
         self.expect(RequestBody::List, &[], |reply| *reply == Reply::Done)
             .await?;
-        Ok(std::mem::take(&mut self.0.lock().entries))
+        let listed = std::mem::take(&mut self.0.lock().entries);
+        if listed.iter().all(Listed::is_whole) {
+            Ok(listed)
+        } else {
+            Err(no_room())
+        }
     }
 
     /// Sends a signal. `false`: the process has exited.
@@ -523,6 +548,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// What the kernel would say if it did not leave out descriptors that there is no room for.
+fn no_room() -> Error {
+    Error::Io(io::Error::from_raw_os_error(libc::EMFILE))
 }
 
 /// A request as it is sent, no longer than it must be: whoever sends it may have to wait.

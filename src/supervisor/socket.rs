@@ -58,7 +58,7 @@ impl Connection {
     /// Connects to the supervisor that listens in `dir`.
     ///
     /// # Errors
-    /// `ConnectionRefused` or `NotFound` if none does; `WouldBlock` if it has not taken the earlier ones.
+    /// `ConnectionRefused` or `NotFound` if none does; `WouldBlock` if it has long not looked at who wants to.
     pub fn connect(dir: &Path) -> io::Result<Self> {
         let socket = new(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         let (_dir, address) = address(dir)?;
@@ -80,7 +80,8 @@ impl Connection {
         }
     }
 
-    /// Receives one message and hands it to `read`. `None`: the supervisor has closed the connection.
+    /// Receives one message and hands it to `read`. `None`: the supervisor has closed the connection. Descriptors
+    /// that this process has no room for are missing.
     ///
     /// # Errors
     /// As `recvmsg(2)`.

@@ -272,6 +272,14 @@ pub enum Step<'a> {
     MaskLabel {
         label: &'a [u8],
     },
+
+    // ── an image's volumes ──
+    /// Bind what is at a path of the root on itself: a mount of its own, writable where the root is not. A directory is
+    /// made if it is missing. The path is found once, and what it leads to lies on the root itself: where it leads onto
+    /// another mount, which covers the volume then, nothing is done.
+    Volume {
+        path: &'a [u8],
+    },
 }
 
 /// Together with a wait status: in the place of an error number, how a program ended.

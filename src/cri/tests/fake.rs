@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::image::reference::Reference;
-use crate::image::{Platforms, Unused};
+use crate::image::{Artifact, Platforms, Unused};
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{
@@ -378,6 +378,10 @@ impl Domain for Fake {
         known.then(ImageConfiguration::default)
     }
 
+    fn artifact(&self, _: &str) -> Option<Artifact> {
+        None
+    }
+
     fn images(&self) -> Vec<ImageView> {
         self.images.clone()
     }
@@ -505,6 +509,7 @@ impl Domain for Fake {
             "panic" => panic!("boom"),
             _ => {}
         }
+        self.note(format!("import for {platforms}"));
         progress.received(7);
         progress.layer("sha256:1".to_owned(), LayerState::Unpacked);
         Ok(vec![ImageView {

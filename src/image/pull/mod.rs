@@ -26,7 +26,7 @@ use super::registry::{self, Credentials, Registries};
 use super::store::New;
 use super::trust::Policy;
 use super::{Error, Image, ImageStore};
-use crate::store::layers::{Claims, LayerId};
+use crate::store::layers::Claims;
 use crate::store::unpack::UnpackError;
 use crate::{failpoint, metrics};
 use fetch::Fetch;
@@ -172,7 +172,7 @@ impl ImageStore {
         if let Some(known) = self.known(&resolved, tag.as_deref(), &digested) {
             return Ok(known);
         }
-        let stack = LayerId::chain(&resolved.checked.diff_ids);
+        let stack = resolved.content.layers();
         let claims = self.layers().share(stack.iter().copied());
         let claims = fetch.run(claims, &stack).await?;
         let new = New {
@@ -180,7 +180,7 @@ impl ImageStore {
             tags: tag.into_iter().collect(),
             digests: vec![digested],
             config: resolved.config,
-            checked: resolved.checked,
+            content: resolved.content,
             layers: stack,
         };
         let (store, cancelled) = (self.clone(), cancel.is_cancelled());

@@ -348,19 +348,9 @@ fn attach(
 /// the root is not.
 fn image_volume(composer: &mut Composer, path: &Path) -> Result<(), Error> {
     let target = terminated(path)?;
-    let make = Step::Mkdir {
-        path: &target,
-        mode: 0o755,
-    };
-    composer.step(format!("make the image's volume {path:?}"), &make);
-    let open = Step::OpenTree {
-        path: &target,
-        recursive: false,
-        attrs: 0,
-        slot: NEW,
-    };
-    composer.step(format!("open the image's volume {path:?}"), &open);
-    attach(composer, "the image's volume", NEW, path, false)
+    let step = Step::Volume { path: &target };
+    composer.step(format!("mount the image's volume {path:?}"), &step);
+    Ok(())
 }
 
 /// v2: the container's own cgroup is the root of what it sees, by its cgroup namespace. v1: a folder with

@@ -79,6 +79,7 @@ impl Process<'_, '_> {
                 uid,
                 gid,
             } => self.make_node(string(path)?, mode, (major, minor), (uid, gid)),
+            Step::Volume { path } => self.volume(string(path)?),
             Step::Mask { path } => self.mask(string(path)?),
             Step::RootLabel { mount, label } => label_root(self.take(mount)?.borrow(), label),
             Step::ReadOnly { path } => self.make_read_only(string(path)?),
@@ -113,13 +114,36 @@ impl Process<'_, '_> {
         } else {
             Missing::File
         };
+        let in_proc = target.to_bytes().starts_with(b"/proc/");
         let target = paths::open_or_make(self.root()?, target, links, missing)?;
+        // Where an image's link leads, or one that somebody else puts into a shared volume.
+        if links == Links::Follow
+            && !in_proc
+            && sys::file_system(target.borrow())? == sys::PROCFS_MAGIC
+        {
+            return Err(Errno(errno::EXDEV));
+        }
         // The kernel says EINVAL to both, which tells nobody anything.
         match (directory, sys::status(target.borrow())?.is_directory()) {
             (true, false) => Err(Errno(errno::ENOTDIR)),
             (false, true) => Err(Errno(errno::EISDIR)),
             _ => sys::attach(mount.borrow(), target.borrow()),
         }
+    }
+
+    /// One descriptor from the path to the mount: a container that shares a volume with this one may exchange what lies
+    /// in it meanwhile.
+    fn volume(&mut self, path: &CStr) -> Result<()> {
+        let missing = Missing::Directory(0o755);
+        let place = match paths::open_or_make(self.root()?, path, Links::FollowOnMount, missing) {
+            Err(Errno(errno::EXDEV)) => return Ok(()),
+            place => place?,
+        };
+        if !sys::status(place.borrow())?.is_directory() {
+            return Err(Errno(errno::ENOTDIR));
+        }
+        let copy = clone_with(place.borrow(), false, 0)?;
+        sys::attach(copy.borrow(), place.borrow())
     }
 
     fn make_directory(&mut self, path: &CStr, mode: u32) -> Result<()> {

@@ -119,6 +119,7 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
                 assert!(at < pivot)
             }
             Step::Attach { .. }
+            | Step::Volume { .. }
             | Step::Mknod { .. }
             | Step::Mask { .. }
             | Step::ReadOnly { .. } => {
@@ -130,7 +131,9 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
     let attached: Vec<&[u8]> = steps
         .iter()
         .filter_map(|step| match step {
-            Step::Attach { target, .. } => Some(&target[..target.len() - 1]),
+            Step::Attach { target: path, .. } | Step::Volume { path } => {
+                Some(&path[..path.len() - 1])
+            }
             _ => None,
         })
         .collect();
@@ -153,7 +156,11 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
     let last_made = steps.iter().rposition(|step| {
         matches!(
             step,
-            Step::Attach { .. } | Step::Mknod { .. } | Step::Mkdir { .. } | Step::Symlink { .. }
+            Step::Attach { .. }
+                | Step::Volume { .. }
+                | Step::Mknod { .. }
+                | Step::Mkdir { .. }
+                | Step::Symlink { .. }
         )
     });
     if let (Some(hidden), Some(made)) = (first_hidden, last_made) {
