@@ -18,6 +18,9 @@ pub enum Error {
     /// A registry cannot be reached, or does not work. The kubelet knows the word.
     #[error("RegistryUnavailable: {0}")]
     RegistryUnavailable(String),
+    /// The policy does not allow the image. The kubelet knows the word.
+    #[error("SignatureValidationFailed: {0}")]
+    SignatureValidationFailed(String),
     /// The request can never succeed as it is.
     #[error("{0}")]
     InvalidArgument(String),

@@ -96,12 +96,23 @@ impl Cri {
     /// # Errors
     /// The daemon's.
     pub async fn import(&self, archive: Vec<u8>) -> Result<Vec<ImportedImage>, Status> {
-        let chunks: Vec<_> = archive
-            .chunks(256 << 10)
-            .map(|chunk| ImportRequest {
-                chunk: chunk.to_vec(),
-            })
-            .collect();
+        self.import_with(archive, ImportRequest::default()).await
+    }
+
+    /// The same, after a first message.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn import_with(
+        &self,
+        archive: Vec<u8>,
+        first: ImportRequest,
+    ) -> Result<Vec<ImportedImage>, Status> {
+        let chunks = archive.chunks(256 << 10).map(|chunk| ImportRequest {
+            chunk: chunk.to_vec(),
+            ..ImportRequest::default()
+        });
+        let chunks: Vec<_> = std::iter::once(first).chain(chunks).collect();
         let mut steps = ImagesClient::new(self.channel.clone())
             .import(tokio_stream::iter(chunks))
             .await?

@@ -27,6 +27,8 @@ pub struct Image {
     pub packing: Packing,
     /// The `config` object of the image configuration: Env, Cmd, User, …
     pub config: Value,
+    /// That it is for: this machine's, unless a test says otherwise.
+    pub architecture: String,
 }
 
 impl Image {
@@ -45,6 +47,7 @@ impl Image {
                 "Cmd": ["/bin/sh", "-c", "echo from the image"],
                 "Labels": { "org.example.kind": "test" },
             }),
+            architecture: architecture().to_owned(),
         }
     }
 
@@ -56,12 +59,20 @@ impl Image {
             layers: vec![Layer::default().file("hello", 0o644, tag.as_bytes())],
             packing: Packing::Gzip,
             config: json!({ "Cmd": ["/hello"] }),
+            architecture: architecture().to_owned(),
         }
     }
 
     #[must_use]
     pub fn tagged(mut self, tag: &str) -> Self {
         self.tags = vec![tag.to_owned()];
+        self
+    }
+
+    /// Makes it one for another machine.
+    #[must_use]
+    pub fn on(mut self, architecture: &str) -> Self {
+        self.architecture = architecture.to_owned();
         self
     }
 
@@ -140,7 +151,7 @@ impl Image {
         let tars: Vec<Vec<u8>> = self.layers.iter().map(Layer::tar).collect();
         let layers: Vec<Vec<u8>> = tars.iter().map(|tar| pack(tar, self.packing)).collect();
         let config = json!({
-            "architecture": architecture(),
+            "architecture": self.architecture,
             "os": "linux",
             "created": "2026-01-02T03:04:05Z",
             "config": self.config,
@@ -264,6 +275,29 @@ impl Layer {
     #[must_use]
     pub fn fifo(self, path: &str) -> Self {
         self.entry(EntryType::Fifo, path, 0o644)
+    }
+
+    /// One of this machine's programs at the path that it has here, with what it is linked with.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[must_use]
+    pub fn program(mut self, path: &str) -> Self {
+        let libraries = std::process::Command::new("ldd").arg(path).output();
+        let libraries = String::from_utf8(libraries.expect("ldd").stdout).expect("text");
+        let libraries = libraries.split_whitespace();
+        let mut made = std::collections::BTreeSet::new();
+        for path in std::iter::once(path).chain(libraries.filter(|word| word.starts_with('/'))) {
+            let content = std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            let path = path.trim_start_matches('/');
+            for (at, _) in path.match_indices('/') {
+                if made.insert(path[..at].to_owned()) {
+                    self = self.dir(&path[..at], 0o755);
+                }
+            }
+            self = self.file(path, 0o755, &content);
+        }
+        self
     }
 
     /// Deletes `path` of the layers below.

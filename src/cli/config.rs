@@ -32,6 +32,7 @@ pub fn run(args: ConfigArgs) -> anyhow::Result<()> {
             let (config, files) = flags.load()?;
             config.libexec.find_supervisor()?;
             config.runtime.base_spec().context("runtime.base_spec")?;
+            config.image.policy().context("image.signature_policy")?;
             let mut text = String::new();
             for file in &files {
                 text.push_str(&format!("{}: ok\n", file.display()));

@@ -68,6 +68,7 @@ pub struct CgroupLayer {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuntimeLayer {
+    pub selinux: Option<bool>,
     pub base_spec: Option<AbsolutePath>,
 }
 
@@ -94,6 +95,7 @@ pub struct NetworkLayer {
 #[serde(deny_unknown_fields)]
 pub struct ImageLayer {
     pub pinned: Option<Vec<NamePattern>>,
+    pub signature_policy: Option<AbsolutePath>,
 }
 
 #[derive(Debug, Default, Deserialize)]

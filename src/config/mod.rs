@@ -21,6 +21,7 @@ pub use value::{
 
 use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
+use crate::image::trust::{Policy, PolicyError};
 use crate::spec::base::{self, BaseSpec};
 
 /// Where the configuration is read from unless a flag says otherwise.
@@ -62,8 +63,10 @@ pub struct Cgroup {
 }
 
 /// What every container gets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Runtime {
+    /// Whether containers have SELinux labels where SELinux is on.
+    pub selinux: bool,
     /// A file of the OCI runtime specification that is laid below every container's spec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_spec: Option<PathBuf>,
@@ -117,6 +120,22 @@ pub struct Network {
 pub struct Images {
     /// Names of images that nobody may clear away.
     pub pinned: Vec<NamePattern>,
+    /// A file of containers-policy.json(5) that says which images may be pulled. `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature_policy: Option<PathBuf>,
+}
+
+impl Images {
+    /// Reads the policy, if there is one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn policy(&self) -> Result<Policy, PolicyError> {
+        match &self.signature_policy {
+            Some(path) => Policy::read(path),
+            None => Ok(Policy::default()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -193,7 +212,10 @@ impl Default for Config {
                 parent: CgroupParent::default(),
                 pids_limit: None,
             },
-            runtime: Runtime::default(),
+            runtime: Runtime {
+                selinux: true,
+                base_spec: None,
+            },
             cdi: Cdi {
                 dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
                 annotations: true,
@@ -276,6 +298,7 @@ impl Config {
             &mut self.cgroup.pids_limit,
             layer.cgroup.pids_limit.map(|n| u64::from(n.get())),
         );
+        set(&mut self.runtime.selinux, layer.runtime.selinux);
         set_option(&mut self.runtime.base_spec, layer.runtime.base_spec);
         if let Some(dirs) = layer.cdi.dirs {
             self.cdi.dirs = dirs.into_iter().map(PathBuf::from).collect();
@@ -296,6 +319,10 @@ impl Config {
         }
         set(&mut self.network.netns_dir, network.netns_dir);
         set(&mut self.image.pinned, layer.image.pinned);
+        set_option(
+            &mut self.image.signature_policy,
+            layer.image.signature_policy,
+        );
         let registry = layer.registry;
         set(&mut self.registry.plain_http, registry.plain_http);
         set(&mut self.registry.token_hosts, registry.token_hosts);

@@ -27,6 +27,9 @@ use crate::supervisor::{Exit, Lost, Started, Supervisor};
 
 /// Most bytes kept of each stream; the rest is read and thrown away, as the peers do.
 const OUTPUT_LIMIT: usize = 16 << 20;
+/// How long a terminal's first size is waited for. Clients send it as soon as they have their streams; a program that
+/// looked before would find a terminal of no size.
+const FIRST_SIZE: Duration = Duration::from_millis(100);
 /// How long a killed command may take to be reaped.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -161,7 +164,11 @@ impl Exec {
             gone,
         } = client;
         let streams = if tty {
-            let size = resize.as_mut().and_then(|sizes| sizes.try_recv().ok());
+            let first = async { resize.as_mut()?.recv().await };
+            let size = tokio::select! {
+                size = tokio::time::timeout(FIRST_SIZE, first) => size.ok().flatten(),
+                () = gone.cancelled() => None,
+            };
             self.terminal(size)?
         } else {
             Streams::pipes(stdin.is_some(), self.owner)
@@ -208,7 +215,11 @@ impl Exec {
 
     /// A terminal that has its size before a program can ask for it.
     fn terminal(&self, size: Option<TerminalSize>) -> Result<Streams, Error> {
-        let streams = Streams::terminal_of(&self.running, self.owner)?;
+        let streams = Streams::terminal_of(
+            &self.running,
+            self.owner,
+            self.container.source.mount_label(),
+        )?;
         if let (Streams::Terminal { master, .. }, Some(size)) = (&streams, size) {
             copy::set_size(master, size);
         }

@@ -25,15 +25,21 @@ impl Node {
     ) {
         let (node, container) = (Arc::clone(self), Arc::clone(container));
         tokio::spawn(async move {
-            match exit.wait().await {
-                Ok(exit) => {
-                    // One that was adopted is a child of ours.
-                    orphans::reap(&running.pidfd);
-                    node.note_exit(&container, exit, Some(&running.supervisor))
-                        .await;
+            let exit = exit.wait().await;
+            // In memory of its own: the wait is as long as the container's life, and a task takes what its longest
+            // part needs.
+            let noted = async {
+                match exit {
+                    Ok(exit) => {
+                        // One that was adopted is a child of ours.
+                        orphans::reap(&running.pidfd);
+                        node.note_exit(&container, exit, Some(&running.supervisor))
+                            .await;
+                    }
+                    Err(Lost) => node.note_loss(&container, &running).await,
                 }
-                Err(Lost) => node.note_loss(&container, &running).await,
-            }
+            };
+            Box::pin(noted).await;
         });
     }
 

@@ -31,6 +31,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use carpel_wire::PidNamespace;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use adopt::Adopted;
@@ -71,7 +72,7 @@ pub struct Container {
     pub source: Source,
     pub stop_signal: i32,
     pub timeline: Timeline,
-    pub(crate) compiled: Arc<Compiled>,
+    pub(crate) pid_namespace: PidNamespace,
     /// Whoever changes this container has its turn; an exit waits for none.
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// What is remembered of its figures.
@@ -85,13 +86,18 @@ pub struct Container {
 /// Where a container is in its life.
 #[derive(Debug)]
 pub enum State {
-    /// The root file system as made at creation, until it is handed to the supervisor.
-    Created {
-        rootfs: Option<OwnedFd>,
-    },
+    Created(Prepared),
     Running(Running),
     Exited(Exited),
     Removing(Option<Exited>),
+}
+
+/// What creation made for the start, which uses it up.
+#[derive(Debug)]
+pub struct Prepared {
+    /// `None` after a restart of the daemon.
+    pub rootfs: Option<OwnedFd>,
+    pub(crate) compiled: Arc<Compiled>,
 }
 
 /// A state as others see it.
@@ -183,12 +189,12 @@ impl Container {
     pub(crate) fn new(
         record: Record,
         config: ContainerConfig,
-        compiled: Compiled,
+        pid_namespace: PidNamespace,
         state: State,
     ) -> Self {
         let exited = matches!(state, State::Exited(_) | State::Removing(_));
         let remembered = Remembered::default();
-        if matches!(state, State::Created { rootfs: Some(_) }) {
+        if matches!(&state, State::Created(made) if made.rootfs.is_some()) {
             // It has just been made.
             remembered.set_disk(DiskUsage {
                 at: record.created_at,
@@ -215,7 +221,7 @@ impl Container {
             source: record.source,
             stop_signal: record.stop_signal,
             timeline: Timeline::default(),
-            compiled: Arc::new(compiled),
+            pid_namespace,
             turn: tokio::sync::Mutex::default(),
             remembered,
             limits: Mutex::new(limits),
@@ -248,7 +254,7 @@ impl Container {
     #[must_use]
     pub fn status(&self) -> Status {
         match &*self.lock() {
-            State::Created { .. } => Status::Created,
+            State::Created(_) => Status::Created,
             State::Running(running) => Status::Running(running.clone()),
             State::Exited(exited) => Status::Exited(exited.clone()),
             State::Removing(exited) => Status::Removing(exited.clone()),
@@ -259,7 +265,7 @@ impl Container {
     #[must_use]
     pub fn told(&self) -> Told {
         match &*self.lock() {
-            State::Created { .. } => Told::Created,
+            State::Created(_) => Told::Created,
             State::Running(running) => Told::Running {
                 started_at: running.started_at,
             },

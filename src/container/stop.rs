@@ -126,7 +126,7 @@ impl Node {
             let exited = match &*state {
                 State::Exited(exited) => Some(exited.clone()),
                 State::Removing(exited) => exited.clone(),
-                State::Created { .. } | State::Running(_) => None,
+                State::Created(_) | State::Running(_) => None,
             };
             // Drops the root file system of one that never ran.
             *state = State::Removing(exited);

@@ -36,6 +36,13 @@ impl Node {
             kind: "image",
             id: config.image.clone(),
         })?;
+        if let Some(artifact) = &own.artifact {
+            let (name, kind) = (&config.name.name, artifact.kind.escape_debug());
+            return Err(Error::InvalidArgument(format!(
+                "container {name:?}: config.image: {} is an artifact ({kind}) and no container image: it can be mounted, and not run",
+                config.image
+            )));
+        }
         let (mut volumes, mut held) = (Vec::new(), Vec::new());
         for (index, mount) in config.mounts.iter().enumerate() {
             let MountSource::Image { image, sub_path } = &mount.source else {
@@ -68,11 +75,13 @@ impl Node {
         config: &ContainerConfig,
         volumes: &[ImageVolume],
         sandbox: &Sandbox,
+        label: Option<&str>,
     ) -> Result<(), Error> {
         if volumes.is_empty() {
             return Ok(());
         }
-        self.make_image_volumes(config, volumes, sandbox).await?;
+        self.make_image_volumes(config, volumes, sandbox, label)
+            .await?;
         failpoint::hit("create:volumes")
     }
 
@@ -85,6 +94,7 @@ impl Node {
         config: &ContainerConfig,
         volumes: &[ImageVolume],
         sandbox: &Sandbox,
+        label: Option<&str>,
     ) -> Result<Vec<OwnedFd>, Error> {
         let user_namespace = sandbox.user_namespace()?;
         let mut made = Vec::with_capacity(volumes.len());
@@ -96,6 +106,7 @@ impl Node {
                 layers: self.images.layer_dirs(&volume.layers),
                 sub_path: volume.sub_path.clone(),
                 user_namespace: user_namespace.clone(),
+                label: label.map(str::to_owned),
             };
             let mount = self.builder.volume(content).await;
             made.push(mount.map_err(|error| failed(config, index, volume, error))?);

@@ -18,12 +18,13 @@ use super::update::Merge;
 pub use crate::container::ExecOutput;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::Unused;
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
+use crate::image::{Artifact, Platforms, Unused};
 use crate::network::Checked;
 use crate::node::EventKind;
 use crate::sandbox::PodLimits;
+use crate::selinux::Labels;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming;
@@ -117,8 +118,10 @@ pub trait Domain: Send + Sync + 'static {
 
     /// The image of this id or name.
     fn image(&self, name: &str) -> Result<Option<ImageView>, Error>;
-    /// What the makers of the image of this id wrote into it.
+    /// What the makers of the image of this id wrote into it. An artifact has nothing of the kind.
     fn image_spec(&self, id: &str) -> Option<ImageConfiguration>;
+    /// What the artifact of this id is, if it is one.
+    fn artifact(&self, id: &str) -> Option<Artifact>;
     fn images(&self) -> Vec<ImageView>;
     /// Removes the image of this id or name, and all its names. One that is absent is removed.
     fn remove_image(&self, name: &str) -> impl Future<Output = Result<(), Error>> + Send;
@@ -132,6 +135,7 @@ pub trait Domain: Send + Sync + 'static {
     fn import(
         &self,
         archive: Archive,
+        platforms: Platforms,
         progress: Progress,
     ) -> impl Future<Output = Result<Vec<ImageView>, Error>> + Send;
 
@@ -190,6 +194,8 @@ pub trait Domain: Send + Sync + 'static {
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error>;
     /// The configuration in force, for people and test suites.
     fn configuration(&self) -> serde_json::Value;
+    /// What the kernel's security modules do for containers.
+    fn security_modules(&self) -> SecurityModules;
     /// Whether pods can have user namespaces.
     fn user_namespaces(&self) -> bool;
 }
@@ -223,6 +229,23 @@ pub struct SandboxDetail {
     pub limits: PodLimits,
 }
 
+/// What the kernel's security modules do for containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SecurityModules {
+    pub apparmor: bool,
+    pub selinux: SelinuxMode,
+}
+
+/// What becomes of SELinux labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SelinuxMode {
+    Enforcing,
+    Permissive,
+    /// The kernel has none, or the configuration wants none.
+    Off,
+}
+
 /// What the interface has no field for, in a verbose status.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -230,7 +253,13 @@ pub struct SandboxInfo {
     /// The supervisor's.
     pub pid: Option<u32>,
     pub netns: Option<PathBuf>,
+    /// Ports of the node that were asked for, as plugins get them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<serde_json::Value>,
     pub cgroup: String,
+    /// What SELinux knows it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<Labels>,
     pub timeline: Vec<Span>,
 }
 

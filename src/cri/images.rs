@@ -113,7 +113,10 @@ async fn status<D: Domain>(
     let info = match &image {
         Some(image) if request.verbose => {
             let spec = domain.image_spec(&image.id);
-            let info = serde_json::json!({ "user": image.user, "imageSpec": spec });
+            let mut info = serde_json::json!({ "user": image.user, "imageSpec": spec });
+            if let Some(artifact) = domain.artifact(&image.id) {
+                info["artifact"] = serde_json::json!(artifact);
+            }
             verbose::info("info", &info)?
         }
         _ => verbose::none(),

@@ -17,9 +17,10 @@ use tracing::Instrument;
 
 use super::domain::{Domain, ImageView};
 use super::export::{self, Exported, Verified};
-use super::pull;
 use super::status::{answer, panicked};
 use super::upkeep;
+use super::{pull, validate};
+use crate::image::Platforms;
 
 /// Chunks that may wait for the reader, and steps that may wait for the client.
 const WAITING_CHUNKS: usize = 4;
@@ -99,17 +100,15 @@ impl<D: Domain> Images for OwnImages<D> {
         &self,
         request: Request<Streaming<ImportRequest>>,
     ) -> Result<Response<Self::ImportStream>, Status> {
-        let (chunk_sender, chunks) = mpsc::channel(WAITING_CHUNKS);
         let (steps, step_receiver) = mpsc::channel(WAITING_STEPS);
         let span = tracing::info_span!("Import");
-        tokio::spawn(forward(request.into_inner(), chunk_sender).instrument(span.clone()));
         let domain = Arc::clone(&self.0);
         let progress = Progress(steps.clone());
-        let work = async move { domain.import(Archive::new(chunks), progress).await };
+        let work = begin(domain, request.into_inner(), progress);
         let work = tokio::spawn(work.instrument(span));
         tokio::spawn(async move {
             let outcome = match work.await {
-                Ok(outcome) => outcome.map_err(Status::from),
+                Ok(outcome) => outcome,
                 Err(error) => Err(panicked(error)),
             };
             report(outcome, steps).await;
@@ -169,23 +168,45 @@ impl<D: Domain> Images for OwnImages<D> {
     }
 }
 
+/// Imports what a client sends, as its first message says.
+async fn begin<D: Domain>(
+    domain: Arc<D>,
+    mut requests: Streaming<ImportRequest>,
+    progress: Progress,
+) -> Result<Vec<ImageView>, Status> {
+    let first = requests.message().await;
+    let platforms = match &first {
+        Ok(Some(first)) => validate::import(&first.platform, first.all_platforms)?,
+        // The archive is empty, or breaks off: the import says so.
+        _ => Platforms::This,
+    };
+    let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
+    tokio::spawn(forward(first, requests, sender).in_current_span());
+    let imported = domain.import(Archive::new(chunks), platforms, progress);
+    Ok(imported.await?)
+}
+
 /// Passes the client's chunks on until it ends them.
 async fn forward(
+    mut next: Result<Option<ImportRequest>, Status>,
     mut requests: Streaming<ImportRequest>,
     chunks: mpsc::Sender<io::Result<Vec<u8>>>,
 ) {
     loop {
-        let chunk = match requests.message().await {
-            Ok(Some(request)) if request.chunk.is_empty() => continue,
-            Ok(Some(request)) => Ok(request.chunk),
-            Ok(None) => Ok(Vec::new()),
-            Err(status) => Err(io::Error::other(status)),
+        let chunk = match next {
+            Ok(Some(request)) if request.chunk.is_empty() => None,
+            Ok(Some(request)) => Some(Ok(request.chunk)),
+            Ok(None) => Some(Ok(Vec::new())),
+            Err(status) => Some(Err(io::Error::other(status))),
         };
-        let last = !matches!(&chunk, Ok(bytes) if !bytes.is_empty());
-        // An import that reads no more has failed, and says why itself.
-        if chunks.send(chunk).await.is_err() || last {
-            return;
+        if let Some(chunk) = chunk {
+            let last = !matches!(&chunk, Ok(bytes) if !bytes.is_empty());
+            // An import that reads no more has failed, and says why itself.
+            if chunks.send(chunk).await.is_err() || last {
+                return;
+            }
         }
+        next = requests.message().await;
     }
 }
 

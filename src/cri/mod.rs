@@ -84,7 +84,6 @@ pub fn routes<D: Domain>(domain: Arc<D>) -> Routes {
 /// What was accepted once is accepted again from a record, whatever the kernel has now.
 const RECORDED: Platform = Platform {
     apparmor: true,
-    selinux: false,
     recursive_read_only: true,
     unified: true,
 };

@@ -16,21 +16,23 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
     ExecOutput, ImageUse, ImageView, Lookup, Missed, NotReady, Pruned, SandboxDetail, SandboxInfo,
-    SandboxView,
+    SandboxView, SecurityModules, SelinuxMode,
 };
 use super::export::{Chunks, VerifySteps};
 use super::import::{Archive, Progress};
 use super::pull::Steps;
 use super::update::{self, Merge};
+use crate::apparmor;
 use crate::container::{Asked, Container, Exited, Limits, State, Told};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
-use crate::image::{self, Image, ImageId, Unused};
+use crate::image::{self, Artifact, Image, ImageId, Platforms, Unused};
 use crate::network::{self, Checked};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
+use crate::selinux::{Kernel, Selinux};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming::{self, Urls};
@@ -80,7 +82,9 @@ impl Domain for Served {
         Some(SandboxInfo {
             pid: sandbox.live().map(|live| live.supervisor.pid()),
             netns: sandbox.netns.clone(),
+            port_mappings: network::port_mappings(&sandbox.config.port_mappings),
             cgroup: sandbox.cgroup.clone(),
+            selinux: sandbox.selinux.clone(),
             timeline: sandbox.timeline.spans(),
         })
     }
@@ -241,7 +245,12 @@ impl Domain for Served {
 
     fn image_spec(&self, id: &str) -> Option<ImageConfiguration> {
         let image = self.node.images.resolve(id);
+        let image = image.filter(|image| image.artifact.is_none());
         image.map(|image| image.config.clone())
+    }
+
+    fn artifact(&self, id: &str) -> Option<Artifact> {
+        self.node.images.resolve(id)?.artifact.clone()
     }
 
     fn images(&self) -> Vec<ImageView> {
@@ -277,7 +286,12 @@ impl Domain for Served {
         Ok(image_view(&image))
     }
 
-    async fn import(&self, archive: Archive, progress: Progress) -> Result<Vec<ImageView>, Error> {
+    async fn import(
+        &self,
+        archive: Archive,
+        platforms: Platforms,
+        progress: Progress,
+    ) -> Result<Vec<ImageView>, Error> {
         let report = move |step: image::Progress| match step {
             image::Progress::Received { bytes } => progress.received(bytes),
             image::Progress::Shared { layer } => {
@@ -292,7 +306,7 @@ impl Domain for Served {
             // The answer itself says so.
             image::Progress::Recorded { .. } => {}
         };
-        let images = self.node.import_images(archive, report).await?;
+        let images = self.node.import_images(archive, platforms, report).await?;
         Ok(images.iter().map(|image| image_view(image)).collect())
     }
 
@@ -394,6 +408,18 @@ impl Domain for Served {
 
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.urls.url(request)
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        let selinux = self.node.selinux.as_ref().map(Selinux::kernel);
+        SecurityModules {
+            apparmor: apparmor::is_enabled(),
+            selinux: match selinux.map(Kernel::is_enforcing) {
+                Some(true) => SelinuxMode::Enforcing,
+                Some(false) => SelinuxMode::Permissive,
+                None => SelinuxMode::Off,
+            },
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {

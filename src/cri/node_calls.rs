@@ -48,7 +48,12 @@ pub async fn status<D: Domain>(
             conditions: vec![runtime, network],
         }),
         info: if request.verbose {
-            verbose::info("config", &domain.configuration())?
+            let mut info = verbose::info("config", &domain.configuration())?;
+            info.extend(verbose::info(
+                "securityModules",
+                &domain.security_modules(),
+            )?);
+            info
         } else {
             verbose::none()
         },

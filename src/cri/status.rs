@@ -23,7 +23,9 @@ impl From<Error> for Status {
             Error::NotFound { .. } | Error::Absent(_) => Self::not_found(text),
             Error::Denied(_) => Self::permission_denied(text),
             // The kubelet looks at how the text begins, and it sees the bare text with this code only.
-            Error::RegistryUnavailable(_) => Self::unknown(text),
+            Error::RegistryUnavailable(_) | Error::SignatureValidationFailed(_) => {
+                Self::unknown(text)
+            }
             Error::InvalidArgument(_) => Self::invalid_argument(text),
             Error::FailedPrecondition(_) => Self::failed_precondition(text),
             Error::DeadlineExceeded(_) => Self::deadline_exceeded(text),

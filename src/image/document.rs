@@ -22,6 +22,9 @@ pub(super) struct Descriptor {
     pub platform: Option<Platform>,
     #[serde(default)]
     pub annotations: Option<BTreeMap<String, String>>,
+    /// What the manifest that it names is, if that is no image.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -37,6 +40,8 @@ struct Document {
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
     #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
     fs_layers: Option<IgnoredAny>,
 }
 
@@ -44,7 +49,11 @@ struct Document {
 #[derive(Debug)]
 pub(super) enum Content {
     Index(Vec<Descriptor>),
-    Manifest(Descriptor, Vec<Descriptor>),
+    Manifest {
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+        artifact_type: Option<String>,
+    },
 }
 
 pub(super) const INDEX: [&str; 2] = [
@@ -70,7 +79,7 @@ const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
 const STATEMENT: &str = "vnd.docker.reference.type";
 
 /// Indexes inside of an index.
-pub(super) const MOST_NESTED: u32 = 2;
+pub(super) const MOST_NESTED: usize = 2;
 /// Descriptors of one archive or pull.
 const MOST_DESCRIPTORS: usize = 1000;
 
@@ -130,13 +139,18 @@ impl Content {
                 manifests: None,
                 config: Some(config),
                 layers,
+                artifact_type,
                 ..
-            } => Self::Manifest(config, layers.unwrap_or_default()),
+            } => Self::Manifest {
+                config,
+                layers: layers.unwrap_or_default(),
+                artifact_type,
+            },
             _ => return Err("is neither an index nor a manifest".into()),
         };
         let (fits, descriptors) = match &content {
             Self::Index(entries) => (INDEX, entries.len()),
-            Self::Manifest(_, layers) => (MANIFEST, layers.len() + 1),
+            Self::Manifest { layers, .. } => (MANIFEST, layers.len() + 1),
         };
         if kind.is_some_and(|kind| !fits.contains(&kind.as_str())) {
             return Err("is not what its type says".into());

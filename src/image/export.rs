@@ -41,6 +41,12 @@ impl ImageStore {
     ) -> Result<(), Error> {
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
         for image in images {
+            if image.artifact.is_some() {
+                return Err(Error::Export {
+                    image: image.title(),
+                    why: "it is an artifact, and not all of one is kept".to_owned(),
+                });
+            }
             for (&id, diff) in image.layers.iter().zip(image.diff_ids()) {
                 if blobs.contains_key(&diff) {
                     continue;
@@ -101,7 +107,7 @@ impl ImageStore {
             why: "it was removed meanwhile".to_owned(),
         };
         let config = self.configuration(image.id).ok_or_else(removed)?;
-        let layers = image.diff_ids().map(|diff| {
+        let layers = image.diff_ids().into_iter().map(|diff| {
             json!({
                 "mediaType": LAYER,
                 "digest": diff.to_string(),
@@ -118,10 +124,18 @@ impl ImageStore {
         let digest = Digest::of(manifest.as_bytes());
         archive.file(&path(image.id.0), config.as_bytes())?;
         archive.file(&path(digest), manifest.as_bytes())?;
+        let mut platform = json!({
+            "architecture": image.config.architecture(),
+            "os": image.config.os(),
+        });
+        if let Some(variant) = image.config.variant() {
+            platform["variant"] = json!(variant);
+        }
         let entry = json!({
             "mediaType": MANIFEST,
             "digest": digest.to_string(),
             "size": manifest.len(),
+            "platform": platform,
         });
         if image.tags.is_empty() {
             return Ok(vec![entry]);

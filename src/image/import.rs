@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::archive::Members;
 use super::manifest::{self, Found, FoundLayer};
+use super::platform::Platforms;
 use super::reference::Reference;
-use super::store::New;
+use super::store::{Content, New};
 use super::{Error, Image, ImageStore};
 use crate::store::blobs::Digest;
 use crate::store::layers::{Claims, LayerId, LayerStore, Staged};
@@ -21,6 +22,23 @@ pub enum Names {
     FromArchive,
     /// These, whatever the archive says. The archive must have one image.
     Given(Vec<Reference>),
+}
+
+/// What of an archive is imported.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    pub names: Names,
+    pub platforms: Platforms,
+}
+
+impl Default for Selection {
+    /// What is for this machine, under the archive's own names.
+    fn default() -> Self {
+        Self {
+            names: Names::FromArchive,
+            platforms: Platforms::This,
+        }
+    }
 }
 
 /// How far an import is.
@@ -57,7 +75,7 @@ struct Job {
 }
 
 impl ImageStore {
-    /// Imports all images for this machine that an archive has: an OCI layout or what docker save writes, perhaps packed
+    /// Imports the images that are wanted of an archive: an OCI layout or what docker save writes, perhaps packed
     /// with gzip or zstd. It is read once, to its end. Blocks, for as long as that takes.
     ///
     /// `progress` is called from several threads.
@@ -67,12 +85,12 @@ impl ImageStore {
     pub fn import(
         &self,
         archive: impl Read + Send,
-        names: &Names,
+        selection: &Selection,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Vec<Arc<Image>>, Error> {
         let members = Members::read(archive, &self.temporary(), progress)?;
-        let mut found = manifest::find(&members)?;
-        rename(&mut found, names)?;
+        let mut found = manifest::find(&members, &selection.platforms)?;
+        rename(&mut found, &selection.names)?;
         let found = merge(found)?;
         let stacks: Vec<Vec<LayerId>> = found
             .iter()
@@ -167,7 +185,7 @@ fn new(image: Found, layers: Vec<LayerId>) -> New {
         digests,
         id: image.id,
         config: image.config,
-        checked: image.checked,
+        content: Content::Image(Box::new(image.checked)),
         layers,
     }
 }

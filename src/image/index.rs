@@ -35,7 +35,10 @@ pub(super) struct Record {
     pub(super) digests: BTreeSet<String>,
     pub(super) size: u64,
     pub(super) pinned: bool,
-    /// Byte for byte, since its digest is the image's id.
+    /// Whether it is one of an artifact.
+    #[serde(default)]
+    pub(super) artifact: bool,
+    /// The configuration, of an artifact the manifest: byte for byte, since its digest is the image's id.
     pub(super) config: String,
 }
 

@@ -1,7 +1,8 @@
 //! What an archive says is in it: OCI layouts (index, manifest) and docker-save's manifest.json.
 //!
 //! What must always hold: every document is bounded, is what its digest and size say, and is one thing only; of an index
-//! the image for this machine is taken, and if two fit equally well none is.
+//! the image for the machine that is meant is taken, and if two fit equally well none is. If all are wanted, the names stand
+//! for the one that fits this machine, and the others have none but their digests.
 
 use serde::Deserialize;
 
@@ -9,7 +10,7 @@ use super::archive::Members;
 use super::config::{Checked, MOST_LAYERS};
 use super::document::{Content, Count, Descriptor, MOST_NESTED};
 use super::json::{self, MOST_BYTES};
-use super::platform::Platform;
+use super::platform::Platforms;
 use super::reference::Reference;
 use super::{Error, ImageId};
 use crate::store::blobs::{Digest, Section};
@@ -26,6 +27,8 @@ pub(super) struct Found {
     pub names: Vec<Reference>,
     /// What the names stand for: an index, or the manifest itself.
     pub digest: Option<Digest>,
+    /// The manifest, if the archive has one.
+    manifest: Option<Digest>,
 }
 
 #[derive(Debug, Clone)]
@@ -47,17 +50,18 @@ struct Saved {
 const IMAGE_NAME: &str = "io.containerd.image.name";
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// Finds the images for this machine.
+/// Finds the images that are wanted.
 ///
 /// # Errors
 /// [`Error`]: the archive breaks a rule, or has none.
-pub(super) fn find(members: &Members) -> Result<Vec<Found>, Error> {
+pub(super) fn find(members: &Members, wanted: &Platforms) -> Result<Vec<Found>, Error> {
     let mut search = Search {
         members,
+        wanted,
         count: Count::default(),
         others: Vec::new(),
     };
-    let found = if let Some(index) = members.get("index.json") {
+    let mut found = if let Some(index) = members.get("index.json") {
         search.layout(index)?
     } else if let Some(manifest) = members.get("manifest.json") {
         search.saved(manifest)?
@@ -67,19 +71,40 @@ pub(super) fn find(members: &Members) -> Result<Vec<Found>, Error> {
     if found.is_empty() {
         search.others.sort();
         search.others.dedup();
-        let (this, others) = (Platform::this(), search.others.join(", "));
+        let others = search.others.join(", ");
         let others = if others.is_empty() {
             "none at all"
         } else {
             &others
         };
-        return Err(Error::Archive(format!("no image for {this}, but {others}")));
+        return Err(Error::Archive(format!(
+            "no image for {wanted}, but {others}"
+        )));
+    }
+    if *wanted == Platforms::All {
+        let found = found.iter_mut();
+        let foreign = found.filter(|image| image.checked.platform.rank().is_none());
+        foreign.for_each(Found::leave_names);
     }
     Ok(found)
 }
 
+impl Found {
+    /// Leaves its names to another image, and keeps what its digest makes of them.
+    fn leave_names(&mut self) {
+        let digest = self.manifest;
+        let names = self.names.drain(..).filter_map(|name| {
+            let digest = digest?;
+            name.repository().with(digest).parse().ok()
+        });
+        self.names = names.collect();
+        self.digest = None;
+    }
+}
+
 struct Search<'a> {
     members: &'a Members,
+    wanted: &'a Platforms,
     count: Count,
     /// Platforms of what does not fit.
     others: Vec<String>,
@@ -111,30 +136,38 @@ impl Search<'_> {
         };
         let mut found: Vec<Found> = Vec::new();
         for entry in entries {
-            let Some(candidate) = self.candidate(&entry, 0)? else {
-                continue;
-            };
-            let mut image = candidate.found;
-            image.names.extend(names(&entry)?);
-            image.digest = Some(entry.digest);
-            found.push(image);
+            let mut candidates = Vec::new();
+            self.collect(&entry, 0, &mut candidates)?;
+            if *self.wanted == Platforms::All {
+                found.extend(every(candidates, &entry)?);
+            } else if let Some(best) = best(candidates)? {
+                let mut image = best.found;
+                image.names.extend(names(&entry)?);
+                image.digest = Some(entry.digest);
+                found.push(image);
+            }
         }
         Ok(found)
     }
 
-    /// The best image for this machine that a descriptor leads to.
-    fn candidate(&mut self, entry: &Descriptor, depth: u32) -> Result<Option<Candidate>, Error> {
+    /// The images that a descriptor leads to, as far as they are wanted.
+    fn collect(
+        &mut self,
+        entry: &Descriptor,
+        depth: usize,
+        found: &mut Vec<Candidate>,
+    ) -> Result<(), Error> {
         if entry.is_statement() {
-            return Ok(None);
+            return Ok(());
         }
         if let Some(platform) = &entry.platform
-            && platform.rank().is_none()
+            && self.wanted.rank(platform).is_none()
         {
             self.others.push(platform.to_string());
-            return Ok(None);
+            return Ok(());
         }
         if !entry.is_index() && !entry.is_manifest() {
-            return Ok(None);
+            return Ok(());
         }
         if entry.is_index() && depth == MOST_NESTED {
             return Err(invalid("too many indexes within another"));
@@ -142,30 +175,14 @@ impl Search<'_> {
         let name = entry.digest.to_string();
         let bytes = self.blob(entry)?;
         match self.content(&bytes, &name, Some(&entry.media_type))? {
-            Content::Index(entries) => self.best(&entries, depth + 1),
-            Content::Manifest(config, layers) => self.image(entry, &config, &layers),
+            Content::Index(entries) => entries
+                .iter()
+                .try_for_each(|entry| self.collect(entry, depth + 1, found)),
+            Content::Manifest { config, layers, .. } => {
+                found.extend(self.image(entry, &config, &layers)?);
+                Ok(())
+            }
         }
-    }
-
-    fn best(&mut self, entries: &[Descriptor], depth: u32) -> Result<Option<Candidate>, Error> {
-        let mut best: Option<Candidate> = None;
-        for entry in entries {
-            let Some(candidate) = self.candidate(entry, depth)? else {
-                continue;
-            };
-            best = match best {
-                Some(best) if best.rank < candidate.rank || best.digest == candidate.digest => {
-                    Some(best)
-                }
-                Some(best) if best.rank == candidate.rank => {
-                    let (one, other) = (best.digest, candidate.digest);
-                    let text = format!("two images for this machine: {one} and {other}");
-                    return Err(Error::Archive(text));
-                }
-                _ => Some(candidate),
-            };
-        }
-        Ok(best)
     }
 
     fn image(
@@ -176,12 +193,14 @@ impl Search<'_> {
     ) -> Result<Option<Candidate>, Error> {
         if !config.is_config() {
             // Something else that is kept in registries.
+            let kind = config.media_type.escape_debug();
+            self.others.push(format!("an artifact ({kind})"));
             return Ok(None);
         }
         let bytes = self.blob(config)?;
         let name = config.digest.to_string();
         let checked = check(&bytes, &name)?;
-        let Some(rank) = checked.platform.rank() else {
+        let Some(rank) = self.wanted.rank(&checked.platform) else {
             self.others.push(checked.platform.to_string());
             return Ok(None);
         };
@@ -193,7 +212,8 @@ impl Search<'_> {
                 section: self.section(layer)?.clone(),
             });
         }
-        let found = image(&bytes, checked, found, &name)?;
+        let mut found = image(&bytes, checked, found, &name)?;
+        found.manifest = Some(entry.digest);
         Ok(Some(Candidate {
             rank,
             digest: entry.digest,
@@ -217,7 +237,7 @@ impl Search<'_> {
             if Digest::from_hex(stem).is_ok_and(|named| named != Digest::of(&bytes)) {
                 return Err(Error::Archive(format!("{name} is not what its name says")));
             }
-            if checked.platform.rank().is_none() {
+            if self.wanted.rank(&checked.platform).is_none() {
                 self.others.push(checked.platform.to_string());
                 continue;
             }
@@ -295,7 +315,46 @@ fn image(
         layers,
         names: Vec::new(),
         digest: None,
+        manifest: None,
     })
+}
+
+/// The one that fits best.
+fn best(candidates: Vec<Candidate>) -> Result<Option<Candidate>, Error> {
+    let mut best: Option<Candidate> = None;
+    for candidate in candidates {
+        best = match best {
+            Some(best) if best.rank < candidate.rank || best.digest == candidate.digest => {
+                Some(best)
+            }
+            Some(best) if best.rank == candidate.rank => {
+                let (one, other) = (best.digest, candidate.digest);
+                let text = format!("two images for this machine: {one} and {other}");
+                return Err(Error::Archive(text));
+            }
+            _ => Some(candidate),
+        };
+    }
+    Ok(best)
+}
+
+/// All of them. Those of this machine have the names of the entry, as if they alone were wanted; the others have names
+/// that they leave later.
+fn every(candidates: Vec<Candidate>, entry: &Descriptor) -> Result<Vec<Found>, Error> {
+    let names = names(entry)?;
+    let rank = |candidate: &Candidate| candidate.found.checked.platform.rank();
+    let best = candidates.iter().filter_map(rank).min();
+    let named = candidates.into_iter().map(|candidate| {
+        let mut image = candidate.found;
+        image.names.extend(names.clone());
+        image.digest = Some(entry.digest);
+        let own = image.checked.platform.rank();
+        if own.is_some() && own != best {
+            image.leave_names();
+        }
+        image
+    });
+    Ok(named.collect())
 }
 
 /// The names that an entry of index.json gives. One that is a bare tag names nothing.

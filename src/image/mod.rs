@@ -10,9 +10,11 @@
 //! no image has. Lists and look-ups are answered from memory.
 
 mod archive;
+mod artifact;
 mod config;
 mod document;
 mod export;
+pub mod fuzz;
 mod import;
 mod index;
 mod json;
@@ -23,6 +25,7 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 mod store;
+pub mod trust;
 mod upkeep;
 mod verify;
 
@@ -39,15 +42,17 @@ use crate::store::blobs::Digest;
 use crate::store::layers::LayerId;
 use crate::store::unpack::{UnpackError, is_no_space};
 
+pub use artifact::{Artifact, ArtifactFile};
 pub use config::ImageUser;
-pub use import::{Names, Progress};
+pub use import::{Names, Progress, Selection};
 pub use pinned::Pinned;
+pub use platform::{InvalidPlatform, Platform, Platforms};
 pub use reference::{InvalidReference, Reference};
 pub use store::ImageStore;
 pub use upkeep::{Pruned, Unused, Usage, Used};
 pub use verify::VerifyStep;
 
-/// The identity of an image: the digest of its configuration.
+/// The identity of an image: the digest of its configuration. Of an artifact, that of its manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ImageId(pub(crate) Digest);
@@ -68,7 +73,10 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Bytes on disk, layers shared with other images included. Never 0.
     pub size: u64,
+    /// Empty of an artifact.
     pub config: ImageConfiguration,
+    /// It is no container image, and no container can be made from it.
+    pub artifact: Option<Artifact>,
     /// Bottom first.
     pub layers: Vec<LayerId>,
     pub user: ImageUser,
@@ -123,6 +131,13 @@ pub enum Error {
         image: String,
         registry: String,
         what: String,
+    },
+    /// The policy does not allow it.
+    #[error("image {image} of registry {registry}: {why}")]
+    Untrusted {
+        image: String,
+        registry: String,
+        why: String,
     },
     #[error("image {image} of registry {registry}: unpack layer {layer}: {source}")]
     Pulled {

@@ -9,9 +9,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
+use oci_spec::image::ImageConfiguration;
+
 use super::config::Checked;
 use super::index::{Entry, Index, Record, drop_name};
-use super::{Error, Image, ImageId, Pinned};
+use super::{Artifact, Error, Image, ImageId, ImageUser, Pinned};
 use crate::store::blobs::Digest;
 use crate::store::gc::{Collected, Detached};
 use crate::store::layers::{LayerId, LayerStore, Usage};
@@ -36,9 +38,35 @@ pub(super) struct New {
     pub id: ImageId,
     pub tags: Vec<String>,
     pub digests: Vec<String>,
+    /// The configuration, of an artifact the manifest: byte for byte.
     pub config: String,
-    pub checked: Checked,
+    pub content: Content,
     pub layers: Vec<LayerId>,
+}
+
+/// What an image is, out of its configuration or manifest.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    Image(Box<Checked>),
+    Artifact(Artifact),
+}
+
+impl Content {
+    fn parse(record: &Record) -> Result<Self, String> {
+        let bytes = record.config.as_bytes();
+        Ok(match record.artifact {
+            true => Self::Artifact(Artifact::parse(bytes)?),
+            false => Self::Image(Box::new(Checked::parse(bytes)?)),
+        })
+    }
+
+    /// The layers that it consists of, bottom first.
+    pub(super) fn layers(&self) -> Vec<LayerId> {
+        match self {
+            Self::Image(checked) => LayerId::chain(&checked.diff_ids),
+            Self::Artifact(artifact) => artifact.layers(),
+        }
+    }
 }
 
 impl ImageStore {
@@ -272,10 +300,11 @@ impl ImageStore {
             digests,
             size,
             pinned,
+            artifact: matches!(new.content, Content::Artifact(_)),
             config: new.config,
         };
         let pinned = self.read(|index| index.is_pinned(&record));
-        let image = Arc::new(image(new.id, &record, pinned, new.checked, new.layers));
+        let image = Arc::new(image(new.id, &record, pinned, new.content, new.layers));
         Entry { record, image }
     }
 
@@ -343,17 +372,26 @@ fn image(
     id: ImageId,
     record: &Record,
     pinned: bool,
-    checked: Checked,
+    content: Content,
     layers: Vec<LayerId>,
 ) -> Image {
+    let (config, user, artifact) = match content {
+        Content::Image(checked) => (checked.configuration, checked.user, None),
+        Content::Artifact(artifact) => (
+            ImageConfiguration::default(),
+            ImageUser::Unset,
+            Some(artifact),
+        ),
+    };
     Image {
         id,
         tags: record.tags.iter().cloned().collect(),
         digests: record.digests.iter().cloned().collect(),
         size: record.size,
-        config: checked.configuration,
+        config,
+        artifact,
         layers,
-        user: checked.user,
+        user,
         pinned,
     }
 }
@@ -402,14 +440,14 @@ fn load_one(
     if path.file_name().and_then(|name| name.to_str()) != Some(&id.hex()) {
         return Err(damaged("not the image that it is named after"));
     }
-    let checked = Checked::parse(record.config.as_bytes()).map_err(Unusable::Damaged)?;
-    let stack = LayerId::chain(&checked.diff_ids);
+    let content = Content::parse(&record).map_err(Unusable::Damaged)?;
+    let stack = content.layers();
     if !layers.has(&stack) {
         return Err(damaged("its layers are not all there"));
     }
     let id = ImageId(id);
     let is_pinned = record.is_pinned(pinned);
-    let image = Arc::new(image(id, &record, is_pinned, checked, stack));
+    let image = Arc::new(image(id, &record, is_pinned, content, stack));
     Ok((id, Entry { record, image }))
 }
 

@@ -39,11 +39,17 @@ impl ImageStore {
     ) -> Result<(), Error> {
         let mut conditions: HashMap<LayerId, Condition> = HashMap::new();
         for image in images {
-            for (&layer, diff) in image.layers.iter().zip(image.diff_ids()) {
+            for (at, (&layer, diff)) in image.layers.iter().zip(image.diff_ids()).enumerate() {
                 if conditions.contains_key(&layer) {
                     continue;
                 }
-                let condition = self.layers().verify(layer, diff, proceed);
+                let condition = match &image.artifact {
+                    None => self.layers().verify(layer, diff, proceed),
+                    Some(artifact) => {
+                        let name = &artifact.files[at].name;
+                        self.layers().verify_file(name, diff, proceed)
+                    }
+                };
                 let condition = condition.map_err(|_| Error::Cancelled {
                     image: image.title(),
                 })?;
@@ -102,10 +108,13 @@ impl ImageStore {
 }
 
 impl Image {
-    /// The digests of its layers' tar streams, bottom first.
-    pub(super) fn diff_ids(&self) -> impl Iterator<Item = Digest> {
+    /// The digests of its layers' tar streams, bottom first. Of an artifact, those of its files.
+    pub(super) fn diff_ids(&self) -> Vec<Digest> {
+        if let Some(artifact) = &self.artifact {
+            return artifact.files.iter().map(|file| file.digest).collect();
+        }
         // They were checked when the image was recorded.
         let ids = self.config.rootfs().diff_ids().iter();
-        ids.filter_map(|id| id.parse().ok())
+        ids.filter_map(|id| id.parse().ok()).collect()
     }
 }

@@ -13,7 +13,8 @@
 //!   entry, whatever the folder says by then.
 //! - One sandbox has one operation at a time; different sandboxes share nothing but the processor. Only GC is
 //!   alone, as the CNI specification demands.
-//! - A plugin is a subprocess that is bounded in time and output; it dies with the future that awaits it.
+//! - A plugin is a subprocess that is bounded in time and output; it dies with the future that awaits it, or
+//!   before the next daemon runs another.
 //! - What a plugin or a file says is input: parsed within bounds, never trusted to be a path.
 
 mod cache;
@@ -23,6 +24,7 @@ mod current;
 mod examine;
 mod exec;
 mod folder;
+mod leftover;
 mod locks;
 pub mod netns;
 mod pod_cidr;
@@ -57,13 +59,13 @@ pub use examine::{Examined, examine};
 pub use exec::{Excerpt, Failure, SHIPPED};
 pub use pod_cidr::{InvalidPodCidr, Unwritten};
 pub use result::Attachment;
-pub use runtime_config::PodNetwork;
+pub use runtime_config::{PodNetwork, port_mappings};
 
 /// The interface's name in every pod.
 const INTERFACE: &str = "eth0";
 /// How long one run of ADD or DEL may take unless the settings say otherwise. The kubelet waits 240 s.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long GC may take, all plugins together: no pod gets a network meanwhile.
+/// How long GC may take at most, all plugins together: no pod gets a network meanwhile.
 const GC_TIME: Duration = Duration::from_secs(15);
 /// How often and how many times GC looks for a moment in which nothing else is under way.
 const GC_PAUSE: Duration = Duration::from_millis(50);
@@ -181,7 +183,8 @@ impl Drop for Inner {
 }
 
 impl Network {
-    /// Reads the folder of configurations and begins to watch it. The folder need not be there.
+    /// Reads the folder of configurations and begins to watch it. The folder need not be there. Plugins that an
+    /// earlier daemon left running are dead afterwards.
     ///
     /// # Errors
     /// If the default network is not valid, the cache folder cannot be made or read, a folder's name cannot
@@ -190,6 +193,8 @@ impl Network {
         let runtime = tokio::runtime::Handle::try_current()?;
         let path = &settings.cache_dir;
         let cache = Cache::open(path.clone()).map_err(|error| cache_error(path, error))?;
+        let sandboxes = cache.list().map_err(|error| cache_error(path, error))?;
+        leftover::end(&sandboxes);
         let pod_cidr = PodCidr::load(path).unwrap_or_else(|error| {
             warn!("pod CIDR kept in {}: {error}", path.display());
             None
@@ -204,6 +209,7 @@ impl Network {
             default,
             Arc::clone(&bins),
             pod_cidr,
+            settings.timeout,
             runtime.clone(),
         )
         .map_err(Error::DefaultNetwork)?;
@@ -356,22 +362,26 @@ impl Network {
     }
 
     /// Deletes what is left of sandboxes other than `valid`, then has plugins that know how (CNI 1.1) collect
-    /// what is of none. A sandbox whose ADD begins after the call is safe.
-    pub async fn gc(&self, valid: &HashSet<SandboxId>) -> Collected {
+    /// what is of none. A sandbox whose ADD begins after the call is safe, whenever the future is awaited.
+    pub fn gc(&self, valid: HashSet<SandboxId>) -> impl Future<Output = Collected> + use<> {
         let mut stale = self.cached();
         stale.retain(|id| !valid.contains(id));
-        let deletions =
-            futures::stream::iter(stale.clone()).map(|id| async move { (id, self.del(&id).await) });
-        let mut deletions = deletions.buffer_unordered(GC_PARALLEL);
-        let mut collected = Collected::default();
-        while let Some((id, outcome)) = deletions.next().await {
-            match outcome {
-                Ok(()) => collected.deleted.push(id),
-                Err(error) => collected.failed.push((id, error)),
+        let network = self.clone();
+        async move {
+            let network = &network;
+            let deletions = futures::stream::iter(stale.clone())
+                .map(|id| async move { (id, network.del(&id).await) });
+            let mut deletions = deletions.buffer_unordered(GC_PARALLEL);
+            let mut collected = Collected::default();
+            while let Some((id, outcome)) = deletions.next().await {
+                match outcome {
+                    Ok(()) => collected.deleted.push(id),
+                    Err(error) => collected.failed.push((id, error)),
+                }
             }
+            collected.plugins = network.0.gc_plugins(&valid, &stale).await.err();
+            collected
         }
-        collected.plugins = self.0.gc_plugins(valid, &stale).await.err();
-        collected
     }
 
     /// The sandboxes that have, or may have, a network.
@@ -484,7 +494,8 @@ impl Inner {
         let mut all: Vec<_> = valid.iter().copied().chain(added).collect();
         all.sort_unstable();
         all.dedup();
-        chain.gc(&all, INTERFACE, GC_TIME).await
+        let time = self.timeout.min(GC_TIME);
+        chain.gc(&all, INTERFACE, time).await
     }
 }
 

@@ -44,8 +44,8 @@ impl PodNetwork {
         }
         values.insert("aliases".into(), self.aliases());
         if !self.port_mappings.is_empty() {
-            let mappings = self.port_mappings.iter().map(port_mapping);
-            values.insert("portMappings".into(), mappings.collect());
+            let mappings = port_mappings(&self.port_mappings);
+            values.insert("portMappings".into(), Value::Array(mappings));
         }
         if let Some(bandwidth) = bandwidth(&self.annotations)? {
             values.insert("bandwidth".into(), bandwidth);
@@ -94,6 +94,12 @@ impl PodNetwork {
         }
         Ok(args)
     }
+}
+
+/// Ports of the node as plugins are told them.
+#[must_use]
+pub fn port_mappings(mappings: &[PortMapping]) -> Vec<Value> {
+    mappings.iter().map(port_mapping).collect()
 }
 
 fn port_mapping(mapping: &PortMapping) -> Value {

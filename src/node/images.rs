@@ -8,11 +8,11 @@ use super::Node;
 use super::joint::Waiter;
 use crate::container::Container;
 use crate::error::Error;
-use crate::image::pull::{PullProgress, Wanted};
+use crate::image::pull::{PullProgress, Sources, Wanted};
 use crate::image::reference::Reference;
 use crate::image::registry;
 use crate::image::{
-    self, Image, ImageId, Names, Progress, Pruned, Unused, Usage, Used, VerifyStep,
+    self, Image, ImageId, Platforms, Progress, Pruned, Selection, Unused, Usage, Used, VerifyStep,
 };
 use crate::store::blobs::Digest;
 use crate::store::gc::Collected;
@@ -22,23 +22,26 @@ use crate::store::layers::LayerId;
 pub type Pull = Waiter<Wanted, PullProgress, Arc<Image>>;
 
 impl Node {
-    /// Imports every image of an archive.
+    /// Imports the images of an archive that are for these platforms.
     ///
     /// # Errors
     /// What is wrong with the archive or the disk; nothing of it stays then.
     pub async fn import_images(
         self: &Arc<Self>,
         archive: impl Read + Send + 'static,
+        platforms: Platforms,
         report: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Vec<Arc<Image>>, Error> {
         let node = Arc::clone(self);
+        let selection = Selection {
+            platforms,
+            ..Selection::default()
+        };
         // A thread of its own: a panic in the unpacking of a hostile layer costs this import.
-        tokio::task::spawn_blocking(move || {
-            node.images.import(archive, &Names::FromArchive, &report)
-        })
-        .await
-        .map_err(Error::at("import"))?
-        .map_err(of_image)
+        tokio::task::spawn_blocking(move || node.images.import(archive, &selection, &report))
+            .await
+            .map_err(Error::at("import"))?
+            .map_err(of_image)
     }
 
     /// Pulls an image, or joins the same pull that is under way.
@@ -47,10 +50,11 @@ impl Node {
         let node = Arc::clone(self);
         self.pulls
             .join(wanted.clone(), |progress, cancel| async move {
-                let pulled = node
-                    .images
-                    .pull(&node.registries, &wanted, &progress, &cancel);
-                let pulled = pulled.await;
+                let sources = Sources {
+                    registries: &node.registries,
+                    policy: &node.policy,
+                };
+                let pulled = node.images.pull(sources, &wanted, &progress, &cancel).await;
                 if pulled.is_err() {
                     // Layers that were shared with another pull, which failed as well.
                     let node = Arc::clone(&node);
@@ -249,6 +253,9 @@ fn of_image(error: image::Error) -> Error {
             source if source.is_unavailable() => return Error::RegistryUnavailable(text),
             _ => {}
         }
+    }
+    if let image::Error::Untrusted { .. } = &error {
+        return Error::SignatureValidationFailed(text);
     }
     if let image::Error::Unsuitable { .. } = &error {
         return Error::Absent(text);

@@ -3,23 +3,24 @@
 //!
 //! ```text
 //! read the records ─▶ reconnect to the supervisors ─▶ merge what they say with the exits they wrote
-//!                  ─▶ undo half-made pods, go on with half-done removals ─▶ release the rest ─▶ serve
+//!                  ─▶ undo half-made pods, go on with half-done removals ─▶ serve, and release the rest
 //! ```
 //!
 //! Nothing here ends the daemon because of one object: what cannot be read is quarantined, what cannot be
 //! undone is reported and tried again when it is asked for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use carpel_wire::{ObjectId, UNKNOWN_STATUS};
+use futures::StreamExt;
 use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
 use super::{Node, Parts};
-use crate::container::{self, Container, Exited, Kept, Limits, Running};
+use crate::container::{self, Container, Exited, Kept, Limits, Prepared, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::sandbox::{self, Live, Phase, Sandbox};
@@ -38,6 +39,9 @@ pub struct Decode {
     /// Of limits that were changed.
     pub resources: fn(&[u8]) -> Result<Resources, Error>,
 }
+
+/// How many networks that were not released are tried again at a time.
+const RETRIED_AT_A_TIME: usize = 4;
 
 /// The processes that a supervisor has in its table.
 type Entries = HashMap<ObjectId, Listed>;
@@ -63,7 +67,8 @@ impl Node {
         )
         .await;
         node.finish_removals().await;
-        node.release_unowned().await;
+        node.collect_layers();
+        tokio::spawn(node.release_unowned());
         asked
             .serve(&node)
             .map_err(Error::at("start the thread that measures writable layers"))?;
@@ -84,6 +89,7 @@ impl Node {
                     let state = sandbox::State::Stopping {
                         supervisor: None,
                         attachment: record.attachment.clone(),
+                        requested: false,
                     };
                     let sandbox = Arc::new(Sandbox::new(&record, config, netns, state));
                     self.insert_sandbox(&sandbox);
@@ -117,12 +123,16 @@ impl Node {
                 .map_err(|error| Error::Internal(crate::error::chain(&error)));
             match config.and_then(|config| Ok((config, compiled?, limits?))) {
                 Ok((config, compiled, limits)) => {
+                    let pid_namespace = compiled.pid_namespace;
                     let state = match (&record.exited, record.removing) {
                         (exited, true) => container::State::Removing(exited.clone()),
                         (Some(exited), false) => container::State::Exited(exited.clone()),
-                        (None, false) => container::State::Created { rootfs: None },
+                        (None, false) => container::State::Created(Prepared {
+                            rootfs: None,
+                            compiled: Arc::new(compiled),
+                        }),
                     };
-                    let container = Container::new(record, config, compiled, state);
+                    let container = Container::new(record, config, pid_namespace, state);
                     if let Some(limits) = limits {
                         container.set_limits(limits);
                     }
@@ -168,6 +178,19 @@ impl Node {
                 }
                 None => self.merge_lost(&sandbox).await,
             },
+            Phase::Stopping => {
+                let reconnected = self.reconnect(&sandbox).await;
+                let supervisor = reconnected.as_ref().map(|(one, _)| one.clone());
+                match reconnected {
+                    Some((one, entries)) => self.merge_living(&sandbox, &one, entries).await,
+                    None => self.merge_lost(&sandbox).await,
+                }
+                sandbox.set_state(sandbox::State::Stopping {
+                    supervisor,
+                    attachment,
+                    requested: true,
+                });
+            }
             Phase::Stopped => {
                 self.merge_lost(&sandbox).await;
                 sandbox.set_state(sandbox::State::Stopped { attachment });
@@ -210,7 +233,7 @@ impl Node {
         for container in self.containers_of(&sandbox.id) {
             let entry = entries.remove(&container.id.object());
             let ended =
-                container.with_state(|state| !matches!(state, container::State::Created { .. }));
+                container.with_state(|state| !matches!(state, container::State::Created(_)));
             match entry {
                 Some(Listed { entry, fds, exit }) => {
                     let (pidfd, kept) = Kept::new(&entry.held, fds);
@@ -257,7 +280,7 @@ impl Node {
     /// The supervisor is gone: what it wrote down counts; everything else of the pod is dead or dies now.
     async fn merge_lost(&self, sandbox: &Sandbox) {
         for container in self.containers_of(&sandbox.id) {
-            if container.with_state(|state| !matches!(state, container::State::Created { .. })) {
+            if container.with_state(|state| !matches!(state, container::State::Created(_))) {
                 continue;
             }
             if let Some(exit) = self.exit_on_file(&container) {
@@ -322,33 +345,46 @@ impl Node {
         }
     }
 
-    /// Attachments of sandboxes that are gone, and layers that nothing uses.
-    async fn release_unowned(&self) {
-        let owned: HashSet<_> = self.sandboxes().iter().map(|sandbox| sandbox.id).collect();
-        let collected = self.network.gc(&owned).await;
-        for (id, error) in collected.failed {
-            tracing::warn!(%error, "network of sandbox {id} is not released yet");
+    /// Attachments of sandboxes that are gone now. Beside the requests: a plugin that hangs must not keep the
+    /// daemon from serving, above all not from starting the very pod that the plugin waits for.
+    fn release_unowned(&self) -> impl Future<Output = ()> + use<> {
+        let owned = self.sandboxes().iter().map(|sandbox| sandbox.id).collect();
+        let collection = self.network.gc(owned);
+        async move {
+            let collected = collection.await;
+            for (id, error) in collected.failed {
+                tracing::warn!(%error, "network of sandbox {id} is not released yet");
+            }
+            if let Some(error) = collected.plugins {
+                tracing::warn!(%error, "plugins' own garbage collection");
+            }
         }
-        if let Some(error) = collected.plugins {
-            tracing::warn!(%error, "plugins' own garbage collection");
-        }
-        self.collect_layers();
     }
 
-    /// Retries, for as long as the daemon lives, the clean-up of networks whose pods are gone or stopped:
+    /// Retries, for as long as the daemon lives, the clean-up of networks whose pods are gone or to be stopped:
     /// a plugin's DEL that failed leaks an address until it succeeds.
     pub async fn release_networks(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.settings.network_retry).await;
-            for id in self.network.cached() {
-                // A pod that is there releases its own when it is stopped.
-                if self.sandbox(&id).is_none() {
-                    report(
-                        &format!("network of sandbox {id}"),
-                        self.network.del(&id).await.map_err(Error::at("release")),
-                    );
-                }
+            let cached = futures::stream::iter(self.network.cached());
+            let retry = |id| self.release_network(id);
+            cached.for_each_concurrent(RETRIED_AT_A_TIME, retry).await;
+        }
+    }
+
+    async fn release_network(self: &Arc<Self>, id: SandboxId) {
+        match self.sandbox(&id) {
+            None => {
+                let released = self.network.del(&id).await;
+                let released = released.map_err(Error::at("release"));
+                report(&format!("network of sandbox {id}"), released);
             }
+            Some(sandbox) if sandbox.is_stopping() => {
+                let stopped = self.stop_sandbox(&id).await;
+                report(&format!("stop of sandbox {id}"), stopped);
+            }
+            // It has what it needs, or releases it when it is stopped.
+            Some(_) => {}
         }
     }
 

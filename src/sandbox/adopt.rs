@@ -88,8 +88,10 @@ impl Node {
             let (id, pod) = (&sandbox.id, sandbox.pod());
             let next = match &namespaces {
                 Ok(namespaces) => {
-                    self.replace_supervisor(sandbox, &supervisor, namespaces, user_namespace)
-                        .await
+                    // In memory of its own, so that the wait, as long as the pod's life, takes little.
+                    let replaced =
+                        self.replace_supervisor(sandbox, &supervisor, namespaces, user_namespace);
+                    Box::pin(replaced).await
                 }
                 Err(error) => Err(Error::Internal(format!("its namespaces are gone: {error}"))),
             };

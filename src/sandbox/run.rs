@@ -13,6 +13,7 @@ use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
 use crate::node::{EventKind, Node};
+use crate::selinux::Selinux;
 use crate::spec::config::{PidScope, SandboxConfig};
 use crate::spec::plan::{self, Compiled};
 use crate::supervisor::Supervisor;
@@ -62,20 +63,7 @@ impl Node {
         }
         self.check_user_namespace(&config)?;
         let id = SandboxId::random();
-        let record = Record {
-            id,
-            request,
-            runtime_handler: config.runtime_handler.clone(),
-            created_at: crate::node::now(),
-            cgroup: self.cgroup_path(config.cgroup_parent.as_deref(), &id.to_string()),
-            phase: Phase::Making,
-            attachment: None,
-            overhead: None,
-            resources: None,
-        };
-        let netns = self.paths.netns(&id);
-        let sandbox = Arc::new(Sandbox::new(&record, config, netns, State::Making));
-        self.insert_sandbox(&sandbox);
+        let sandbox = self.take_place(id, config, request)?;
         let _turn = sandbox.turn.lock().await;
         match self.construct(&sandbox).await {
             Ok(live) => {
@@ -90,6 +78,32 @@ impl Node {
                 Err(error)
             }
         }
+    }
+
+    /// Puts a sandbox into the table, with labels that no other has.
+    fn take_place(
+        &self,
+        id: SandboxId,
+        config: SandboxConfig,
+        request: Vec<u8>,
+    ) -> Result<Arc<Sandbox>, Error> {
+        let _choosing = self.selinux.as_ref().map(Selinux::choosing);
+        let record = Record {
+            id,
+            request,
+            runtime_handler: config.runtime_handler.clone(),
+            created_at: crate::node::now(),
+            cgroup: self.cgroup_path(config.cgroup_parent.as_deref(), &id.to_string()),
+            phase: Phase::Making,
+            attachment: None,
+            overhead: None,
+            resources: None,
+            selinux: self.labels_of_pod(&config)?,
+        };
+        let netns = self.paths.netns(&id);
+        let sandbox = Arc::new(Sandbox::new(&record, config, netns, State::Making));
+        self.insert_sandbox(&sandbox);
+        Ok(sandbox)
     }
 
     async fn construct(&self, sandbox: &Sandbox) -> Result<Live, Error> {
@@ -123,6 +137,9 @@ impl Node {
             .unwrap_or_default();
         let start = Instant::now();
         files::write(&dir, &sandbox.config, &ips).map_err(Error::at(at("write /etc files")))?;
+        if let Some(labels) = &sandbox.selinux {
+            files::label(&dir, &labels.mount).map_err(Error::at(at("label /etc files")))?;
+        }
         let live = Live {
             supervisor: first,
             attachment,
@@ -181,7 +198,9 @@ impl Node {
             .map_err(Error::at(at("make the cgroup")))?;
         let join = self.cgroups.join_as_supervisor(&sandbox.cgroup);
         let join = join.map_err(Error::at(at("open the cgroup")))?;
-        let compiled = plan::compile_sandbox(&sandbox.config, &self.host)
+        let shared = sandbox.selinux.as_ref();
+        let shared = shared.map(|labels| labels.mount.shared().to_string());
+        let compiled = plan::compile_sandbox(&sandbox.config, shared.as_deref(), &self.host)
             .map_err(Error::at(at("compile the plan")))?;
         let exits = self
             .open_exits(id)

@@ -38,6 +38,10 @@ impl Node {
         if !matches!(*sandbox.lock(), State::Stopping { .. }) {
             return Ok(());
         }
+        if sandbox.request_stop() {
+            // Or a new daemon would call a pod ready that has lost its network.
+            self.note_phase(sandbox, Phase::Stopping);
+        }
         let containers = self.containers_of(&sandbox.id);
         let stops = containers
             .iter()

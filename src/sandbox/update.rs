@@ -54,7 +54,9 @@ impl Node {
     fn update_sandbox_in_turn(&self, sandbox: &Sandbox, change: PodLimits) -> Result<bool, Error> {
         let phase = match *sandbox.lock() {
             State::Making | State::Removing => return Ok(false),
-            // How far a stop has come is only written down when it is done.
+            State::Stopping {
+                requested: true, ..
+            } => Phase::Stopping,
             State::Ready(_) | State::Stopping { .. } => Phase::Ready,
             State::Stopped { .. } => Phase::Stopped,
         };

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::blobs::Digest;
 use super::layers::SKELETON;
 use super::layers::{LayerId, LayerRecord, LayerStore, State, make_folder};
 use super::record::{self, Durability};
@@ -111,6 +112,44 @@ impl LayerStore {
         limits: &Limits,
         proceed: &(dyn Fn() -> bool + Sync),
     ) -> Result<Staged, UnpackError> {
+        let (folder, tree) = self.stage(id)?;
+        let path = folder.0.join(SKELETON);
+        let skeleton = Skeleton::new(&path).map_err(|source| UnpackError::Write {
+            path: path.display().to_string(),
+            source,
+        })?;
+        let unpacked = unpack::unpack(packed, expected, &tree, skeleton, limits, proceed)?;
+        Ok(Staged {
+            id,
+            folder,
+            unpacked,
+        })
+    }
+
+    /// Writes one file as a layer beside the store's, checking its digest. Its name is a checked one. May be called from
+    /// several threads at once.
+    ///
+    /// # Errors
+    /// [`UnpackError`]; nothing is left behind then.
+    pub fn place_file(
+        &self,
+        name: &str,
+        content: impl Read,
+        digest: Digest,
+        proceed: &dyn Fn() -> bool,
+    ) -> Result<Staged, UnpackError> {
+        let id = LayerId::of_file(name, digest);
+        let (folder, tree) = self.stage(id)?;
+        let unpacked = unpack::single(&tree, name, content, digest, proceed)?;
+        Ok(Staged {
+            id,
+            folder,
+            unpacked,
+        })
+    }
+
+    /// Makes the folder that a layer is made in.
+    fn stage(&self, id: LayerId) -> Result<(Temporary, Tree), UnpackError> {
         let name = format!("layer-{}-{:016x}", id.0.hex(), rand::random::<u64>());
         let path = self.temporary.join(name);
         let write = |source| UnpackError::Write {
@@ -121,13 +160,7 @@ impl LayerStore {
         let folder = Temporary(path.clone());
         make_folder(&path.join("fs")).map_err(write)?;
         let tree = Tree::open(&path.join("fs")).map_err(write)?;
-        let skeleton = Skeleton::new(&path.join(SKELETON)).map_err(write)?;
-        let unpacked = unpack::unpack(packed, expected, &tree, skeleton, limits, proceed)?;
-        Ok(Staged {
-            id,
-            folder,
-            unpacked,
-        })
+        Ok((folder, tree))
     }
 }
 

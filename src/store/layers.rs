@@ -47,6 +47,13 @@ impl LayerId {
         }
         chain
     }
+
+    /// The id of one file that is a layer by itself, wherever it lies in a stack.
+    #[must_use]
+    pub fn of_file(name: &str, digest: Digest) -> Self {
+        // No chain has such a text.
+        Self(Digest::of(format!("file {digest} {name}").as_bytes()))
+    }
 }
 
 impl std::fmt::Display for LayerId {

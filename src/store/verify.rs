@@ -6,10 +6,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 
-use super::blobs::{Digest, Hash};
+use super::blobs::{Digest, Hash, read_some};
 use super::layers::{LayerId, LayerStore, SKELETON};
 use super::record;
 use super::unpack::{RecreateError, Tree, recreate};
+
+/// Bytes that are read at once.
+const PIECE: usize = 256 << 10;
 
 /// How a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +99,39 @@ impl LayerStore {
             }
             Err(StreamError::Recreate(error)) => Err(error),
         }
+    }
+
+    /// Compares a file that is a layer by itself with what was written. Takes as long as reading it.
+    ///
+    /// # Errors
+    /// `proceed` said no.
+    pub fn verify_file(
+        &self,
+        name: &str,
+        digest: Digest,
+        proceed: &dyn Fn() -> bool,
+    ) -> Result<Condition, RecreateError> {
+        let path = self.path(LayerId::of_file(name, digest));
+        let opened = Tree::open(&path).and_then(|tree| tree.regular_file(name.as_bytes()));
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) => return Ok(Condition::Damaged(format!("file {name:?}: {error}"))),
+        };
+        let (mut hash, mut buffer) = (Hash::default(), vec![0; PIECE]);
+        loop {
+            if !proceed() {
+                return Err(RecreateError::Cancelled);
+            }
+            match read_some(&mut file, &mut buffer) {
+                Ok(0) => break,
+                Ok(length) => hash.write_all(&buffer[..length]).unwrap_or_default(),
+                Err(error) => return Ok(Condition::Damaged(format!("file {name:?}: {error}"))),
+            }
+        }
+        Ok(match hash.finish().0 == digest {
+            true => Condition::Sound,
+            false => Condition::Damaged(format!("file {name:?} is not what was pulled")),
+        })
     }
 
     /// Moves a layer to where damaged things are kept: it is the store's no more, and containers that run on it keep it.

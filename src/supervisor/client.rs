@@ -174,13 +174,12 @@ impl Supervisor {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Gone,
             _ => Error::Io(error),
         })?;
-        let mut buffer = [0; MAX_MESSAGE];
-        let hello = tokio::time::timeout(REPLY_TIMEOUT, connection.receive(&mut buffer));
-        let (length, pidfds) = hello
+        let hello = connection.receive(|message, pidfds| (carpel_wire::decode(message), pidfds));
+        let (hello, pidfds) = tokio::time::timeout(REPLY_TIMEOUT, hello)
             .await
             .map_err(|_| Error::Silent)??
             .ok_or(Error::Gone)?;
-        let (pid, ready, reaper_pid) = match carpel_wire::decode::<Event>(&buffer[..length]) {
+        let (pid, ready, reaper_pid) = match hello {
             Ok(Event::Hello {
                 version: carpel_wire::VERSION,
                 pid,
@@ -287,10 +286,9 @@ impl Supervisor {
             }
             waiting.replies.insert(seq, sender);
         }
-        let mut buffer = [0; MAX_MESSAGE];
-        let sent = match carpel_wire::encode(&Request { seq, body }, &mut buffer) {
-            Ok(message) => self.0.connection.send(message, fds).await,
-            Err(_) => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+        let sent = match encode(&Request { seq, body }) {
+            Ok(message) => self.0.connection.send(&message, fds).await,
+            Err(error) => Err(error),
         };
         if let Err(error) = sent {
             self.0.lock().replies.remove(&seq);
@@ -505,18 +503,27 @@ impl Shared {
     }
 }
 
+/// A request as it is sent, no longer than it must be: whoever sends it may have to wait.
+fn encode(request: &Request) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; MAX_MESSAGE];
+    match carpel_wire::encode(request, &mut buffer) {
+        Ok(message) => Ok(message.to_vec()),
+        Err(_) => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+    }
+}
+
 /// Delivers what the supervisor says, until the connection ends. It keeps the connection open by itself:
 /// whoever waits for an exit need not hold a [`Supervisor`].
 async fn read_events(shared: Arc<Shared>) {
-    let mut buffer = [0; MAX_MESSAGE];
+    let deliver = |message: &[u8], fds| match carpel_wire::decode(message) {
+        Ok(event) => shared.deliver(event, fds),
+        Err(error) => {
+            tracing::warn!(supervisor.pid = shared.pid.load(Ordering::Relaxed), %error, "message ignored");
+        }
+    };
     loop {
-        match shared.connection.receive(&mut buffer).await {
-            Ok(Some((length, fds))) => match carpel_wire::decode(&buffer[..length]) {
-                Ok(event) => shared.deliver(event, fds),
-                Err(error) => {
-                    tracing::warn!(supervisor.pid = shared.pid.load(Ordering::Relaxed), %error, "message ignored")
-                }
-            },
+        match shared.connection.receive(deliver).await {
+            Ok(Some(())) => {}
             Ok(None) => break,
             Err(error) => {
                 tracing::debug!(supervisor.pid = shared.pid.load(Ordering::Relaxed), %error, "connection lost");

@@ -346,7 +346,7 @@ fn the_other_family() {
         case("as it is", &[], None, "route fd88::3 dev vethb"),
         case("forwarding off", &[("node", "sysctl -qw net.ipv6.conf.all.forwarding=0")], Some("forwarding-off"), "net.ipv6.conf.all.forwarding is 0"),
         case("no route", &[("node", "ip -6 route del fd88::3")], Some("no-route"), "no route to fd88::3 in node"),
-        case("no address", &[("a", "ip -6 addr flush dev eth0 scope global")], Some("no-route"), "a has no IPv6 address"),
+        case("no address", &[("a", "ip -6 addr flush dev eth0 scope global")], Some("no-address"), "no IPv6 address"),
         case("IPv6 off", &[("b", "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1")], Some("no-neighbour"), "fd88::3"),
         case(
             "a rule",

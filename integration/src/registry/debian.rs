@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::push;
 use crate::certificates;
 use crate::host::{HostNet, patience};
-use crate::image::Image;
+use crate::image::{Built, Image};
 
 /// Who may pull from a registry with [`Debian::with_password`].
 pub const USER: &str = "user";
@@ -54,8 +54,24 @@ impl Debian {
         tag: &str,
         image: &Image,
     ) -> (String, String) {
-        let digest = net.run(|| push::push(&self.host, repository, tag, &image.build()));
+        self.push_built(net, repository, tag, &image.build())
+    }
+
+    /// The same for something that need not be an image.
+    pub fn push_built(
+        &self,
+        net: &HostNet,
+        repository: &str,
+        tag: &str,
+        built: &Built,
+    ) -> (String, String) {
+        let digest = net.run(|| push::push(&self.host, repository, tag, built));
         (format!("{}/{repository}:{tag}", self.host), digest)
+    }
+
+    /// Pushes an index whose manifests are there.
+    pub fn push_index(&self, net: &HostNet, repository: &str, tag: &str, index: &[u8]) -> String {
+        net.run(|| push::push_index(&self.host, repository, tag, index))
     }
 
     /// Starts it anew, for [`USER`] only.

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::host::{HostNet, kill_9};
 use crate::image::{Built, digest};
@@ -55,6 +55,8 @@ pub enum Body {
     Deadly(Vec<u8>, usize, i32),
     /// One byte at a time, with a pause after each.
     Slow(Vec<u8>, Duration),
+    /// So many bytes in a second.
+    Paced(Vec<u8>, usize),
     /// Spaces, as many as there are taken.
     Endless,
 }
@@ -133,6 +135,15 @@ impl Content {
         self
     }
 
+    /// The index of what refers to a digest.
+    #[must_use]
+    pub fn referrers(mut self, repository: &str, digest: &str, index: &[u8]) -> Self {
+        let path = format!("/v2/{repository}/referrers/{digest}");
+        let kind = "application/vnd.oci.image.index.v1+json".to_owned();
+        self.things.insert(path, (kind, index.to_vec()));
+        self
+    }
+
     /// Answers as a good registry does, with parts of blobs if asked for.
     #[must_use]
     pub fn answer(&self, request: &Request) -> Reply {
@@ -143,15 +154,14 @@ impl Content {
         if !request.is_blob() {
             headers.push(("docker-content-digest", digest(bytes)));
         }
-        let from = request
-            .header("range")
-            .trim_start_matches("bytes=")
-            .trim_end_matches('-');
+        let range = request.header("range").trim_start_matches("bytes=");
+        let (from, last) = range.split_once('-').unwrap_or_default();
         let (status, bytes) = match from.parse::<usize>() {
             Ok(from) if request.is_blob() => {
-                let (last, all) = (bytes.len() - 1, bytes.len());
+                let all = bytes.len();
+                let last = last.parse::<usize>().unwrap_or(all).min(all - 1);
                 headers.push(("content-range", format!("bytes {from}-{last}/{all}")));
-                (206, &bytes[from..])
+                (206, &bytes[from..=last])
             }
             _ => (200, &bytes[..]),
         };
@@ -294,7 +304,9 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
 /// Sends an answer; whether the connection goes on.
 fn write(mut stream: &TcpStream, reply: Reply) -> std::io::Result<bool> {
     let (bytes, sent) = match &reply.body {
-        Body::Whole(bytes) | Body::Slow(bytes, _) => (bytes.as_slice(), bytes.len()),
+        Body::Whole(bytes) | Body::Slow(bytes, _) | Body::Paced(bytes, _) => {
+            (bytes.as_slice(), bytes.len())
+        }
         Body::Cut(bytes, sent) | Body::Stalled(bytes, sent) | Body::Deadly(bytes, sent, _) => {
             (bytes.as_slice(), *sent)
         }
@@ -314,6 +326,17 @@ fn write(mut stream: &TcpStream, reply: Reply) -> std::io::Result<bool> {
             for byte in bytes {
                 stream.write_all(&[byte])?;
                 std::thread::sleep(pause);
+            }
+            Ok(true)
+        }
+        Body::Paced(bytes, rate) => {
+            let begin = Instant::now();
+            let mut sent = 0;
+            for piece in bytes.chunks(16 << 10) {
+                stream.write_all(piece)?;
+                sent += piece.len();
+                let due = Duration::from_secs_f64(sent as f64 / rate as f64);
+                std::thread::sleep(due.saturating_sub(begin.elapsed()));
             }
             Ok(true)
         }

@@ -5,11 +5,14 @@ mod debian;
 mod fake;
 mod proxy;
 mod push;
+pub mod sign;
+mod socks;
 
 pub use debian::{Debian, PASSWORD, USER};
 pub use fake::{Body, Content, Fake, Reply, Request};
 pub use proxy::Proxy;
 pub use push::push;
+pub use socks::Socks;
 
 /// Another address of a node's host than the loopback interface's own, so that a registry there is one of the network.
 pub const FAR: &str = "10.119.0.1";

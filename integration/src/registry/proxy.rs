@@ -2,7 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::host::HostNet;
 
@@ -40,6 +46,31 @@ impl Proxy {
         proxy
     }
 
+    /// Starts one that is spoken to over TLS at an address of the node, with `cert.pem` and `key.pem` of a folder.
+    ///
+    /// # Panics
+    /// If it cannot.
+    #[must_use]
+    pub fn start_tls(net: &HostNet, address: &str, certificates: &Path) -> Self {
+        let plain = Self::start(net, None);
+        let acceptor = acceptor(certificates);
+        let listener = net.run(|| TcpListener::bind((address, 0)).expect("listen"));
+        let own = listener.local_addr().expect("an address");
+        listener.set_nonblocking(true).expect("a socket");
+        let behind = plain.address;
+        net.run(move || {
+            std::thread::spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build().expect("a runtime");
+                runtime.block_on(forward(listener, acceptor, behind));
+            });
+        });
+        Self {
+            address: own,
+            ..plain
+        }
+    }
+
     /// `ADDRESS:PORT`.
     #[must_use]
     pub fn host(&self) -> String {
@@ -53,6 +84,33 @@ impl Proxy {
     #[must_use]
     pub fn seen(&self) -> Vec<String> {
         self.seen.lock().expect("no panic").clone()
+    }
+}
+
+fn acceptor(certificates: &Path) -> TlsAcceptor {
+    let chain = CertificateDer::pem_file_iter(certificates.join("cert.pem"));
+    let chain = chain.and_then(Iterator::collect).expect("certificates");
+    let key = PrivateKeyDer::from_pem_file(certificates.join("key.pem")).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("a pair");
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Takes the TLS off and passes on what is in it.
+async fn forward(listener: TcpListener, acceptor: TlsAcceptor, to: SocketAddr) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+    while let Ok((client, _)) = listener.accept().await {
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let mut client = acceptor.accept(client).await?;
+            let mut server = tokio::net::TcpStream::connect(to).await?;
+            tokio::io::copy_bidirectional(&mut client, &mut server).await
+        });
     }
 }
 
@@ -104,7 +162,7 @@ fn serve(
 }
 
 /// Copies until one of the two is gone.
-fn pump(mut from: TcpStream, mut to: TcpStream) -> std::io::Result<()> {
+pub(super) fn pump(mut from: TcpStream, mut to: TcpStream) -> std::io::Result<()> {
     let mut buffer = [0; 16 << 10];
     loop {
         let count = from.read(&mut buffer)?;

@@ -23,10 +23,24 @@ pub fn push(host: &str, repository: &str, tag: &str, image: &Built) -> String {
         assert_eq!(status, 201, "{head}");
     }
     let kind = "application/vnd.oci.image.manifest.v1+json";
+    push_document(host, repository, tag, kind, &image.manifest)
+}
+
+/// Pushes an index whose manifests are there; returns its digest.
+///
+/// # Panics
+/// If the registry refuses it.
+#[must_use]
+pub fn push_index(host: &str, repository: &str, tag: &str, index: &[u8]) -> String {
+    let kind = "application/vnd.oci.image.index.v1+json";
+    push_document(host, repository, tag, kind, index)
+}
+
+fn push_document(host: &str, repository: &str, tag: &str, kind: &str, bytes: &[u8]) -> String {
     let path = format!("/v2/{repository}/manifests/{tag}");
-    let (status, head) = exchange(host, "PUT", &path, kind, &image.manifest);
+    let (status, head) = exchange(host, "PUT", &path, kind, bytes);
     assert_eq!(status, 201, "{head}");
-    digest(&image.manifest)
+    digest(bytes)
 }
 
 fn exchange(host: &str, method: &str, path: &str, kind: &str, body: &[u8]) -> (u16, String) {

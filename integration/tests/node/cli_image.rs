@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Stdio;
 
 use carpel_integration::cli::{Said, carpel};
-use carpel_integration::image::{BUSYBOX, Image, Layer, Packing, digest};
+use carpel_integration::image::{BUSYBOX, Image, Layer, Packing, archive, digest};
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{self, ImageSpec, Mount};
 use carpel_integration::{TestNode, sh};
+use serde_json::json;
 
 const CLI: &str = "localhost/tiny:1";
 
@@ -354,6 +355,71 @@ async fn an_exported_image_is_the_same_bit_for_bit() {
         node.output_of(&pod, &config).await,
         "4755 1000:1001 2\nfifo\n"
     );
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn images_of_other_machines_go_through_an_import_and_an_export() {
+    let node = TestNode::builder().no_image().start().await;
+    let (here, there) = (Image::tiny(CLI), Image::tiny(CLI).on("s390x"));
+    let (mut files, mut entries) = (BTreeMap::new(), Vec::new());
+    for made in [&there, &here] {
+        let built = made.build();
+        files.extend(built.blobs());
+        entries.push(json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": digest(&built.manifest), "size": built.manifest.len(),
+            "platform": { "os": "linux", "architecture": made.architecture },
+            "annotations": { "io.containerd.image.name": CLI },
+        }));
+    }
+    let index = json!({ "schemaVersion": 2, "manifests": entries });
+    files.insert("index.json".into(), index.to_string().into_bytes());
+    let path = node.dir().join("both.tar");
+    std::fs::write(&path, archive(&files)).expect("write");
+    let file = path.display().to_string();
+    let import = |more: &[&str]| run(&node, &[&["image", "import", &file], more].concat());
+    let shown = |said: Said, image: &Image| {
+        let text = said.ok();
+        assert!(
+            text.contains(&image.id()["sha256:".len()..][..12]),
+            "{text}"
+        );
+        text
+    };
+    // This machine's, unless another is asked for.
+    shown(import(&[]), &here);
+    done(&node, &["image", "rm", CLI]);
+    let text = shown(import(&["--platform", "linux/s390x"]), &there);
+    assert!(text.contains("localhost/tiny"), "{text}");
+    done(&node, &["image", "rm", CLI]);
+    let wanted = format!(
+        "no image for linux/arm64/v9, but linux/{}, linux/s390x",
+        here.architecture
+    );
+    import(&["--platform", "linux/arm64/v9"]).failed(1, &wanted);
+    import(&["--platform", "s390x"]).failed(1, "platform: \"s390x\": must be linux/ARCHITECTURE");
+    import(&["--platform", "linux/s390x", "--all-platforms"]).failed(2, "cannot be used with");
+    assert_eq!((listed(&node).await.len(), layers(&node)), (0, 0));
+
+    let text = shown(import(&["--all-platforms"]), &here);
+    assert!(
+        text.contains(&there.id()["sha256:".len()..][..12]),
+        "{text}"
+    );
+    assert_eq!(
+        listed(&node).await,
+        [(tags(&[]), false), (tags(&[CLI]), false)]
+    );
+    // Exported, they say what they are for, and this machine takes its own again.
+    let second = node.dir().join("second.tar").display().to_string();
+    done(&node, &["image", "export", CLI, &there.id(), "-o", &second]);
+    done(&node, &["image", "prune"]);
+    done(&node, &["image", "import", &second]);
+    assert_eq!(listed(&node).await, [(tags(&[CLI]), false)]);
+    done(&node, &["image", "import", &second, "--all-platforms"]);
+    assert_eq!(listed(&node).await.len(), 2);
+    done(&node, &["image", "prune"]);
     node.finish().await;
 }
 

@@ -127,6 +127,60 @@ fn a_good_configuration_checks_out() {
 }
 
 #[test]
+fn a_policy_with_an_error_is_named_with_the_place() {
+    let (dir, path) = files(&[]);
+    let policy = dir.path().join("policy.json");
+    let text = format!("[image]\nsignature_policy = {policy:?}\n");
+    fs::write(dir.path().join("config.toml"), text).unwrap();
+    let state = dir.path().display();
+    let state = [
+        format!("--root={state}/root"),
+        format!("--state={state}/state"),
+    ];
+    let listen = format!("--listen=unix://{}/socket", dir.path().display());
+    for (policy_text, expected) in [
+        (None, ": No such file or directory (os error 2)"),
+        (
+            Some("{\"default\": [}"),
+            ": expected value at line 1 column 14",
+        ),
+        (
+            Some(
+                r#"{"default": [{"type": "reject"}], "transports": {"docker": {"quay.io": [{"type": "signedBy"}]}}}"#,
+            ),
+            ": transports.docker[\"quay.io\"][0].type: signedBy (signatures by GPG) is not supported",
+        ),
+    ] {
+        if let Some(text) = policy_text {
+            fs::write(&policy, text).unwrap();
+        }
+        let expected = format!(
+            "carpel: image.signature_policy: {}{expected}",
+            policy.display()
+        );
+        for args in [
+            vec!["config", "check", "--config", &path],
+            vec!["serve", "--config", &path, &state[0], &state[1], &listen],
+        ] {
+            let output = carpel(&args);
+            assert_eq!(output.status.code(), Some(1), "{args:?}");
+            let text = stderr(&output);
+            let last = text.lines().last().unwrap_or_default();
+            assert!(last.starts_with(&expected), "{args:?}: {text}");
+        }
+    }
+    fs::write(
+        &policy,
+        r#"{"default": [{"type": "insecureAcceptAnything"}]}"#,
+    )
+    .unwrap();
+    let output = carpel(&["config", "check", "--config", &path]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let show = carpel(&["config", "show", "--config", &path]);
+    assert!(stdout(&show).contains(&format!("signature_policy = {policy:?}")));
+}
+
+#[test]
 fn a_wrong_flag_is_refused_by_name() {
     for (args, part) in [
         (["serve", "--root", "relative"], "--root"),

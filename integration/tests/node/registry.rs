@@ -1,5 +1,6 @@
 //! Pulls: from Debian's registry, from one that demands credentials, and from one that misbehaves in every way.
 
+mod artifacts;
 mod auth;
 mod auth_files;
 mod crash;
@@ -9,8 +10,10 @@ mod faults;
 mod many_layers;
 mod mirrors;
 mod proxies;
+mod ranges;
 mod redirects;
 mod sharing;
+mod trust;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use carpel_api::carpel::import_response::Step;
 use carpel_api::carpel::{ImportRequest, ImportedImage, LayerProgress, LayerState};
 use carpel_api::cri::Image;
+use clap::Args;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -18,11 +19,33 @@ use crate::cli::{Outcome, SUCCESS, images};
 /// Bytes of the archive in one message.
 const CHUNK: usize = 256 << 10;
 
-/// Imports every image of an archive.
+/// What of an archive is imported.
+#[derive(Debug, Args)]
+pub struct PlatformArgs {
+    /// Import the images for another platform than this machine's. The machine will not run them by itself
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
+    /// Import the images of all platforms, to be exported again or run by emulation. Each is unpacked. The names stand for
+    /// those of this machine; the others are known by the digests of their manifests and their ids
+    #[arg(long, conflicts_with = "platform")]
+    all_platforms: bool,
+}
+
+/// Imports the images of an archive.
 ///
 /// # Errors
 /// What is wrong with it, in the daemon's words; that it cannot be read.
-pub async fn import(file: &Path, format: &FormatArgs, connection: &Connection) -> Outcome {
+pub async fn import(
+    file: &Path,
+    platforms: PlatformArgs,
+    format: &FormatArgs,
+    connection: &Connection,
+) -> Outcome {
+    let first = ImportRequest {
+        platform: platforms.platform.unwrap_or_default(),
+        all_platforms: platforms.all_platforms,
+        ..ImportRequest::default()
+    };
     let archive: Box<dyn AsyncRead + Unpin + Send> = if file == Path::new("-") {
         Box::new(tokio::io::stdin())
     } else {
@@ -31,7 +54,7 @@ pub async fn import(file: &Path, format: &FormatArgs, connection: &Connection) -
     };
     let client = connection.connect().await?;
     let (read_error, mut failed) = tokio::sync::oneshot::channel();
-    let outcome = send(&client, chunks(archive, read_error)).await;
+    let outcome = send(&client, chunks(first, archive, read_error)).await;
     // An archive that cannot be read to its end is the cause of whatever the daemon says about it.
     if let Ok(error) = failed.try_recv() {
         return Err(error).with_context(|| file.display().to_string());
@@ -93,13 +116,17 @@ async fn send(
     }
 }
 
-/// The archive in messages. An error of reading ends the stream and goes to `failed`.
+/// The archive in messages, after a first one. An error of reading ends the stream and goes to `failed`.
 fn chunks(
+    first: ImportRequest,
     mut archive: Box<dyn AsyncRead + Unpin + Send>,
     failed: tokio::sync::oneshot::Sender<std::io::Error>,
 ) -> impl futures::Stream<Item = ImportRequest> + Send + 'static {
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     tokio::spawn(async move {
+        if sender.send(first).await.is_err() {
+            return;
+        }
         loop {
             let mut chunk = Vec::with_capacity(CHUNK);
             match (&mut archive)
@@ -109,7 +136,11 @@ fn chunks(
             {
                 Ok(0) => break,
                 Ok(_) => {
-                    if sender.send(ImportRequest { chunk }).await.is_err() {
+                    let request = ImportRequest {
+                        chunk,
+                        ..ImportRequest::default()
+                    };
+                    if sender.send(request).await.is_err() {
                         break;
                     }
                 }

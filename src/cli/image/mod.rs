@@ -34,6 +34,8 @@ enum ImageCommand {
         /// The archive, a tar file; "-" reads it from the standard input
         file: PathBuf,
         #[command(flatten)]
+        platforms: import::PlatformArgs,
+        #[command(flatten)]
         format: FormatArgs,
         #[command(flatten)]
         connection: Connection,
@@ -126,9 +128,10 @@ impl ImageArgs {
             ImageCommand::Pull(args) => args.run().await,
             ImageCommand::Import {
                 file,
+                platforms,
                 format,
                 connection,
-            } => import::import(&file, &format, &connection).await,
+            } => import::import(&file, platforms, &format, &connection).await,
             ImageCommand::Export {
                 images,
                 output,

@@ -330,7 +330,8 @@ fn texts(list: &Value) -> impl Iterator<Item = &str> {
 
 pub fn image(answer: &ImageStatusResponse, screen: &Screen) -> String {
     let image = answer.image.clone().unwrap_or_default();
-    let spec = &details(&answer.info)["imageSpec"];
+    let details = details(&answer.info);
+    let (spec, artifact) = (&details["imageSpec"], &details["artifact"]);
     let mut lines = Lines::new(screen);
     lines.add("image", &image.id);
     lines.list("names", image.repo_tags.iter().cloned());
@@ -344,6 +345,9 @@ pub fn image(answer: &ImageStatusResponse, screen: &Screen) -> String {
     if image.pinned {
         lines.add("pinned", "yes: garbage collection leaves it alone");
     }
+    lines.add("artifact", detail(artifact, "type"));
+    let files = artifact["files"].as_array().into_iter().flatten();
+    lines.list("files", files.map(|file| detail(file, "name")));
     lines.add("created", detail(spec, "created"));
     let platform = [detail(spec, "os"), detail(spec, "architecture")].join("/");
     lines.add("platform", platform.trim_matches('/'));

@@ -25,9 +25,9 @@ use crate::cri::pull::Steps;
 use crate::cri::update::{self, Merge};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::Unused;
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::image::reference::Reference;
+use crate::image::{Artifact, Platforms, Unused};
 use crate::network::Checked;
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
@@ -166,7 +166,9 @@ impl Domain for Fake {
         self.sandbox(id).map(|_| SandboxInfo {
             pid: Some(42),
             netns: Some("/run/netns/x".into()),
+            port_mappings: Vec::new(),
             cgroup: "/pods/x".into(),
+            selinux: None,
             timeline: vec![Span {
                 name: "network".into(),
                 start_us: 1,
@@ -378,6 +380,10 @@ impl Domain for Fake {
         known.then(ImageConfiguration::default)
     }
 
+    fn artifact(&self, _: &str) -> Option<Artifact> {
+        None
+    }
+
     fn images(&self) -> Vec<ImageView> {
         self.images.clone()
     }
@@ -486,6 +492,7 @@ impl Domain for Fake {
     async fn import(
         &self,
         mut archive: Archive,
+        platforms: Platforms,
         progress: Progress,
     ) -> Result<Vec<ImageView>, Error> {
         let read = tokio::task::spawn_blocking(move || {
@@ -504,6 +511,7 @@ impl Domain for Fake {
             "panic" => panic!("boom"),
             _ => {}
         }
+        self.note(format!("import for {platforms}"));
         progress.received(7);
         progress.layer("sha256:1".to_owned(), LayerState::Unpacked);
         Ok(vec![ImageView {
@@ -542,6 +550,13 @@ impl Domain for Fake {
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.note(format!("stream {request:?}"));
         Ok("http://127.0.0.1:1/x".into())
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        SecurityModules {
+            apparmor: true,
+            selinux: SelinuxMode::Off,
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {

@@ -14,6 +14,7 @@ use super::fake::{self, Fake};
 fn chunks(chunks: &[&str]) -> Vec<ImportRequest> {
     let request = |chunk: &&str| ImportRequest {
         chunk: chunk.as_bytes().to_vec(),
+        ..ImportRequest::default()
     };
     chunks.iter().map(request).collect()
 }
@@ -33,6 +34,43 @@ async fn an_archive_arrives_whole_and_in_order() {
         });
     }
     assert_eq!(seen, ["7 bytes", "sha256:1 1", "sha256:ab"]);
+}
+
+#[tokio::test]
+async fn the_first_message_says_for_which_platforms() {
+    let fake = Arc::new(Fake::default());
+    let mut client = fake::own(&fake).await;
+    for (platform, all, expected) in [
+        ("linux/arm64", false, Ok("import for linux/arm64")),
+        ("", true, Ok("import for linux")),
+        (
+            "arm64",
+            false,
+            Err("platform: \"arm64\": must be linux/ARCHITECTURE[/VARIANT]"),
+        ),
+        (
+            "linux/arm64",
+            true,
+            Err("platform: must be empty with all_platforms"),
+        ),
+    ] {
+        let first = ImportRequest {
+            platform: platform.into(),
+            all_platforms: all,
+            ..ImportRequest::default()
+        };
+        let archive = [vec![first], chunks(&["sha256:ab"])].concat();
+        let answer = client.import(tokio_stream::iter(archive)).await;
+        let mut steps = answer.expect("a stream").into_inner();
+        match (steps.message().await, expected) {
+            (Ok(_), Ok(call)) => assert_eq!(fake.calls().last().map(String::as_str), Some(call)),
+            (Err(status), Err(part)) => {
+                assert_eq!(status.code(), Code::InvalidArgument);
+                assert!(status.message().starts_with(part), "{status}");
+            }
+            (answer, _) => panic!("{platform} {all}: {answer:?}"),
+        }
+    }
 }
 
 #[tokio::test]

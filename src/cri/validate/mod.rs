@@ -30,7 +30,7 @@ pub use calls::{
 };
 pub use container::{container_config, create_container, fits_sandbox};
 pub use limits::updated as updated_resources;
-pub use pull::{export, own_image_name, pull, pull_image, tag, verify};
+pub use pull::{export, import, own_image_name, pull, pull_image, tag, verify};
 pub use sandbox::run_pod_sandbox;
 pub use streams::{Exec, attach, exec, port_forward};
 
@@ -38,7 +38,6 @@ pub use streams::{Exec, attach, exec, port_forward};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Platform {
     pub apparmor: bool,
-    pub selinux: bool,
     /// `mount_setattr(2)`, which makes a mount read-only with all that is below it.
     pub recursive_read_only: bool,
     /// Cgroup v2 with its controllers: limits may name its files.

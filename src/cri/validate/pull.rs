@@ -6,10 +6,10 @@ use carpel_api::carpel::{ExportRequest, PullRequest, TagRequest, VerifyRequest};
 use carpel_api::cri;
 
 use super::calls::image_reference;
-use super::{Field, Rejected, image_name};
-use crate::image::Reference;
+use super::{Field, Rejected, Shown, image_name};
 use crate::image::pull::Wanted;
 use crate::image::registry::Credentials;
+use crate::image::{Platforms, Reference};
 
 /// Checks PullImage.
 ///
@@ -51,6 +51,24 @@ pub fn pull(request: PullRequest) -> Result<Wanted, Rejected> {
         reference,
         credentials,
     })
+}
+
+/// Checks for which platforms an archive is imported.
+///
+/// # Errors
+/// If the platform is none, or both one and all are wanted.
+pub fn import(platform: &str, all: bool) -> Result<Platforms, Rejected> {
+    let field = Field::root("platform");
+    match (platform, all) {
+        ("", false) => Ok(Platforms::This),
+        ("", true) => Ok(Platforms::All),
+        (_, true) => Err(field.invalid("must be empty with all_platforms")),
+        (text, false) => {
+            let platform = text.parse();
+            let wrong = |why| field.invalid(format_args!("{}: {why}", Shown(text)));
+            Ok(Platforms::One(platform.map_err(wrong)?))
+        }
+    }
 }
 
 /// Checks the name or id of an image in a request of carpel's own.

@@ -11,12 +11,11 @@ use tracing::{Instrument, debug_span, field};
 use super::Failure;
 use super::incoming::Incoming;
 use super::progress::{Phase, PullProgress, Transfer};
-use super::resolve::Resolved;
+use super::resolve::{Resolved, Target};
 use crate::failpoint;
 use crate::image::document::Descriptor;
 use crate::image::registry::{self, Registries, Remote};
 use crate::image::{Error, ImageStore};
-use crate::store::blobs::Digest;
 use crate::store::layers::{Claims, LayerId, LayerStore, Staged};
 use crate::store::unpack::{Expected, Limits, UnpackError};
 use crate::telemetry::trace;
@@ -39,8 +38,8 @@ struct Shared {
     layers: Arc<LayerStore>,
     remote: Arc<Remote>,
     transfers: Arc<Semaphore>,
-    /// Packed, and their diff ids; bottom first.
-    packed: Vec<(Descriptor, Digest)>,
+    /// Bottom first.
+    packed: Vec<(Descriptor, Target)>,
     progress: Arc<PullProgress>,
     stop: CancellationToken,
 }
@@ -61,12 +60,11 @@ impl Fetch {
         progress: &Arc<PullProgress>,
         cancel: &CancellationToken,
     ) -> Self {
-        let diffs = resolved.checked.diff_ids.iter().copied();
         let shared = Shared {
             layers: Arc::clone(store.layers()),
             remote,
             transfers: registries.transfers(),
-            packed: resolved.layers.iter().cloned().zip(diffs).collect(),
+            packed: resolved.layers.clone(),
             progress: Arc::clone(progress),
             stop: cancel.child_token(),
         };
@@ -223,18 +221,22 @@ impl Shared {
 
     async fn attempt(self: &Arc<Self>, job: Job) -> Result<Staged, Failure> {
         self.progress.set(job.position, Phase::Downloading);
-        let (descriptor, diff) = &self.packed[job.position];
-        let expected = Expected {
-            packed: Some(descriptor.digest),
-            diff: *diff,
-        };
+        let (descriptor, target) = &self.packed[job.position];
+        let (digest, target) = (descriptor.digest, target.clone());
         let (sender, receiver) = mpsc::channel(WAITING);
         let incoming = Incoming::new(receiver, descriptor.size);
         let (layers, stop) = (Arc::clone(&self.layers), self.stop.clone());
         // A thread of its own: a panic in the unpacking of a hostile layer costs this pull.
         let unpacking = tokio::task::spawn_blocking(move || {
             let proceed = || !stop.is_cancelled();
-            layers.unpack(job.id, incoming, expected, &Limits::default(), &proceed)
+            match target {
+                Target::File(name) => layers.place_file(&name, incoming, digest, &proceed),
+                Target::Layer(diff) => {
+                    let packed = Some(digest);
+                    let expected = Expected { packed, diff };
+                    layers.unpack(job.id, incoming, expected, &Limits::default(), &proceed)
+                }
+            }
         });
         let transfer = Transfer {
             progress: &self.progress,

@@ -1,7 +1,7 @@
 //! From a registry to an image: resolve the name, fetch and unpack what is missing, record.
 //!
 //! ```text
-//! name ─resolve─▶ manifest, configuration ─share─▶ claims ─fetch: stream, unpack side by side─▶ staged ─commit─▶ record
+//! name ─resolve─▶ manifest, configuration ─policy─▶ trusted ─share─▶ claims ─fetch: stream, unpack side by side─▶ staged ─commit─▶ record
 //! ```
 //!
 //! What must always hold: no layer is kept packed, it is unpacked as it comes. A pull that fails or is cancelled leaves
@@ -11,6 +11,7 @@ mod fetch;
 mod incoming;
 mod progress;
 mod resolve;
+mod trusted;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,8 +24,9 @@ pub use progress::{LayerProgress, Phase, PullProgress, PullState, PulledManifest
 use super::reference::Reference;
 use super::registry::{self, Credentials, Registries};
 use super::store::New;
+use super::trust::Policy;
 use super::{Error, Image, ImageStore};
-use crate::store::layers::{Claims, LayerId};
+use crate::store::layers::Claims;
 use crate::store::unpack::UnpackError;
 use crate::{failpoint, metrics};
 use fetch::Fetch;
@@ -37,6 +39,13 @@ pub struct Wanted {
     pub credentials: Credentials,
 }
 
+/// Where images may come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    pub registries: &'a Registries,
+    pub policy: &'a Policy,
+}
+
 /// Why a pull failed; image and registry are added to it at the end.
 #[derive(Debug)]
 enum Failure {
@@ -45,6 +54,8 @@ enum Failure {
     Unfit(String),
     /// There is nothing for this machine.
     Unsuitable(String),
+    /// The policy does not allow it.
+    Untrusted(String),
     Layer {
         /// As it is in the registry.
         layer: String,
@@ -59,7 +70,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(error) => error.fmt(f),
-            Self::Unfit(what) | Self::Unsuitable(what) => f.write_str(what),
+            Self::Unfit(what) | Self::Unsuitable(what) | Self::Untrusted(what) => f.write_str(what),
             Self::Layer { source, .. } | Self::Commit(source) => source.fmt(f),
             Self::Other(error) => error.fmt(f),
             Self::Cancelled => f.write_str("cancelled"),
@@ -92,7 +103,7 @@ impl ImageStore {
     /// [`Error`], with the image and the registry named. Then nothing of the image is left.
     pub async fn pull(
         &self,
-        registries: &Registries,
+        sources: Sources<'_>,
         wanted: &Wanted,
         progress: &Arc<PullProgress>,
         cancel: &CancellationToken,
@@ -100,7 +111,8 @@ impl ImageStore {
         let begin = Instant::now();
         let image = wanted.reference.to_string();
         let repository = wanted.reference.repository();
-        let remote = registries
+        let remote = sources
+            .registries
             .open(repository, wanted.credentials.clone())
             .await
             .map_err(|source| Error::Host {
@@ -108,14 +120,18 @@ impl ImageStore {
                 source,
             })?;
         let remote = Arc::new(remote);
-        let resolving = resolve::resolve(&remote, &wanted.reference, self);
+        let resolving = async {
+            let resolved = resolve::resolve(&remote, &wanted.reference, self).await?;
+            trusted::check(sources.policy, &remote, &wanted.reference, &resolved).await?;
+            Ok(resolved)
+        };
         let pulled = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Failure::Cancelled),
             resolved = resolving => match resolved {
                 Ok(resolved) => {
                     progress.resolved(&image, &resolved);
-                    let fetch = Fetch::new(self, registries, Arc::clone(&remote), &resolved, progress, cancel);
+                    let fetch = Fetch::new(self, sources.registries, Arc::clone(&remote), &resolved, progress, cancel);
                     self.take(fetch, &wanted.reference, resolved, cancel).await
                 }
                 Err(failure) => Err(failure),
@@ -156,7 +172,7 @@ impl ImageStore {
         if let Some(known) = self.known(&resolved, tag.as_deref(), &digested) {
             return Ok(known);
         }
-        let stack = LayerId::chain(&resolved.checked.diff_ids);
+        let stack = resolved.content.layers();
         let claims = self.layers().share(stack.iter().copied());
         let claims = fetch.run(claims, &stack).await?;
         let new = New {
@@ -164,7 +180,7 @@ impl ImageStore {
             tags: tag.into_iter().collect(),
             digests: vec![digested],
             config: resolved.config,
-            checked: resolved.checked,
+            content: resolved.content,
             layers: stack,
         };
         let (store, cancelled) = (self.clone(), cancel.is_cancelled());
@@ -221,6 +237,11 @@ impl Failure {
                 image,
                 registry,
                 what: shown(&what),
+            },
+            Self::Untrusted(why) => Error::Untrusted {
+                image,
+                registry,
+                why: shown(&why),
             },
             Self::Layer { layer, source } => Error::Pulled {
                 image,

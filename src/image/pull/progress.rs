@@ -61,7 +61,7 @@ impl PullProgress {
     }
 
     pub(super) fn resolved(&self, reference: &str, resolved: &Resolved) {
-        let layers = resolved.layers.iter().map(|layer| LayerProgress {
+        let layers = resolved.layers.iter().map(|(layer, _)| LayerProgress {
             digest: layer.digest,
             phase: Phase::Shared,
             done: 0,

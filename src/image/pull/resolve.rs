@@ -1,13 +1,14 @@
 //! From a name to the image for this machine: its manifest and configuration.
 
 use super::Failure;
+use crate::image::artifact::{Artifact, title};
 use crate::image::config::Checked;
 use crate::image::document::{Content, Count, Descriptor, INDEX, MANIFEST, MOST_NESTED};
 use crate::image::json::MOST_BYTES;
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
-use crate::image::registry::Remote;
-use crate::image::{ImageId, ImageStore};
+use crate::image::registry::{Document, Remote};
+use crate::image::{ImageId, ImageStore, store};
 use crate::store::blobs::Digest;
 use crate::store::unpack::Limits;
 
@@ -16,12 +17,23 @@ use crate::store::unpack::Limits;
 pub(super) struct Resolved {
     /// Of the index or manifest that the registry has under the name.
     pub digest: Digest,
+    /// From that one to the manifest, each named by the one before it.
+    pub path: Vec<Digest>,
     pub id: ImageId,
-    pub checked: Checked,
-    /// Byte for byte.
+    /// The configuration, of an artifact the manifest: byte for byte.
     pub config: String,
-    /// Bottom first, one for each diff id.
-    pub layers: Vec<Descriptor>,
+    pub content: store::Content,
+    /// Bottom first: what is fetched, and what is made of it.
+    pub layers: Vec<(Descriptor, Target)>,
+}
+
+/// What a blob becomes.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    /// A layer that is unpacked, of this diff id.
+    Layer(Digest),
+    /// A file of this name.
+    File(String),
 }
 
 /// Manifests and indexes fetched for one name.
@@ -48,14 +60,15 @@ pub(super) async fn resolve(
     };
     let kind = document.media_type.as_deref().filter(|kind| is_known(kind));
     let content = search.parse(document.digest, &document.bytes, kind)?;
-    if let Some(found) = search.look(content, 0).await? {
+    let path = vec![document.digest];
+    if let Some(found) = search.look(content, &document, path).await? {
         return Ok(found);
     }
     for _ in 1..MOST_DOCUMENTS {
-        let Some((entry, depth)) = search.pending.pop() else {
-            return Err(search.nothing());
+        let Some((entry, path)) = search.pending.pop() else {
+            return search.nothing();
         };
-        if let Some(found) = search.follow(&entry, depth).await? {
+        if let Some(found) = search.follow(&entry, path).await? {
             return Ok(found);
         }
     }
@@ -75,12 +88,12 @@ struct Search<'a> {
     store: &'a ImageStore,
     top: Digest,
     count: Count,
-    /// What may lead to an image, the most promising last.
-    pending: Vec<(Descriptor, u32)>,
+    /// What may lead to an image, the most promising last, and the indexes that led to it.
+    pending: Vec<(Descriptor, Vec<Digest>)>,
     /// Platforms of what does not fit.
     others: Vec<String>,
-    /// The type of something that is no image.
-    artifact: Option<String>,
+    /// Something that is no image.
+    artifact: Option<Result<Resolved, Failure>>,
 }
 
 impl Search<'_> {
@@ -97,7 +110,7 @@ impl Search<'_> {
     async fn follow(
         &mut self,
         entry: &Descriptor,
-        depth: u32,
+        mut path: Vec<Digest>,
     ) -> Result<Option<Resolved>, Failure> {
         let digest = entry.digest;
         let document = self.remote.manifest(digest).await?;
@@ -108,13 +121,33 @@ impl Search<'_> {
             return Err(Failure::Unfit(text));
         }
         let content = self.parse(digest, &document.bytes, Some(&entry.media_type))?;
-        self.look(content, depth).await
+        path.push(digest);
+        self.look(content, &document, path).await
     }
 
     /// Takes the image that a document is, or remembers where an index leads to.
-    async fn look(&mut self, content: Content, depth: u32) -> Result<Option<Resolved>, Failure> {
+    async fn look(
+        &mut self,
+        content: Content,
+        document: &Document,
+        path: Vec<Digest>,
+    ) -> Result<Option<Resolved>, Failure> {
         let entries = match content {
-            Content::Manifest(config, layers) => return self.image(config, layers).await,
+            Content::Manifest { config, layers, .. } if config.is_config() => {
+                return self.image(config, layers, path).await;
+            }
+            Content::Manifest {
+                config,
+                layers,
+                artifact_type,
+            } => {
+                let artifact = Artifact::of(&config, artifact_type, &layers);
+                // An image goes before.
+                self.artifact.get_or_insert_with(|| {
+                    resolve_artifact(self.top, document, artifact, &layers, path)
+                });
+                return Ok(None);
+            }
             Content::Index(entries) => entries,
         };
         let mut ranked = Vec::new();
@@ -122,7 +155,7 @@ impl Search<'_> {
             if entry.is_statement() || !(entry.is_index() || entry.is_manifest()) {
                 continue;
             }
-            if entry.is_index() && depth == MOST_NESTED {
+            if entry.is_index() && path.len() > MOST_NESTED {
                 let text = "has too many indexes within another";
                 return Err(Failure::Unfit(text.into()));
             }
@@ -138,7 +171,7 @@ impl Search<'_> {
         }
         // Of two that fit equally well it is the first, as with other clients.
         ranked.sort_by_key(|(rank, _)| *rank);
-        let ranked = ranked.into_iter().map(|(_, entry)| (entry, depth + 1));
+        let ranked = ranked.into_iter().map(|(_, entry)| (entry, path.clone()));
         self.pending.extend(ranked.rev());
         Ok(None)
     }
@@ -147,11 +180,8 @@ impl Search<'_> {
         &mut self,
         config: Descriptor,
         layers: Vec<Descriptor>,
+        path: Vec<Digest>,
     ) -> Result<Option<Resolved>, Failure> {
-        if !config.is_config() {
-            self.artifact = Some(config.media_type);
-            return Ok(None);
-        }
         for layer in &layers {
             layer.require_layer().map_err(Failure::Unfit)?;
             if layer.size > Limits::default().bytes {
@@ -172,12 +202,14 @@ impl Search<'_> {
             let text = format!("names {named} layers, its manifest {there}");
             return Err(wrong(text));
         }
+        let targets = checked.diff_ids.iter().copied().map(Target::Layer);
         Ok(Some(Resolved {
             digest: self.top,
+            path,
             id: ImageId(digest),
-            checked,
             config: text,
-            layers,
+            layers: layers.into_iter().zip(targets).collect(),
+            content: store::Content::Image(Box::new(checked)),
         }))
     }
 
@@ -195,20 +227,47 @@ impl Search<'_> {
         String::from_utf8(bytes).map_err(no_text)
     }
 
-    /// Why there is nothing to take.
-    fn nothing(mut self) -> Failure {
+    /// What there is if there is no image for any machine; or why there is nothing to take.
+    fn nothing(mut self) -> Result<Resolved, Failure> {
         self.others.sort();
         self.others.dedup();
-        if let (Some(kind), true) = (&self.artifact, self.others.is_empty()) {
-            let kind = kind.escape_debug();
-            return Failure::Unfit(format!(
-                "is no container image, but has configuration type {kind}"
-            ));
+        if let (Some(artifact), true) = (self.artifact, self.others.is_empty()) {
+            return artifact;
         }
         let others = match self.others.is_empty() {
             true => "none at all".to_owned(),
             false => self.others.join(", "),
         };
-        Failure::Unsuitable(format!("no image for {}, but {others}", Platform::this()))
+        let this = Platform::this();
+        Err(Failure::Unsuitable(format!(
+            "no image for {this}, but {others}"
+        )))
     }
+}
+
+fn resolve_artifact(
+    top: Digest,
+    document: &Document,
+    artifact: Result<Artifact, String>,
+    layers: &[Descriptor],
+    path: Vec<Digest>,
+) -> Result<Resolved, Failure> {
+    let digest = document.digest;
+    let wrong = |why| Failure::Unfit(format!("manifest {digest} {why}"));
+    let artifact = artifact.map_err(wrong)?;
+    let config = String::from_utf8(document.bytes.clone());
+    let config = config.map_err(|_| wrong("is no text".to_owned()))?;
+    let named = layers.iter().filter(|layer| title(layer).is_some());
+    let targets = artifact
+        .files
+        .iter()
+        .map(|file| Target::File(file.name.clone()));
+    Ok(Resolved {
+        digest: top,
+        path,
+        id: ImageId(digest),
+        config,
+        layers: named.cloned().zip(targets).collect(),
+        content: store::Content::Artifact(artifact),
+    })
 }

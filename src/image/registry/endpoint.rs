@@ -1,19 +1,21 @@
 //! One host that has a repository: asking it, as whoever the pull is for, and following where it redirects to.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE, USER_AGENT};
 use http::header::{HeaderMap, WWW_AUTHENTICATE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde::Deserialize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use tokio::sync::Semaphore;
 
 use super::auth::{Auth, encode};
 use super::challenge;
 use super::origin::{Origin, Target};
 use super::transport::{Body, Transport};
-use super::{Error, Presence, Probe, Registries};
+use super::{Error, Presence, Probe, Registries, retry};
 
 /// The registry itself or a mirror of it, for the time of one pull.
 #[derive(Debug)]
@@ -47,8 +49,32 @@ pub(super) struct Wanted<'a> {
     /// Within the repository.
     pub path: String,
     pub accept: Option<HeaderValue>,
-    /// The first byte that is wanted.
+    pub range: Range,
+}
+
+/// The bytes that are wanted; all, by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Range {
     pub from: u64,
+    /// The first byte that is not.
+    pub until: Option<u64>,
+}
+
+impl Range {
+    /// As a header says it, if it is not all.
+    fn header(self) -> Option<String> {
+        match self {
+            Self {
+                from: 0,
+                until: None,
+            } => None,
+            Self { from, until: None } => Some(format!("bytes={from}-")),
+            Self {
+                from,
+                until: Some(until),
+            } => Some(format!("bytes={from}-{}", until.saturating_sub(1))),
+        }
+    }
 }
 
 const AGENT: &str = concat!("carpel/", env!("CARGO_PKG_VERSION"));
@@ -67,6 +93,11 @@ impl Endpoint {
 
     pub(super) fn origin(&self) -> &Origin {
         &self.part.origin
+    }
+
+    /// Permits to fetch parts of blobs, shared by all pulls.
+    pub(super) fn parts(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.part.registries.0.parts)
     }
 
     /// Whether it may be asked, and is not known to be of no use.
@@ -111,7 +142,7 @@ impl Endpoint {
             what: "",
             path: String::new(),
             accept: None,
-            from: 0,
+            range: Range::default(),
         };
         let request = self.request(&wanted, &target, true, None);
         let request = request.map_err(|_| Error::Protocol("malformed request".into()))?;
@@ -133,7 +164,9 @@ impl Endpoint {
             let (answer, own) = self.follow(wanted, held.header.as_ref()).await?;
             match answer.status() {
                 StatusCode::OK => return Ok(answer),
-                StatusCode::PARTIAL_CONTENT if wanted.from > 0 => return Ok(answer),
+                StatusCode::PARTIAL_CONTENT if wanted.range != Range::default() => {
+                    return Ok(answer);
+                }
                 StatusCode::UNAUTHORIZED if own => {
                     let headers = answer.headers().get_all(WWW_AUTHENTICATE);
                     let texts = headers.iter().filter_map(|header| header.to_str().ok());
@@ -202,8 +235,7 @@ impl Endpoint {
         if let Some(accept) = &wanted.accept {
             headers.insert(ACCEPT, accept.clone());
         }
-        if wanted.from > 0 {
-            let range = format!("bytes={}-", wanted.from);
+        if let Some(range) = wanted.range.header() {
             headers.insert(RANGE, HeaderValue::try_from(range)?);
         }
         if let Some(authorization) = authorization.filter(|_| own) {
@@ -231,10 +263,7 @@ impl Endpoint {
     /// The error that an answer is.
     async fn refusal(&self, wanted: &Wanted<'_>, answer: Response<Body>, own: bool) -> Error {
         let status = answer.status();
-        let retry_after = answer.headers().get(RETRY_AFTER);
-        let retry_after = retry_after
-            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-            .map(Duration::from_secs);
+        let retry_after = retry::after(answer.headers());
         // What others say may hold what only they and the registry should know.
         let detail = match own {
             true => self.detail(answer.into_body()).await,

@@ -19,10 +19,12 @@ mod endpoint;
 mod error;
 mod hosts;
 mod origin;
+mod parts;
 mod proxy;
 mod remote;
 mod retry;
 mod setup;
+mod transfer;
 mod transport;
 
 /// For the fuzzer and its corpus.
@@ -30,6 +32,14 @@ pub mod fuzz {
     /// A `hosts.toml`.
     pub fn hosts(bytes: &[u8]) {
         super::hosts::fuzz(bytes);
+    }
+
+    /// What a registry asks for in a header.
+    pub fn challenge(bytes: &[u8]) {
+        if let Ok(header) = std::str::from_utf8(bytes) {
+            let found = super::challenge::parse(header);
+            assert!(found.len() <= header.len());
+        }
     }
 }
 
@@ -103,6 +113,8 @@ struct Inner {
     timeout: Duration,
     trust: Trust,
     transfers: Arc<Semaphore>,
+    /// Each is the memory that one part of a blob takes.
+    parts: Arc<Semaphore>,
 }
 
 impl Registries {
@@ -120,6 +132,7 @@ impl Registries {
             timeout: settings.timeout,
             trust: Trust::new(),
             transfers: Arc::new(Semaphore::new(parallel * PULLS_AT_ONCE)),
+            parts: Arc::new(Semaphore::new(parts::AT_ONCE)),
         }))
     }
 

@@ -11,17 +11,31 @@ use percent_encoding::percent_decode_str;
 
 use super::origin::RegistryHost;
 
-/// A proxy that is spoken to over http. Its `Debug` does not show the password.
+/// A proxy. Its `Debug` does not show the password.
 #[derive(Clone)]
 pub(super) struct Proxy {
-    /// With no path.
+    pub kind: Kind,
+    /// Where it is, with no path: the scheme is that of the connection to it.
     pub uri: Uri,
-    pub authorization: Option<HeaderValue>,
 }
+
+/// How a proxy is spoken to, and who speaks.
+#[derive(Clone)]
+pub(super) enum Kind {
+    /// By HTTP, over TLS if its URI says so.
+    Http(Option<HeaderValue>),
+    /// By SOCKS 5, with name and password. It looks names up itself.
+    Socks(Option<(String, String)>),
+}
+
+/// Where SOCKS is spoken, unless it is said.
+const SOCKS_PORT: u16 = 1080;
 
 /// A text that names no proxy. It may have a password in it, so it is not shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is not of the form http://[USER:PASSWORD@]HOST[:PORT]")]
+#[error(
+    "it is not of the form http://[USER:PASSWORD@]HOST[:PORT], with https:// or socks5:// instead of http:// if need be"
+)]
 pub struct InvalidProxy;
 
 /// A variable of the environment that names no proxy.
@@ -59,10 +73,11 @@ impl FromStr for Proxy {
     type Err = InvalidProxy;
 
     fn from_str(text: &str) -> Result<Self, InvalidProxy> {
-        let rest = match text.split_once("://") {
-            Some(("http", rest)) => rest,
-            Some(_) => return Err(InvalidProxy),
-            None => text,
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        let (scheme, socks) = match scheme {
+            "http" | "https" => (scheme, false),
+            "socks5" | "socks5h" => ("http", true),
+            _ => return Err(InvalidProxy),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (user, host) = match rest.rsplit_once('@') {
@@ -70,21 +85,52 @@ impl FromStr for Proxy {
             None => (None, rest),
         };
         host.parse::<RegistryHost>().map_err(|_| InvalidProxy)?;
-        let uri = Uri::builder().scheme("http").authority(host);
-        let uri = uri.path_and_query("/").build().map_err(|_| InvalidProxy)?;
-        let authorization = user.map(|user| {
+        let uri = |authority: &str| {
+            let uri = Uri::builder().scheme(scheme).authority(authority);
+            uri.path_and_query("/").build().map_err(|_| InvalidProxy)
+        };
+        let mut at = uri(host)?;
+        if socks && at.port().is_none() {
+            at = uri(&format!("{host}:{SOCKS_PORT}"))?;
+        }
+        let login = user.map(|user| {
             let (name, password) = user.split_once(':').unwrap_or((user, ""));
-            let (name, password) = (percent_decode_str(name), percent_decode_str(password));
-            let pair: Vec<u8> = name.chain([b':']).chain(password).collect();
-            let text = format!("Basic {}", STANDARD.encode(pair));
-            let mut header = HeaderValue::from_str(&text).map_err(|_| InvalidProxy)?;
-            header.set_sensitive(true);
-            Ok(header)
+            (percent_decode_str(name), percent_decode_str(password))
         });
-        Ok(Self {
-            uri,
-            authorization: authorization.transpose()?,
-        })
+        let kind = match (login, socks) {
+            (Some((name, password)), true) => Kind::Socks(Some((
+                name.decode_utf8().map_err(|_| InvalidProxy)?.into_owned(),
+                password
+                    .decode_utf8()
+                    .map_err(|_| InvalidProxy)?
+                    .into_owned(),
+            ))),
+            (Some((name, password)), false) => {
+                let pair: Vec<u8> = name.chain([b':']).chain(password).collect();
+                let text = format!("Basic {}", STANDARD.encode(pair));
+                let mut header = HeaderValue::from_str(&text).map_err(|_| InvalidProxy)?;
+                header.set_sensitive(true);
+                Kind::Http(Some(header))
+            }
+            (None, true) => Kind::Socks(None),
+            (None, false) => Kind::Http(None),
+        };
+        Ok(Self { kind, uri: at })
+    }
+}
+
+impl Proxy {
+    /// Whether it is spoken to over TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        self.uri.scheme_str() == Some("https")
+    }
+
+    /// What it wants to see with a request that it reads itself.
+    pub(super) fn authorization(&self) -> Option<&HeaderValue> {
+        match &self.kind {
+            Kind::Http(authorization) => authorization.as_ref(),
+            Kind::Socks(_) => None,
+        }
     }
 }
 
@@ -123,6 +169,12 @@ impl Proxies {
             https: proxy(["HTTPS_PROXY", "https_proxy"])?,
             direct: direct.split(',').filter_map(Direct::parse).collect(),
         })
+    }
+
+    /// Whether one of them is spoken to over TLS.
+    pub(super) fn has_tls(&self) -> bool {
+        let all = [&self.http, &self.https].into_iter().flatten();
+        all.into_iter().any(Proxy::is_tls)
     }
 
     /// The proxy by which a request goes, if it goes by one.
@@ -248,12 +300,20 @@ mod tests {
     #[test]
     fn a_password_is_sent_and_not_shown() {
         let proxy: Proxy = "http://user:p%40ss@a.example:1".parse().unwrap();
-        assert_eq!(proxy.authorization.as_ref().unwrap(), "Basic dXNlcjpwQHNz");
+        assert_eq!(proxy.authorization().unwrap(), "Basic dXNlcjpwQHNz");
         assert_eq!(format!("{proxy:?}"), "http://a.example:1/");
+        let proxy: Proxy = "socks5h://us%65r:p%40ss@[::1]".parse().unwrap();
+        assert_eq!(format!("{proxy:?}"), "http://[::1]:1080/");
+        assert!(
+            matches!(proxy.kind, Kind::Socks(Some((name, password))) if name == "user" && password == "p@ss")
+        );
+        let proxy: Proxy = "https://a.example".parse().unwrap();
+        assert!(proxy.is_tls() && proxy.authorization().is_none());
         for bad in [
             "",
-            "socks5://a",
-            "https://a",
+            "socks4://a",
+            "ftp://a",
+            "socks5://a/b",
             "http://a/b",
             "http://a:99999",
             "SECRET:x@",

@@ -5,18 +5,19 @@
 //! ```
 
 use bytes::Bytes;
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 use http::header::HeaderMap;
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
-use http::{HeaderValue, StatusCode};
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
 use super::Error;
-use super::endpoint::{Endpoint, Wanted};
+use super::endpoint::{Endpoint, Range, Wanted};
 use super::origin::Origin;
 use super::retry::Attempts;
+use super::transfer::{Transfer, wanted_blob};
 use crate::image::document::{INDEX, MANIFEST};
 use crate::image::json::MOST_BYTES;
 use crate::store::blobs::Digest;
@@ -25,7 +26,7 @@ use crate::store::blobs::Digest;
 #[derive(Debug)]
 pub struct Remote {
     /// In the order in which they are asked; never empty.
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
     served: Mutex<Served>,
 }
 
@@ -61,6 +62,7 @@ const MOST_TOLD: usize = 3;
 
 impl Remote {
     pub(super) fn new(endpoints: Vec<Endpoint>) -> Self {
+        let endpoints = endpoints.into_iter().map(Arc::new).collect();
         let served = Mutex::default();
         Self { endpoints, served }
     }
@@ -69,7 +71,7 @@ impl Remote {
     #[must_use]
     pub fn registry(&self) -> String {
         let served = self.served();
-        let last = self.endpoints.last().map(Endpoint::origin);
+        let last = self.endpoints.last().map(|last| last.origin());
         let by = served.by.as_ref().or(last);
         let by = by.map(ToString::to_string).unwrap_or_default();
         match served.failed.as_slice() {
@@ -99,7 +101,7 @@ impl Remote {
     }
 
     /// The next endpoint to ask from a place in their order, and whether it is the last one.
-    fn next(&self, from: usize, resolve: bool) -> Option<(usize, &Endpoint, bool)> {
+    fn next(&self, from: usize, resolve: bool) -> Option<(usize, &Arc<Endpoint>, bool)> {
         let mut rest = self.endpoints.iter().enumerate().skip(from);
         let (at, endpoint) = rest.find(|(_, endpoint)| endpoint.serves(resolve))?;
         let last = !rest.any(|(_, endpoint)| endpoint.serves(resolve));
@@ -160,6 +162,28 @@ impl Remote {
         self.document(&digest.to_string(), Some(digest)).await
     }
 
+    /// The index of what refers to a manifest or index: signatures, among other things.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::NotFound`] also of a registry that does not know what that is.
+    pub async fn referrers(&self, digest: Digest) -> Result<Document, Error> {
+        let what = format!("referrers of {digest}");
+        let wanted = Wanted {
+            what: &what,
+            path: format!("referrers/{digest}"),
+            accept: HeaderValue::from_str(INDEX[0]).ok(),
+            range: Range::default(),
+        };
+        let take = |headers: HeaderMap, bytes: Vec<u8>| {
+            Ok(Document {
+                digest: Digest::of(&bytes),
+                media_type: media_type(&headers),
+                bytes,
+            })
+        };
+        self.read(&wanted, true, take).await
+    }
+
     async fn document(&self, name: &str, digest: Option<Digest>) -> Result<Document, Error> {
         let accept = [INDEX, MANIFEST].concat().join(", ");
         let what = format!("manifest {name}");
@@ -167,7 +191,7 @@ impl Remote {
             what: &what,
             path: format!("manifests/{name}"),
             accept: HeaderValue::from_str(&accept).ok(),
-            from: 0,
+            range: Range::default(),
         };
         let take = |headers: HeaderMap, bytes: Vec<u8>| {
             let actual = Digest::of(&bytes);
@@ -200,7 +224,8 @@ impl Remote {
             check(&what, digest, Digest::of(&bytes))?;
             Ok(bytes)
         };
-        self.read(&wanted_blob(&what, digest, 0), false, take).await
+        self.read(&wanted_blob(&what, digest, Range::default()), false, take)
+            .await
     }
 
     /// Something small, from the first endpoint that has it as it should be, in as many attempts as it takes.
@@ -241,19 +266,12 @@ impl Remote {
         out: &mpsc::Sender<Bytes>,
         observer: &dyn Observer,
     ) -> Result<(), Error> {
-        let mut transfer = Transfer {
-            what: format!("blob {digest}"),
-            digest,
-            size,
-            position: 0,
-            out,
-            observer,
-        };
+        let mut transfer = Transfer::new(digest, size, out, observer);
         let mut from = 0;
         while let Some((at, endpoint, last)) = self.next(from, false) {
-            let before = transfer.position;
+            let before = transfer.position();
             let outcome = transfer.run(endpoint, Self::attempts(last)).await;
-            if transfer.position > before && !last {
+            if transfer.position() > before && !last {
                 self.served().sent.entry(digest).or_insert(at);
             }
             match outcome {
@@ -263,15 +281,6 @@ impl Remote {
             from = at + 1;
         }
         Err(Self::nobody(false))
-    }
-}
-
-fn wanted_blob(what: &str, digest: Digest, from: u64) -> Wanted<'_> {
-    Wanted {
-        what,
-        path: format!("blobs/{digest}"),
-        accept: None,
-        from,
     }
 }
 
@@ -292,80 +301,6 @@ async fn read(
     }
 }
 
-/// A blob on its way.
-struct Transfer<'a> {
-    /// What an error calls it.
-    what: String,
-    digest: Digest,
-    size: u64,
-    /// So many bytes have come.
-    position: u64,
-    out: &'a mpsc::Sender<Bytes>,
-    observer: &'a dyn Observer,
-}
-
-impl Transfer<'_> {
-    /// Gets the rest of it from an endpoint.
-    async fn run(&mut self, endpoint: &Endpoint, mut attempts: Attempts) -> Result<(), Error> {
-        while self.position < self.size {
-            let before = self.position;
-            if let Err(error) = self.attempt(endpoint).await {
-                if self.position > before {
-                    attempts.progress();
-                }
-                self.observer.retrying();
-                attempts.failed(error).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn attempt(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        let wanted = wanted_blob(&self.what, self.digest, self.position);
-        let answer = endpoint.get(&wanted).await?;
-        let Self { what, size, .. } = &*self;
-        let size = *size;
-        let from = match answer.status() {
-            StatusCode::PARTIAL_CONTENT => begin(answer.headers())?,
-            // The registry knows no ranges: what has come before comes again.
-            _ => 0,
-        };
-        if from > self.position {
-            return Err(Error::Protocol(format!("sends another range of {what}")));
-        }
-        if let Some(length) = length(answer.headers())
-            && from.saturating_add(length) != size
-        {
-            let all = from.saturating_add(length);
-            return Err(Error::Content(format!(
-                "{what} has {all} bytes, not {size}"
-            )));
-        }
-        let mut body = answer.into_body();
-        let mut skip = self.position - from;
-        while self.position < size {
-            let Some(mut bytes) = body.next().await? else {
-                let text = format!("{} ends after {} of {size} bytes", self.what, self.position);
-                return Err(Error::Broken(text));
-            };
-            let skipped = skip.min(bytes.len() as u64);
-            skip -= skipped;
-            let bytes = bytes.split_off(usize::try_from(skipped).unwrap_or(usize::MAX));
-            let count = bytes.len() as u64;
-            if self.position + count > size {
-                let text = format!("{} has more than {size} bytes", self.what);
-                return Err(Error::Content(text));
-            }
-            if count > 0 {
-                self.out.send(bytes).await.map_err(|_| Error::Abandoned)?;
-                self.position += count;
-                self.observer.received(self.position);
-            }
-        }
-        Ok(())
-    }
-}
-
 fn media_type(headers: &HeaderMap) -> Option<String> {
     let kind = headers.get(CONTENT_TYPE)?.to_str().ok()?;
     let kind = kind.split(';').next().unwrap_or_default();
@@ -379,18 +314,4 @@ fn check(what: &str, expected: Digest, actual: Digest) -> Result<(), Error> {
             "{what} is {actual}, not {expected}"
         ))),
     }
-}
-
-fn length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Where a partial answer begins.
-fn begin(headers: &HeaderMap) -> Result<u64, Error> {
-    let parse = || {
-        let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
-        let (from, _) = range.trim().strip_prefix("bytes ")?.split_once('-')?;
-        from.trim().parse().ok()
-    };
-    parse().ok_or_else(|| Error::Protocol("sends a part, and does not say which".into()))
 }

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
+use http::header::{DATE, HeaderName, RETRY_AFTER};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
+
 use super::Error;
 
 /// Attempts without any progress in between.
@@ -65,17 +70,39 @@ impl Attempts {
         if !error.is_transient() || self.failures >= self.most || self.in_all >= MOST_IN_ALL {
             return None;
         }
-        if let Error::Status {
-            retry_after: Some(asked),
-            ..
-        } = error
-        {
-            return (*asked <= LONGEST).then_some(*asked);
-        }
         let pause = FIRST * 2_u32.pow(self.failures - 1);
         // Those that failed together shall not come back together.
-        Some(pause.mul_f64(rand::random_range(0.75..1.25)))
+        let pause = pause.mul_f64(rand::random_range(0.75..1.25));
+        match error {
+            Error::Status {
+                retry_after: Some(asked),
+                ..
+            } => (*asked <= LONGEST).then_some(pause.max(*asked)),
+            _ => Some(pause),
+        }
     }
+}
+
+/// How long a registry asks to be left alone: seconds, or the time until a date. A date is compared with the
+/// registry's own clock, if it shows that.
+pub(super) fn after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
+    let asked = text(RETRY_AFTER)?;
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let now = text(DATE).and_then(date).unwrap_or_else(Timestamp::now);
+    let left = date(asked)?.duration_since(now);
+    // What is past asks for nothing.
+    Some(Duration::try_from(left).unwrap_or_default())
+}
+
+/// A date of HTTP. The two older forms are not sent any more.
+fn date(text: &str) -> Option<Timestamp> {
+    DateTimeParser::new()
+        .relaxed_weekday(true)
+        .parse_timestamp(text)
+        .ok()
 }
 
 #[cfg(test)]
@@ -102,6 +129,29 @@ mod tests {
         let mut attempts = Attempts::default();
         assert_eq!(attempts.pause(&busy(Some(3))), Some(Duration::from_secs(3)));
         assert_eq!(attempts.pause(&busy(Some(3600))), None);
+    }
+
+    #[test]
+    fn a_date_is_as_good_as_seconds() {
+        let after = |headers: &[(HeaderName, &str)]| {
+            let headers = headers.iter().cloned();
+            let headers = headers.map(|(name, value)| (name, value.parse().unwrap()));
+            super::after(&headers.collect())
+        };
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        assert_eq!(after(&[]), None);
+        assert_eq!(after(&[(RETRY_AFTER, "7")]), Some(Duration::from_secs(7)));
+        assert_eq!(after(&[(RETRY_AFTER, date)]), Some(Duration::ZERO));
+        let own = (DATE, "Sun, 06 Nov 1994 08:49:30 GMT");
+        let seven = Some(Duration::from_secs(7));
+        assert_eq!(after(&[(RETRY_AFTER, date), own]), seven);
+        let late = (DATE, "Sun, 06 Nov 1994 08:50:00 GMT");
+        assert_eq!(after(&[(RETRY_AFTER, date), late]), Some(Duration::ZERO));
+        let future = "Fri, 31 Dec 9998 23:59:59 GMT";
+        assert!(after(&[(RETRY_AFTER, future)]).unwrap() > Duration::from_secs(1 << 30));
+        for bad in ["", "soon", "-1", "Sun, 99 Nov 1994 08:49:37 GMT", "1.5"] {
+            assert_eq!(after(&[(RETRY_AFTER, bad)]), None, "{bad:?}");
+        }
     }
 
     #[test]

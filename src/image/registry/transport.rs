@@ -83,53 +83,70 @@ impl Transport {
     }
 
     async fn client(&self, uri: &Uri) -> Result<&Connections, Error> {
+        let proxy = match self.link.route.has_tls() {
+            true => Some(self.of_others().await?),
+            false => None,
+        };
         if uri.scheme() != Some(&Scheme::HTTPS) {
             let nobody = || tls::client_trusting(RootCertStore::empty());
-            return Ok(self.plain.get_or_init(|| self.connections(nobody())));
+            return Ok(self.plain.get_or_init(|| self.connections(nobody(), proxy)));
         }
         let Some(special) = &self.link.special else {
             let trusted = self.trusted().await?;
-            let secure = || self.connections(trusted.config.clone());
+            let secure = || self.connections(trusted.config.clone(), proxy);
             return Ok(self.others.get_or_init(secure));
         };
         let is_own = uri.host().is_some_and(|host| host == self.link.host);
-        let (clients, special) = match is_own {
-            true => (&self.own, special.clone()),
-            false => {
-                let ca = special.ca.clone();
-                let of_others = Special {
-                    ca,
-                    ..Special::default()
-                };
-                (&self.others, of_others)
-            }
-        };
+        let clients = if is_own { &self.own } else { &self.others };
         if let Some(client) = clients.get() {
             return Ok(client);
         }
+        let config = match is_own {
+            true => self.special(special).await?,
+            false => self.of_others().await?,
+        };
+        Ok(clients.get_or_init(|| self.connections(config, proxy)))
+    }
+
+    /// How TLS is spoken with others than the host itself.
+    async fn of_others(&self) -> Result<ClientConfig, Error> {
+        match &self.link.special {
+            None => Ok(self.trusted().await?.config.clone()),
+            Some(special) => {
+                let ca = special.ca.clone();
+                let special = Special {
+                    ca,
+                    ..Special::default()
+                };
+                self.special(&special).await
+            }
+        }
+    }
+
+    async fn special(&self, special: &Special) -> Result<ClientConfig, Error> {
         let roots = match self.trusted().await {
             Ok(trusted) => RootCertStore::clone(&trusted.roots),
             // The machine need not trust anybody else.
             Err(_) if special.skip_verify || !special.ca.is_empty() => RootCertStore::empty(),
             Err(error) => return Err(error),
         };
-        let config = tls::client_special(roots, &special);
-        let config = config.map_err(|error| Error::Tls(error.to_string()))?;
-        Ok(clients.get_or_init(|| self.connections(config)))
+        let config = tls::client_special(roots, special);
+        config.map_err(|error| Error::Tls(error.to_string()))
     }
 
     async fn trusted(&self) -> Result<&Trusted, Error> {
         self.registries.0.trust.get_or_try_init(trust).await
     }
 
-    fn connections(&self, tls: ClientConfig) -> Connections {
+    /// `proxy`: how TLS is spoken with proxies, if one of them speaks it.
+    fn connections(&self, tls: ClientConfig, proxy: Option<ClientConfig>) -> Connections {
         let timeout = self.link.dial_timeout.unwrap_or(self.timeout);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
             .enable_http2()
-            .wrap_connector(Dial::new(self.link.route.clone(), timeout));
+            .wrap_connector(Dial::new(self.link.route.clone(), timeout, proxy));
         Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIME)
@@ -169,7 +186,7 @@ impl Transport {
         // By a tunnel it is the proxy's, which the connection says itself.
         if request.uri().scheme() == Some(&Scheme::HTTP)
             && let Some(proxy) = self.link.route.find(request.uri())
-            && let Some(authorization) = &proxy.authorization
+            && let Some(authorization) = proxy.authorization()
         {
             let headers = request.headers_mut();
             headers.insert(PROXY_AUTHORIZATION, authorization.clone());

@@ -64,7 +64,7 @@ fn an_import_whose_client_goes_away_leaves_nothing() {
         let broken = Broken(&archive[..length]);
         let error = ground
             .store
-            .import(broken, &Names::FromArchive, &|_| {})
+            .import(broken, &Selection::default(), &|_| {})
             .unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -320,7 +320,7 @@ fn an_archive_is_read_to_its_end() {
     let mut rest = io::Cursor::new(&archive);
     ground
         .store
-        .import(rest.by_ref(), &Names::FromArchive, &|_| {})
+        .import(rest.by_ref(), &Selection::default(), &|_| {})
         .unwrap();
     assert_eq!(rest.position(), archive.len() as u64);
 }

@@ -56,7 +56,7 @@ fn images_share_layers() {
     let progress = |p| seen.lock().unwrap().push(p);
     ground
         .store
-        .import(&two.saved(&["two"])[..], &Names::FromArchive, &progress)
+        .import(&two.saved(&["two"])[..], &Selection::default(), &progress)
         .unwrap();
     let shared = Progress::Shared {
         layer: Digest::of(&base),
@@ -124,6 +124,99 @@ fn the_image_for_this_machine_is_taken_out_of_an_index() {
         .unwrap_err();
     let expected = format!("image archive: no image for linux/{architecture}, but linux/s390x");
     assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn images_of_other_platforms_are_imported_if_they_are_asked_for() {
+    let (this, architecture) = platform();
+    let made = Made::simple("here");
+    let layer = |name: &str| Tar::new().file("name", name.as_bytes()).finish();
+    let on =
+        |architecture: &str| Made::on(architecture, &[layer(architecture)], Pack::Plain, json!({}));
+    let (s390x, riscv) = (on("s390x"), on("riscv64"));
+    let mut layout = Layout::default();
+    let mut descriptor = |made: &Made, platform: Value| {
+        let mut descriptor = layout.manifest(made);
+        descriptor["platform"] = platform;
+        descriptor
+    };
+    let linux = |architecture: &str| json!({"os": "linux", "architecture": architecture});
+    let windows = json!({
+        "mediaType": MANIFEST, "digest": Digest::of(b"absent"), "size": 6,
+        "platform": {"os": "windows", "architecture": architecture},
+    });
+    let manifests = [
+        descriptor(&s390x, linux("s390x")),
+        windows,
+        descriptor(&riscv, linux("riscv64")),
+        descriptor(&made, this),
+    ];
+    let manifest = |at: usize| manifests[at]["digest"].as_str().unwrap().to_owned();
+    let index = layout.index(&manifests);
+    let top = index["digest"].as_str().unwrap().to_owned();
+    let archive = layout.entry(index, "r.io/app:1").finish();
+    let import = |ground: &Ground, platforms: Platforms| {
+        let selection = Selection {
+            platforms,
+            ..Selection::default()
+        };
+        ground.store.import(&archive[..], &selection, &|_| {})
+    };
+    let one = |text: &str| Platforms::One(text.parse().unwrap());
+
+    // One that is named has the names.
+    let ground = Ground::new();
+    import(&ground, one("linux/s390x")).unwrap();
+    let image = ground.store.resolve("r.io/app:1").unwrap();
+    assert_eq!(image.id.0, s390x.id());
+    assert_eq!(image.digests, [format!("r.io/app@{top}")]);
+    assert_eq!(ground.file(&image, "name"), b"s390x");
+    assert_eq!(ground.counts(), [1, 1, 0, 0]);
+    let error = import(&ground, one("linux/arm/v6"))
+        .unwrap_err()
+        .to_string();
+    let others =
+        format!("linux/{architecture}, linux/riscv64, linux/s390x, windows/{architecture}");
+    assert_eq!(
+        error,
+        format!("image archive: no image for linux/arm/v6, but {others}")
+    );
+
+    // Of all, the one of this machine has the names, and the others their digests.
+    let ground = Ground::new();
+    assert_eq!(import(&ground, Platforms::All).unwrap().len(), 3);
+    let image = ground.store.resolve("r.io/app:1").unwrap();
+    assert_eq!(image.id.0, made.id());
+    assert_eq!(image.digests, [format!("r.io/app@{top}")]);
+    for (made, at) in [(&s390x, 0), (&riscv, 2)] {
+        let name = format!("r.io/app@{}", manifest(at));
+        let image = ground.store.resolve(&name).unwrap();
+        assert_eq!(image.id.0, made.id());
+        assert_eq!((image.tags.len(), &image.digests[..]), (0, &[name][..]));
+    }
+    assert_eq!(ground.counts(), [3, 3, 0, 0]);
+
+    // Side by side in the layout's own index, and as docker save has it.
+    let ground = Ground::new();
+    let archive = Layout::default()
+        .image(&riscv, "r.io/app:1")
+        .image(&made, "r.io/app:1")
+        .finish();
+    let all = Selection {
+        platforms: Platforms::All,
+        ..Selection::default()
+    };
+    ground.store.import(&archive[..], &all, &|_| {}).unwrap();
+    assert_eq!(ground.store.resolve("r.io/app:1").unwrap().id.0, made.id());
+    assert_eq!(ground.store.list().len(), 2);
+    let saved = s390x.saved(&["r.io/saved:1"]);
+    ground
+        .store
+        .import(&saved[..], &Selection::default(), &|_| {})
+        .unwrap_err();
+    ground.store.import(&saved[..], &all, &|_| {}).unwrap();
+    assert!(ground.store.resolve("r.io/saved:1").is_none());
+    assert!(ground.store.resolve(&s390x.id().to_string()).is_some());
 }
 
 /// Archives that break a rule, with a part of the text that a person gets.

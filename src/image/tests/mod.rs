@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
-use super::{Error, Image, ImageStore, ImageUser, Names, Pinned, Progress};
+use super::{Error, Image, ImageStore, ImageUser, Names, Pinned, Platforms, Progress, Selection};
 use crate::store::blobs::Digest;
 use crate::store::unpack::testing::{Tar, look, tool};
 
@@ -212,8 +212,16 @@ impl Ground {
     }
 }
 
+/// What is for this machine, under given names.
+fn named(names: Vec<super::Reference>) -> Selection {
+    Selection {
+        names: Names::Given(names),
+        ..Selection::default()
+    }
+}
+
 /// The tags of what was imported.
 fn import(store: &ImageStore, archive: &[u8]) -> Result<Vec<String>, Error> {
-    let images = store.import(archive, &Names::FromArchive, &|_| {})?;
+    let images = store.import(archive, &Selection::default(), &|_| {})?;
     Ok(images.iter().flat_map(|image| image.tags.clone()).collect())
 }

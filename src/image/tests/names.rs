@@ -117,7 +117,7 @@ fn removing_by_tag_and_by_id() {
     let names = [format!("r.io/a@{}", Digest::of(b"x")).parse().unwrap()];
     ground
         .store
-        .import(&archive[..], &Names::Given(names.to_vec()), &|_| {})
+        .import(&archive[..], &named(names.to_vec()), &|_| {})
         .unwrap_err();
     drop(image);
     assert_eq!(ground.collect(), 1);
@@ -173,7 +173,7 @@ fn what_is_held_or_in_use_is_not_collected() {
 fn names_can_be_given_for_one_image() {
     let ground = Ground::new();
     let (one, two) = (Made::simple("one"), Made::simple("two"));
-    let names = Names::Given(vec!["given:1".parse().unwrap()]);
+    let names = named(vec!["given:1".parse().unwrap()]);
     let both = Layout::default()
         .image(&one, "a:1")
         .image(&two, "b:1")

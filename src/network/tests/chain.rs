@@ -276,7 +276,7 @@ async fn gc_deletes_what_is_not_valid_and_tells_plugins_of_1_1() {
     add(&network, &valid).await.unwrap();
     add(&network, &stale).await.unwrap();
     node.order();
-    let collected = network.gc(&HashSet::from([valid.sandbox, uncached])).await;
+    let collected = network.gc(HashSet::from([valid.sandbox, uncached])).await;
     assert_eq!(collected.deleted, [stale.sandbox]);
     assert!(collected.failed.is_empty() && collected.plugins.is_none());
     assert_eq!(node.order(), ["DEL b", "DEL a", "GC a", "GC b"]);
@@ -299,7 +299,7 @@ async fn gc_is_not_run_where_it_is_unknown_or_unwanted() {
     for conf in [network(&["a"]), unwanted] {
         let node = Node::with(&conf);
         node.good("a", RESULT);
-        let collected = node.open().gc(&HashSet::new()).await;
+        let collected = node.open().gc(HashSet::new()).await;
         assert!(collected.plugins.is_none());
         assert!(!node.order().contains(&"GC a".to_owned()));
     }

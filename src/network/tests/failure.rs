@@ -223,7 +223,7 @@ async fn a_failed_del_keeps_what_is_known_for_the_next_one() {
         // The address is not given back while b's rules may still point to it.
         assert_eq!(node.order(), ["DEL b"]);
     }
-    let collected = network.gc(&HashSet::new()).await;
+    let collected = network.gc(HashSet::new()).await;
     assert_eq!(collected.failed[0].0, pod.sandbox);
     assert_eq!(network.cached(), [pod.sandbox]);
     node.order();

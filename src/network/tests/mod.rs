@@ -2,6 +2,7 @@
 //! against Debian's plugins.
 
 mod chain;
+mod chaos;
 mod debian;
 mod failure;
 mod folder;

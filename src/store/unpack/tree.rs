@@ -82,6 +82,18 @@ impl Tree {
         Ok((file, stat))
     }
 
+    /// Opens the ordinary file `path` for reading.
+    ///
+    /// # Errors
+    /// As `open(2)`; there is something else in its place.
+    pub fn regular_file(&self, path: &[u8]) -> io::Result<std::fs::File> {
+        let (file, stat) = self.file(path)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(file.into()),
+            _ => Err(io::Error::other("something else is in its place")),
+        }
+    }
+
     /// What is at `path`, itself and not what it links to.
     pub(super) fn stat(&self, path: &[u8]) -> Result<Stat, Errno> {
         let (parent, name) = split(path);

@@ -5,14 +5,14 @@
 use rustix::io::{self, Errno};
 
 use super::{
-    Family, HEADER, Table, kind, payload,
+    Family, GETCHAIN, GETTABLE, HEADER, Table, kind, payload,
     rule::{GETRULE, nested},
     set::GETSETELEM,
     userdata::{COMMENT, find},
 };
 use crate::{Answer, Socket, as_text, attributes, message::Attributes};
 
-const GETCHAIN: u8 = 4;
+const TABLE_DORMANT: u32 = 0x1;
 const GETSET: u8 = 10;
 
 const SET_ANONYMOUS: u32 = 0x1;
@@ -78,7 +78,7 @@ pub struct ListedHook {
 pub struct ListedChain {
     pub table: Table,
     pub name: String,
-    /// None for one that is only jumped to.
+    /// None for one that is only jumped to, or whose table is dormant.
     pub hook: Option<ListedHook>,
     /// What becomes of a packet at its end: 0 drop, 1 accept.
     pub policy: u32,
@@ -142,11 +142,18 @@ pub struct Listing {
 /// Lists everything; nothing if the kernel has no tables.
 pub fn list(socket: &mut Socket) -> io::Result<Listing> {
     let all = payload(None, Attributes::default());
-    let chains = match socket.dump_bytes(kind(GETCHAIN), &all) {
+    let dormant: Vec<_> = match socket.dump_bytes(kind(GETTABLE), &all) {
         // The kernel has a packet filter but no tables.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Listing::default()),
-        answers => answers?.iter().filter_map(chain).collect(),
+        answers => answers?.iter().filter_map(dormant).collect(),
     };
+    let chains = socket.dump_bytes(kind(GETCHAIN), &all)?;
+    let mut chains: Vec<_> = chains.iter().filter_map(chain).collect();
+    for chain in &mut chains {
+        if dormant.contains(&chain.table) {
+            chain.hook = None;
+        }
+    }
     let rules = socket.dump_bytes(kind(GETRULE), &all)?;
     let found = socket.dump_bytes(kind(GETSET), &all)?;
     let mut sets: Vec<_> = found.iter().filter_map(set).collect();
@@ -182,6 +189,20 @@ pub fn number(value: &[u8]) -> u32 {
 
 fn family(answer: &Answer) -> Option<Family> {
     Family::from_number(*answer.payload.first()?)
+}
+
+/// A table that no packet enters for now.
+fn dormant(answer: &Answer) -> Option<Table> {
+    let (mut name, mut flags) = (String::new(), 0);
+    for attribute in attributes(&answer.payload, HEADER) {
+        match attribute.kind() {
+            1 => name = as_text(attribute.value()),
+            2 => flags = number(attribute.value()),
+            _ => {}
+        }
+    }
+    let family = family(answer)?;
+    (flags & TABLE_DORMANT != 0).then_some(Table { family, name })
 }
 
 fn chain(answer: &Answer) -> Option<ListedChain> {

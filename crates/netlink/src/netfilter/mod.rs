@@ -122,6 +122,8 @@ impl Hook {
     pub const SNAT: Hook = Hook::new("nat", 4, 100);
     /// Where what is not for this machine is let through or not.
     pub const FORWARD: Hook = Hook::new("filter", 2, 0);
+    /// Where a packet from elsewhere is looked at first, before any translation.
+    pub const INCOMING: Hook = Hook::new("filter", 0, -300);
     /// Where a bridge looks at a frame first.
     pub const BRIDGE_INCOMING: Hook = Hook::new("filter", 0, -300);
 

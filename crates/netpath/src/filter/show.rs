@@ -67,6 +67,13 @@ pub(super) fn rule(
         }
     }
     showing.words.retain(|word| !word.is_empty());
+    let words = &mut showing.words;
+    for at in (0..words.len().saturating_sub(1)).rev() {
+        // The protocol of ports is said with them.
+        if words[at + 1].contains(&format!("{} ", words[at])) {
+            words.remove(at);
+        }
+    }
     if showing.words.is_empty() {
         return "(everything)".to_owned();
     }

@@ -115,11 +115,11 @@ impl Run<'_> {
             } => {
                 let state = &work.way.state;
                 match fields::load(source, *length, self.moment, self.packet, state) {
-                    Some(bits) => work.registers.put(*into, &bits),
+                    Some(bits) => work.put(*into, &bits),
                     None => return Some(false),
                 }
             }
-            Step::Set { into, value } => work.registers.put(*into, &Bits::known(value)),
+            Step::Set { into, value } => work.put(*into, &Bits::known(value)),
             Step::Bitwise {
                 from,
                 into,
@@ -291,6 +291,13 @@ impl Run<'_> {
 }
 
 impl Work {
+    /// Loads a value; the rest of its last register is 0.
+    fn put(&mut self, into: usize, value: &Bits) {
+        let mut padded = Bits::known(&vec![0; value.len().next_multiple_of(4)]);
+        padded.put(0, value);
+        self.registers.put(into, &padded);
+    }
+
     pub(super) fn new(way: Way) -> Self {
         let registers = Bits::unknown(REGISTERS);
         Self { registers, way }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use carpel_netlink::route::{Found, Question};
+use carpel_netlink::route::{BLACKHOLE, Found, Question};
 use rustix::io::Errno;
 
 use super::{End, Reason, Walker};
@@ -107,6 +107,10 @@ impl Walker<'_> {
                 );
                 stopped(place, Reason::Martian, text, None)
             }
+            Errno::INVAL if throws_away(here, dst) => {
+                let text = format!("a route throws away what is for {dst}");
+                stopped(place, Reason::Refused, text, None)
+            }
             other => {
                 let text = format!(
                     "the kernel refuses what comes from {src} for {dst} by {name}: {other}"
@@ -163,6 +167,12 @@ impl Walker<'_> {
         });
         Some(stopped(place, Reason::ReversePath, text, advice))
     }
+}
+
+/// Whether some route is there to throw away what is for an address.
+fn throws_away(place: &Place, dst: IpAddr) -> bool {
+    let is_hole = |route: &Found| route.kind == BLACKHOLE && route.dst.contains(dst);
+    place.routes.iter().any(is_hole)
 }
 
 fn is_broadcast(addr: IpAddr) -> bool {

@@ -474,25 +474,23 @@ impl Walker<'_> {
         let ports: Vec<_> = place
             .ports_of(bridge.index)
             .filter(|(one, settings)| {
-                settings.flood
-                    && settings.state == FORWARDING
-                    && (settings.hairpin || from.is_none_or(|from| from.index != one.index))
+                settings.hairpin || from.is_none_or(|from| from.index != one.index)
             })
-            .map(|(one, _)| port(one.index))
+            .map(|(one, settings)| (port(one.index), settings))
             .collect();
         if let Some(mac) = mac {
-            let has = |id: &&LinkId| {
-                self.ends_behind(**id)
-                    .links
-                    .iter()
-                    .any(|end| self.world.link(*end).is_some_and(|end| end.mac == mac))
+            let has = |id: LinkId| {
+                let ends = self.ends_behind(id).links.into_iter();
+                let mut ends = ends.filter_map(|end| self.world.link(end));
+                ends.any(|end| end.mac == mac)
             };
-            if let Some(found) = ports.iter().find(has) {
+            if let Some((found, _)) = ports.iter().find(|(id, _)| has(*id)) {
                 return Ok(*found);
             }
         }
-        let open = ports.iter().find(|id| self.ends_behind(**id).leads_on);
-        if let Some(open) = open {
+        let floods = |settings: &Port| settings.flood && settings.state == FORWARDING;
+        let mut open = ports.iter().filter(|(_, settings)| floods(settings));
+        if let Some((open, _)) = open.find(|(id, _)| self.ends_behind(*id).leads_on) {
             let text = format!(
                 "bridge {} has not seen where it goes: by all ports, {} among them",
                 link.name,

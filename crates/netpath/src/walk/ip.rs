@@ -24,6 +24,14 @@ impl Walker<'_> {
                 }
             }
         }
+        let (src, dst) = (self.packet.tuple.src, self.packet.tuple.dst);
+        let is_near = |addr| crate::place::is_link_local(addr);
+        if src.is_ipv6() && is_near(src) && !is_near(dst) && !self.place(place).is_local(dst) {
+            let name = &self.place(place).name;
+            let text =
+                format!("{name} has no IPv6 address but that of the link, which goes no further");
+            return stop(place, Reason::NoAddress, text);
+        }
         self.enter(place);
         let before = self.packet;
         let out = found.link.map(|index| LinkId { place, index });

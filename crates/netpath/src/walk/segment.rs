@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use carpel_netlink::bridge::FORWARDING;
 use carpel_netlink::link::Mac;
 use carpel_netlink::neighbour::{FAILED, INCOMPLETE};
 
@@ -69,9 +68,6 @@ impl Walker<'_> {
         let (place, Some(link)) = (self.place(end.place), self.world.link(end)) else {
             return false;
         };
-        if !link.up {
-            return false;
-        }
         let is_ipv4 = addr.is_ipv4();
         let own = place
             .addresses_of(end.index)
@@ -164,7 +160,7 @@ impl Walker<'_> {
         let ports: Vec<_> = self
             .place(bridge.place)
             .ports_of(bridge.index)
-            .filter(|(_, settings)| settings.state == FORWARDING)
+            // Also one that does not forward: the packet will come to the same place as the question.
             .map(|(port, _)| LinkId {
                 place: bridge.place,
                 index: port.index,

@@ -502,9 +502,9 @@ fn neighbours_and_links() {
     made.get(B, 2).up = false;
     stops(
         &made.go(A, "10.88.0.3", None).there,
-        A,
-        Reason::NoNeighbour,
-        "nobody on eth0 has 10.88.0.3",
+        B,
+        Reason::LinkDown,
+        "eth0 is down",
     );
     made.get(A, 2).up = false;
     stops(

@@ -218,7 +218,7 @@ async fn what_is_no_image_for_this_machine_is_refused() {
             MANIFEST,
             with(&|d| d["config"]["mediaType"] = json!("application/x-chart")),
             Code::InvalidArgument,
-            "no container image",
+            "none of whose blobs has a name",
         ),
         (
             "layer",
