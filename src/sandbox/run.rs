@@ -282,6 +282,7 @@ impl Node {
             cgroup_parent: config.cgroup_parent.clone(),
             dns: config.dns.clone(),
             annotations: config.annotations.clone(),
+            hostname: config.hostname.clone(),
         };
         let attachment = self
             .network

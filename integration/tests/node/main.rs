@@ -38,6 +38,7 @@ mod logs;
 mod metrics;
 mod mounts;
 mod namespaces;
+mod net;
 mod network;
 mod network_many;
 mod node_fields;
