@@ -29,7 +29,7 @@ DEV_BIN := $(TARGET)/carpel-dev
 
 BUILD_PACKAGES := gcc libc6-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) busybox-static iproute2 iptables nftables
-TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry openssl zstd
+TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins dnsmasq-base docker-registry openssl zstd
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd runc
 
 # $(call install-packages,NAMES): what is missing of Debian's packages, without a word if it works.

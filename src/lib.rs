@@ -8,6 +8,8 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod container;
+#[cfg(test)]
+mod corpus;
 pub mod cri;
 pub mod error;
 pub mod failpoint;
@@ -18,6 +20,7 @@ pub mod network;
 pub mod node;
 pub mod sandbox;
 pub mod seccomp;
+pub mod selinux;
 pub mod spec;
 pub mod stats;
 pub mod store;

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -52,6 +52,32 @@ impl HostNet {
         let net = Self(namespace);
         net.command(&["ip", "link", "set", "lo", "up"]);
         net
+    }
+
+    /// The namespace that a file stands for: a pod's, by its pin.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self(File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
+
+    /// Makes a pair of links: `name` here, `peer` in another namespace. Both are down.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn join(&self, name: &str, other: &Self, peer: &str) {
+        // A namespace without a name is named by a process that is in it: one that ends with its input.
+        let mut inside = Command::new("cat");
+        inside.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut inside = other.run(|| inside.spawn()).expect("cat");
+        let pid = inside.id().to_string();
+        self.command(&[
+            "ip", "link", "add", name, "type", "veth", "peer", "name", peer, "netns", &pid,
+        ]);
+        drop(inside.stdin.take());
+        inside.wait().expect("cat ends");
     }
 
     /// Runs `f` on a thread in this namespace; what it spawns is in it, too.
@@ -120,15 +146,18 @@ impl Default for HostNet {
 pub fn http_get(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
     let deadline = Instant::now() + patience(Duration::from_secs(5));
     loop {
-        match http_get_once(ip, port, path) {
+        match http_get_within(ip, port, path, patience(Duration::from_secs(2))) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
             outcome => return outcome,
         }
     }
 }
 
-fn http_get_once(ip: IpAddr, port: u16, path: &str) -> io::Result<String> {
-    let timeout = patience(Duration::from_secs(2));
+/// The same, tried once.
+///
+/// # Errors
+/// If no answer comes, each part of it within `timeout`, or it is none of success.
+pub fn http_get_within(ip: IpAddr, port: u16, path: &str, timeout: Duration) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {ip}\r\n\r\n")?;
@@ -167,6 +196,57 @@ pub fn cgroup_mounts() -> Vec<PathBuf> {
 pub fn has_apparmor() -> bool {
     std::fs::read("/sys/module/apparmor/parameters/enabled")
         .is_ok_and(|text| text.first() == Some(&b'Y'))
+}
+
+/// What SELinux is to containers here.
+#[derive(Debug, Clone)]
+pub struct Selinux {
+    /// Whether what the policy forbids is refused.
+    pub enforcing: bool,
+    /// The types of processes and of files that nobody chose others for.
+    pub process_type: String,
+    pub file_type: String,
+}
+
+/// `None`: the kernel has it not on.
+///
+/// # Panics
+/// If it is on, and the policy says nothing of containers.
+#[must_use]
+pub fn selinux() -> Option<Selinux> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let enforce = read("/sys/fs/selinux/enforce")?;
+    let config = read("/etc/selinux/config").expect("a configuration");
+    let policy = config
+        .lines()
+        .find_map(|line| line.strip_prefix("SELINUXTYPE="));
+    let contexts = format!(
+        "/etc/selinux/{}/contexts/lxc_contexts",
+        policy.expect("a policy")
+    );
+    let contexts = read(&contexts).expect("a policy for containers");
+    let type_of = |key: &str| {
+        let lines = contexts.lines().filter_map(|line| line.split_once('='));
+        let (_, label) = lines
+            .into_iter()
+            .find(|(name, _)| name.trim() == key)
+            .expect(key);
+        label.split(':').nth(2).expect("a label").to_owned()
+    };
+    Some(Selinux {
+        enforcing: enforce.trim() == "1",
+        process_type: type_of("process"),
+        file_type: type_of("file"),
+    })
+}
+
+/// The SELinux label that a file has, or the attribute that a kernel without SELinux keeps for one that has.
+#[must_use]
+pub fn label_of(path: &Path) -> Option<String> {
+    let mut value = [0; 256];
+    let length = rustix::fs::lgetxattr(path, "security.selinux", &mut value[..]).ok()?;
+    let text = String::from_utf8_lossy(&value[..length]);
+    Some(text.trim_end_matches('\0').to_owned())
 }
 
 /// Whether the host has cgroup version 2 alone.

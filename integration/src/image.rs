@@ -277,6 +277,29 @@ impl Layer {
         self.entry(EntryType::Fifo, path, 0o644)
     }
 
+    /// One of this machine's programs at the path that it has here, with what it is linked with.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[must_use]
+    pub fn program(mut self, path: &str) -> Self {
+        let libraries = std::process::Command::new("ldd").arg(path).output();
+        let libraries = String::from_utf8(libraries.expect("ldd").stdout).expect("text");
+        let libraries = libraries.split_whitespace();
+        let mut made = std::collections::BTreeSet::new();
+        for path in std::iter::once(path).chain(libraries.filter(|word| word.starts_with('/'))) {
+            let content = std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            let path = path.trim_start_matches('/');
+            for (at, _) in path.match_indices('/') {
+                if made.insert(path[..at].to_owned()) {
+                    self = self.dir(&path[..at], 0o755);
+                }
+            }
+            self = self.file(path, 0o755, &content);
+        }
+        self
+    }
+
     /// Deletes `path` of the layers below.
     #[must_use]
     pub fn whiteout(self, path: &str) -> Self {

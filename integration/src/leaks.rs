@@ -23,6 +23,8 @@ pub struct Place<'a> {
 pub struct Baseline {
     files: BTreeSet<PathBuf>,
     fds: BTreeMap<String, usize>,
+    /// Names of links that the node's machine has of its own.
+    links: BTreeSet<String>,
 }
 
 impl Place<'_> {
@@ -32,6 +34,7 @@ impl Place<'_> {
         Baseline {
             files: self.files(),
             fds: self.fds(),
+            links: self.links().into_keys().collect(),
         }
     }
 
@@ -50,7 +53,12 @@ impl Place<'_> {
     pub fn leaks(&self, baseline: &Baseline) -> Vec<String> {
         let mut leaks = Vec::new();
         leaks.extend(self.mounts());
-        leaks.extend(self.links());
+        let links = self.links().into_iter();
+        leaks.extend(
+            links
+                .filter(|(name, _)| !baseline.links.contains(name))
+                .map(|(_, line)| format!("link {line}")),
+        );
         leaks.extend(self.rules());
         leaks.extend(self.cgroups());
         leaks.extend(self.processes());
@@ -76,14 +84,14 @@ impl Place<'_> {
             .collect()
     }
 
-    /// Links of the node's network namespace. A bridge stays for the next pod.
-    fn links(&self) -> Vec<String> {
-        self.net
-            .output(&["ip", "-o", "link"])
-            .lines()
-            .filter(|line| !line.contains(": lo:") && line.contains('@'))
-            .map(|line| format!("link {line}"))
-            .collect()
+    /// Links of the node's network namespace by name. A bridge stays for the next pod.
+    fn links(&self) -> BTreeMap<String, String> {
+        let listed = self.net.output(&["ip", "-o", "link"]);
+        let pairs = listed.lines().filter_map(|line| {
+            let name = line.split_once(": ")?.1.split_once('@')?.0;
+            (!name.contains(": ")).then(|| (name.to_owned(), line.to_owned()))
+        });
+        pairs.collect()
     }
 
     /// Rules that name a pod's address, and the chains that CNI plugins make for one pod.
@@ -197,13 +205,14 @@ impl Place<'_> {
     }
 }
 
-/// Whether a line of a rule set is about one pod: its address in the tests' range, or a chain whose
+/// Whether a line of a rule set is about one pod: its address in one of the tests' ranges, or a chain whose
 /// name is made from its id.
 fn rule_of_a_pod(line: &str) -> bool {
-    // The range itself may be named by rules that serve all pods.
+    // A range may be named by rules that serve all pods.
     let address = line
-        .split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/'))
-        .any(|word| word.starts_with("10.118.") && !word.ends_with("/16"));
+        .split(|c: char| !(c.is_ascii_hexdigit() || ".:/".contains(c)))
+        .filter(|word| word.starts_with("10.118.") || word.starts_with("fd00:118:"))
+        .any(|word| !word.contains('/') || word.ends_with("/32") || word.ends_with("/128"));
     let chain = line
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
         .any(|word| {

@@ -27,6 +27,7 @@ pub mod cli;
 pub mod cri;
 pub mod host;
 pub mod image;
+pub mod lan;
 pub mod leaks;
 pub mod log;
 pub mod node;

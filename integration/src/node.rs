@@ -41,6 +41,7 @@ pub struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     config: String,
+    net: Option<HostNet>,
 }
 
 impl Builder {
@@ -82,6 +83,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The machine's network, with what links it has, instead of one with `lo` only.
+    #[must_use]
+    pub fn net(mut self, net: HostNet) -> Self {
+        self.net = Some(net);
         self
     }
 
@@ -162,10 +170,11 @@ impl TestNode {
             args: Vec::new(),
             env: Vec::new(),
             config: String::new(),
+            net: None,
         }
     }
 
-    fn prepare(options: Builder) -> Self {
+    fn prepare(mut options: Builder) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("carpel-test-")
             .tempdir()
@@ -184,7 +193,7 @@ impl TestNode {
         std::fs::write(dir.path().join("config.toml"), &options.config).expect("a file");
         let node = Self {
             cri: Cri::new(&dir.path().join("run/carpel.sock")),
-            net: HostNet::new(),
+            net: options.net.take().unwrap_or_default(),
             cgroup_parent: format!("/{name}"),
             dir,
             name,
@@ -222,6 +231,15 @@ impl TestNode {
     #[must_use]
     pub fn netns_dir(&self) -> PathBuf {
         self.dir.path().join("netns")
+    }
+
+    /// A pod's network namespace.
+    ///
+    /// # Panics
+    /// If the pod has none.
+    #[must_use]
+    pub fn pod_net(&self, pod: &Pod) -> HostNet {
+        HostNet::at(&self.netns_dir().join(format!("carpel-{}", pod.id)))
     }
 
     /// host-local's folder.

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use carpel_api::carpel::images_client::ImagesClient;
+use carpel_api::carpel::network_client::NetworkClient;
 use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
 use carpel_api::cri::{self, ContainerStatus};
@@ -31,7 +32,7 @@ const MAX_ANSWER: usize = 64 << 20;
 #[derive(Debug, Clone, Args)]
 pub struct Connection {
     /// The runtime's socket, as unix:///PATH [default: what carpel's configuration says]
-    #[arg(long, env = "CARPEL_ENDPOINT", value_name = "ENDPOINT")]
+    #[arg(long, global = true, env = "CARPEL_ENDPOINT", value_name = "ENDPOINT")]
     endpoint: Option<Endpoint>,
 }
 
@@ -55,6 +56,7 @@ impl Connection {
         let stream = UnixStream::connect(&path)
             .await
             .map_err(|error| unreachable(&endpoint, error))?;
+        let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let mut first = Some(stream);
         let connector = tower::service_fn(move |_| {
             let (first, path) = (first.take(), path.clone());
@@ -69,7 +71,11 @@ impl Connection {
             .connect_with_connector(connector)
             .await
             .map_err(|_| anyhow::anyhow!("{endpoint}: whoever listens there speaks no gRPC"))?;
-        Ok(Client { channel, endpoint })
+        Ok(Client {
+            channel,
+            endpoint,
+            peer,
+        })
     }
 }
 
@@ -146,6 +152,7 @@ fn is_broken(status: &Status) -> bool {
 pub struct Client {
     channel: Channel,
     endpoint: Endpoint,
+    peer: Option<i32>,
 }
 
 /// Methods of [`Client`], one for each call: `method(Request) -> Response, "Name", time`.
@@ -206,6 +213,16 @@ impl Client {
     /// carpel's own calls: another runtime answers UNIMPLEMENTED.
     pub fn carpel(&self) -> ImagesClient<Channel> {
         ImagesClient::new(self.channel.clone())
+    }
+
+    /// carpel's own calls about the pod network.
+    pub fn network(&self) -> NetworkClient<Channel> {
+        NetworkClient::new(self.channel.clone())
+    }
+
+    /// The process that listens, if it can be seen from here.
+    pub fn peer(&self) -> Option<i32> {
+        self.peer.filter(|pid| *pid > 0)
     }
 
     /// The socket that this client is connected to.

@@ -115,6 +115,7 @@ impl Facts<'_> {
         let running = containers.iter().filter(|c| super::stop::runs(c)).count();
         let text = format!("{}, {running} running", containers.len());
         lines.push(("containers".to_owned(), text, None));
+        lines.extend(security_modules(&self.status.info).map(|(name, text)| (name, text, None)));
         let config = configuration(&self.status.info);
         lines.extend(config.into_iter().map(|(name, value)| (name, value, None)));
         let width = lines.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
@@ -161,6 +162,23 @@ fn words(name: &str) -> String {
         words.extend(c.to_lowercase());
     }
     words
+}
+
+/// Which of the kernel's security modules confine containers. Other runtimes do not say.
+fn security_modules(info: &BTreeMap<String, String>) -> Option<(String, String)> {
+    let modules: Value = serde_json::from_str(info.get("securityModules")?).ok()?;
+    let mut used = Vec::new();
+    if modules["apparmor"].as_bool()? {
+        used.push("AppArmor".to_owned());
+    }
+    match modules["selinux"].as_str()? {
+        "off" => {}
+        mode => used.push(format!("SELinux, {mode}")),
+    }
+    if used.is_empty() {
+        used.push("none".to_owned());
+    }
+    Some(("security module".to_owned(), used.join("; ")))
 }
 
 /// carpel's configuration by its keys, "network.conf_dir". Another runtime's is too much for a summary.
@@ -217,11 +235,17 @@ mod tests {
                     condition("NetworkReady", false, "NoNetworkConfig"),
                 ],
             }),
-            info: BTreeMap::from([(
-                "config".into(),
-                r#"{"root":"/r","workers":2,"libexec":{},"network":{"bin_dirs":["/a","/b"]}}"#
-                    .into(),
-            )]),
+            info: BTreeMap::from([
+                (
+                    "config".into(),
+                    r#"{"root":"/r","workers":2,"libexec":{},"network":{"bin_dirs":["/a","/b"]}}"#
+                        .into(),
+                ),
+                (
+                    "securityModules".into(),
+                    r#"{"apparmor":false,"selinux":"permissive"}"#.into(),
+                ),
+            ]),
             ..StatusResponse::default()
         };
         let facts = Facts {
@@ -240,6 +264,7 @@ mod tests {
             "network ready     no: NoNetworkConfig: no file in /etc\n",
             "network.bin_dirs  /a, /b\n",
             "workers           2\n",
+            "security module   SELinux, permissive\n",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

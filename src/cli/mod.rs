@@ -30,6 +30,7 @@ mod labels;
 mod log_file;
 mod log_rotated;
 mod logs;
+mod net;
 mod output;
 mod pods;
 mod port_forward;
@@ -44,6 +45,7 @@ mod socket;
 mod stats;
 mod stop;
 mod stream;
+mod svg;
 mod table;
 mod units;
 mod version;
@@ -51,7 +53,10 @@ mod version;
 use std::future::Future;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Endpoint;
 
 pub use serve::serve;
 
@@ -72,6 +77,10 @@ const INTERRUPTED: u8 = 130;
     after_help = "A pod or container is named by its name, namespace/name or pod/container, its id, or the beginning of that."
 )]
 pub struct Cli {
+    // As people are used to from other clients: also before the command, which then finds it under this name. Commands
+    // that talk to no runtime have none.
+    #[arg(long, global = true, hide = true, value_name = "ENDPOINT")]
+    endpoint: Option<Endpoint>,
     #[command(subcommand)]
     command: Command,
 }
@@ -118,6 +127,8 @@ enum Command {
     Version(version::VersionArgs),
     /// List, name, import, pin, remove and clear away images
     Image(image::ImageArgs),
+    /// Draw the way that a pod's packets take, or follow one and say where it would stop
+    Net(net::NetArgs),
     /// Install carpel's CNI plugins under their own names
     Cni(cni::CniArgs),
     /// Run the daemon: serve the CRI on a unix socket
@@ -128,8 +139,24 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+impl Command {
+    /// Whether it is a client of a runtime.
+    fn has_runtime(&self) -> bool {
+        !matches!(
+            self,
+            Self::Serve(_) | Self::Config(_) | Self::Cni(_) | Self::Completions(_)
+        )
+    }
+}
+
 /// Carries out a command and tells of its error.
 pub fn run(cli: Cli) -> ExitCode {
+    if cli.endpoint.is_some() && !cli.command.has_runtime() {
+        let text = "--endpoint is for commands that talk to a runtime; the daemon's own socket is `serve --listen`";
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, text)
+            .exit();
+    }
     let failure = match cli.command {
         Command::Run(_) | Command::Exec(_) | Command::Attach(_) => OWN_FAILURE,
         _ => FAILURE,
@@ -170,6 +197,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Df(args) => client(|| args.run()),
         Command::Version(args) => client(|| args.run()),
         Command::Image(args) => client(|| args.run()),
+        Command::Net(args) => client(|| args.run()),
         Command::Cni(args) => args.run(),
         Command::Serve(args) => serve::run(args).map(|()| SUCCESS),
         Command::Config(args) => config::run(args).map(|()| SUCCESS),
@@ -213,12 +241,29 @@ fn uninterrupted<F: Future<Output = Outcome>>(work: impl FnOnce() -> F) -> Outco
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_endpoint_may_stand_anywhere() {
+        let lines = [
+            "carpel --endpoint /a.sock image ls",
+            "carpel image --endpoint /a.sock ls",
+            "carpel image ls --endpoint /a.sock",
+            "carpel --endpoint /b.sock image ls --endpoint /a.sock",
+        ];
+        for line in lines {
+            let matches = Cli::command().get_matches_from(line.split(' '));
+            let leaf = matches.subcommand_matches("image").unwrap();
+            let leaf = leaf.subcommand_matches("ls").unwrap();
+            let endpoint = leaf.get_one::<Endpoint>("endpoint").unwrap();
+            assert_eq!(endpoint.to_string(), "unix:///a.sock", "{line}");
+        }
+        let serve = Cli::parse_from(["carpel", "serve"]);
+        assert!(!serve.command.has_runtime());
     }
 }

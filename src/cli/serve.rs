@@ -1,17 +1,18 @@
 //! `carpel serve`: everything around the node — configuration, log, locks, socket, signals.
 
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use futures::Stream;
 use nix::sys::stat::{Mode, umask};
 use sd_notify::NotifyState;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 
 use super::doctor::userns;
@@ -25,6 +26,7 @@ use crate::image::registry::{self, Proxies, Registries};
 use crate::image::{ImageStore, Pinned};
 use crate::network::{self, Network};
 use crate::node::{self, Decode, Node, Parts, Paths};
+use crate::selinux::Selinux;
 use crate::spec::host::HostFacts;
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
@@ -146,7 +148,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     sys::raise_open_files().context("raise the limit on open files")?;
     socket::private_dir(&config.root)?;
     socket::private_dir(&config.state)?;
-    let _lock = socket::lock_root(&config.root)?;
+    // Until the process ends: some of our tasks live until then.
+    std::mem::forget(socket::lock_root(&config.root)?);
     let listener = socket::bind(&config.listen)?;
     let listener = UnixListener::from_std(listener).context("socket")?;
     let endpoint = config.listen.clone();
@@ -185,9 +188,24 @@ async fn answer(
         .layer(metrics::RpcLayer)
         .layer(calls)
         .add_routes(services)
-        .serve_with_incoming(UnixListenerStream::new(listener))
+        .serve_with_incoming(incoming(listener))
         .await
         .context("serve")
+}
+
+/// The connections that come. While none can be taken (no descriptor is left), it is tried again now and then.
+fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures::stream::unfold(listener, async |listener| {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    })
 }
 
 /// The node, recovered, behind its gRPC services.
@@ -213,6 +231,7 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
             .network
             .default_network
             .then(|| DEFAULT_NETWORK.to_owned()),
+        conf_template: config.network.conf_template.clone(),
     });
     let registries = Registries::new(registry::Settings {
         plain_http: config.registry.plain_http.clone(),
@@ -244,6 +263,10 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
         network: network.context("open the network")?,
         syncer: Syncer::start().context("start the record syncer")?,
         base: config.runtime.base_spec().context("runtime.base_spec")?,
+        selinux: match config.runtime.selinux {
+            true => Selinux::detect(),
+            false => None,
+        },
         cdi: Cdi::new(config.cdi.dirs.clone(), config.cdi.annotations),
     };
     let decode = Decode {

@@ -68,6 +68,7 @@ pub struct CgroupLayer {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuntimeLayer {
+    pub selinux: Option<bool>,
     pub base_spec: Option<AbsolutePath>,
 }
 
@@ -84,6 +85,7 @@ pub struct NetworkLayer {
     pub conf_dir: Option<AbsolutePath>,
     pub bin_dirs: Option<Vec<AbsolutePath>>,
     pub default_network: Option<bool>,
+    pub conf_template: Option<AbsolutePath>,
     pub timeout_seconds: Option<NonZeroU32>,
     pub retry_seconds: Option<NonZeroU32>,
     pub netns_dir: Option<AbsolutePath>,

@@ -104,7 +104,7 @@ impl Node {
         let known: HashSet<u32> = running.iter().map(|(_, running)| running.pid).collect();
         for (container, _) in running {
             // Among the host's processes its own orphans are the daemon's children too.
-            if container.compiled.pid_namespace != PidNamespace::Host {
+            if container.pid_namespace != PidNamespace::Host {
                 self.end_children(&container, &known).await;
             }
         }
@@ -115,7 +115,7 @@ impl Node {
     pub(super) async fn end_orphans(&self, container: &Container) {
         // Those whose parents are killed come next.
         const GENERATIONS: usize = 16;
-        if container.compiled.pid_namespace != PidNamespace::Host {
+        if container.pid_namespace != PidNamespace::Host {
             return;
         }
         for _ in 0..GENERATIONS {

@@ -35,8 +35,9 @@ type Input = Box<dyn AsyncRead + Send + Unpin>;
 type Client = Box<dyn AsyncWrite + Send + Unpin>;
 
 impl Node {
-    /// Connects a client with a running container's streams until it exits or the client goes. As with the
-    /// peers, also until the client's input ends, if the container's stdin goes on and is no terminal.
+    /// Connects a client with a running container's streams until it exits, the client goes or, as with containerd, the
+    /// client's input ends: with its end crictl says that the keys were typed that leave a terminal. Only one client's
+    /// input (`stdin_once` without a terminal) ends the container's instead.
     ///
     /// # Errors
     /// [`Error::FailedPrecondition`] if the container does not run; [`Error::ResourceExhausted`] if too many
@@ -136,7 +137,7 @@ impl Session {
             };
             if end == InputEnd::Client && self.ends_with_its_client() {
                 self.close_stdin().await?;
-            } else if end == InputEnd::Client && !config.tty {
+            } else if end == InputEnd::Client {
                 return Ok(());
             }
         }

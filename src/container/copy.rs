@@ -402,7 +402,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_terminal_has_its_size_its_echo_and_its_end() {
-        let terminal = crate::store::bind::terminal(crate::spec::mounts::TTY).unwrap();
+        let terminal = crate::store::bind::terminal(crate::spec::mounts::TTY, None).unwrap();
         let size = |columns, rows| TerminalSize { columns, rows };
         let (sender, receiver) = mpsc::channel(4);
         for size in [size(80, 24), size(132, 0), size(100, 30), size(0, 0)] {

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::volumes::Images;
-use super::{Container, Record, State};
+use super::{Container, Prepared, Record, State};
 use crate::cdi;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
-use crate::node::{EventKind, Node};
+use crate::node::{ContainerLabels, EventKind, Node};
 use crate::sandbox::{self, Sandbox, files};
+use crate::selinux::Label;
 use crate::spec::config::{ContainerConfig, IdMap, MountSource, PidScope, UserNamespace};
 use crate::spec::hooks;
 use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
@@ -82,14 +83,22 @@ impl Node {
         self.check_target(&sandbox, &config)?;
         let apparmor = self.apparmor.available(config.security.apparmor).await;
         config.security.apparmor = apparmor?;
+        let labels = self.labels_of_container(&sandbox, &config)?;
         let images = self.find_images(&config)?;
         let devices = tokio::task::block_in_place(|| {
             let devices = self.find_cdi_devices(&config)?;
             check_mounts(&config)?;
+            if let Some(labels) = &labels {
+                self.check_relabelled(labels, &config)?;
+            }
             Ok::<_, Error>(devices)
         })?;
         let id = ContainerId::random();
-        let found = Found { images, devices };
+        let found = Found {
+            images,
+            devices,
+            labels,
+        };
         let made = self.prepare(id, &sandbox, config, request, &found).await;
         if made.is_err() {
             self.delete_container_files(&id)?;
@@ -105,14 +114,21 @@ impl Node {
         request: Vec<u8>,
         found: &Found,
     ) -> Result<ContainerId, Error> {
-        let Found { images, devices } = found;
+        let Found {
+            images,
+            devices,
+            labels,
+        } = found;
+        let mount_label = labels.as_ref().map(|labels| labels.mount.to_string());
+        let mount_label = mount_label.as_deref();
         let image = &*images.own;
         let start = Instant::now();
         let at = |doing: &str| format!("{doing} of container {id}");
         let dir = self.paths.container(&id);
         crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
-        let rootfs = self.make_rootfs(&id, &image.layers, sandbox).await?;
-        self.try_image_volumes(&config, &images.volumes, sandbox)
+        let rootfs = self.make_rootfs(&id, &image.layers, sandbox, mount_label);
+        let rootfs = rootfs.await?;
+        self.try_image_volumes(&config, &images.volumes, sandbox, mount_label)
             .await?;
         failpoint::hit("create:prepared")?;
         let made = Instant::now();
@@ -121,7 +137,7 @@ impl Node {
             .map_err(|error| invalid(&config, &error))?;
         check_mapped(&config, &user, sandbox.config.user_namespace)?;
         let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
-        let mut source = self.source(&id, sandbox, &config, images, &user, &cgroup)?;
+        let mut source = self.source(&id, sandbox, &config, found, &user, &cgroup)?;
         self.base.apply(&mut source.spec);
         devices
             .apply(&mut source.spec)
@@ -132,6 +148,9 @@ impl Node {
         }
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
+        if let Some(labels) = labels {
+            self.relabel(labels, &config, sandbox).await?;
+        }
         let record = Record {
             id,
             sandbox: sandbox.id,
@@ -156,10 +175,12 @@ impl Node {
             removing: false,
         };
         let resolved = Instant::now();
-        let state = State::Created {
+        let pid_namespace = compiled.pid_namespace;
+        let state = State::Created(Prepared {
             rootfs: Some(rootfs.into()),
-        };
-        let container = Arc::new(Container::new(record, config, compiled, state));
+            compiled: Arc::new(compiled),
+        });
+        let container = Arc::new(Container::new(record, config, pid_namespace, state));
         container.timeline.note_span("rootfs", start, made - start);
         container
             .timeline
@@ -187,11 +208,16 @@ impl Node {
         id: &ContainerId,
         sandbox: &Sandbox,
         config: &ContainerConfig,
-        images: &Images,
+        found: &Found,
         user: &User,
         cgroup_path: &str,
     ) -> Result<Source, Error> {
         let (hosts, hostname, resolv_conf) = files::paths(&self.paths.sandbox(&sandbox.id));
+        let Found { images, labels, .. } = found;
+        let text = |label: &Label| label.to_string();
+        let process_label = labels.as_ref().and_then(|labels| labels.process.as_ref());
+        let process_label = process_label.map(text);
+        let mount_label = labels.as_ref().map(|labels| text(&labels.mount));
         let input = ContainerInput {
             id,
             sandbox: &sandbox.config,
@@ -205,6 +231,8 @@ impl Node {
                 hostname,
                 resolv_conf,
             },
+            process_label: process_label.as_deref(),
+            mount_label: mount_label.as_deref(),
             host: &self.host,
         };
         oci::build(&input).map_err(|error| invalid(config, &error))
@@ -216,6 +244,7 @@ impl Node {
         id: &ContainerId,
         layers: &[LayerId],
         sandbox: &Sandbox,
+        label: Option<&str>,
     ) -> Result<RootFd, Error> {
         let dir = self.paths.container(id);
         let at = |doing: &str| format!("{doing} of container {id}");
@@ -238,6 +267,7 @@ impl Node {
             work,
             volatile: true,
             user_namespace: sandbox.user_namespace()?,
+            label: label.map(str::to_owned),
         };
         let rootfs = self
             .builder
@@ -290,6 +320,7 @@ impl Node {
 struct Found {
     images: Images,
     devices: cdi::Edits,
+    labels: Option<ContainerLabels>,
 }
 
 fn cdi_failed(config: &ContainerConfig, field: &str, why: &dyn std::fmt::Display) -> String {

@@ -29,8 +29,9 @@ pub(crate) mod volumes;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use carpel_wire::PidNamespace;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use adopt::Adopted;
@@ -47,6 +48,7 @@ use crate::spec::plan::Compiled;
 use crate::spec::user::User;
 use crate::stats::{DiskUsage, Remembered};
 use crate::store::layers::LayerId;
+use crate::store::record::Turns;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -71,13 +73,19 @@ pub struct Container {
     pub source: Source,
     pub stop_signal: i32,
     pub timeline: Timeline,
-    pub(crate) compiled: Arc<Compiled>,
+    pub(crate) pid_namespace: PidNamespace,
     /// Whoever changes this container has its turn; an exit waits for none.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Tells whoever has the turn that the container is to stop: hooks are not waited for then.
+    pub(crate) interrupt: tokio::sync::Notify,
     /// What is remembered of its figures.
     pub(crate) remembered: Remembered,
     limits: Mutex<Limits>,
     state: Mutex<State>,
+    /// At its record, for which an exit waits as well.
+    pub(crate) turns: Turns,
+    /// How it ended, on record while what it leaves is cleared up and before anybody is told.
+    ending: OnceLock<Exited>,
     /// Turns true at the exit.
     pub(crate) exited: tokio::sync::watch::Sender<bool>,
 }
@@ -85,13 +93,18 @@ pub struct Container {
 /// Where a container is in its life.
 #[derive(Debug)]
 pub enum State {
-    /// The root file system as made at creation, until it is handed to the supervisor.
-    Created {
-        rootfs: Option<OwnedFd>,
-    },
+    Created(Prepared),
     Running(Running),
     Exited(Exited),
     Removing(Option<Exited>),
+}
+
+/// What creation made for the start, which uses it up.
+#[derive(Debug)]
+pub struct Prepared {
+    /// `None` after a restart of the daemon.
+    pub rootfs: Option<OwnedFd>,
+    pub(crate) compiled: Arc<Compiled>,
 }
 
 /// A state as others see it.
@@ -183,12 +196,12 @@ impl Container {
     pub(crate) fn new(
         record: Record,
         config: ContainerConfig,
-        compiled: Compiled,
+        pid_namespace: PidNamespace,
         state: State,
     ) -> Self {
         let exited = matches!(state, State::Exited(_) | State::Removing(_));
         let remembered = Remembered::default();
-        if matches!(state, State::Created { rootfs: Some(_) }) {
+        if matches!(&state, State::Created(made) if made.rootfs.is_some()) {
             // It has just been made.
             remembered.set_disk(DiskUsage {
                 at: record.created_at,
@@ -215,11 +228,14 @@ impl Container {
             source: record.source,
             stop_signal: record.stop_signal,
             timeline: Timeline::default(),
-            compiled: Arc::new(compiled),
+            pid_namespace,
             turn: tokio::sync::Mutex::default(),
+            interrupt: tokio::sync::Notify::new(),
             remembered,
             limits: Mutex::new(limits),
             state: Mutex::new(state),
+            turns: Turns::default(),
+            ending: OnceLock::new(),
             exited: tokio::sync::watch::Sender::new(exited),
         }
     }
@@ -248,7 +264,7 @@ impl Container {
     #[must_use]
     pub fn status(&self) -> Status {
         match &*self.lock() {
-            State::Created { .. } => Status::Created,
+            State::Created(_) => Status::Created,
             State::Running(running) => Status::Running(running.clone()),
             State::Exited(exited) => Status::Exited(exited.clone()),
             State::Removing(exited) => Status::Removing(exited.clone()),
@@ -259,7 +275,7 @@ impl Container {
     #[must_use]
     pub fn told(&self) -> Told {
         match &*self.lock() {
-            State::Created { .. } => Told::Created,
+            State::Created(_) => Told::Created,
             State::Running(running) => Told::Running {
                 started_at: running.started_at,
             },
@@ -285,6 +301,11 @@ impl Container {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
+    /// It has ended so, as its record is to say. `false`: that is known.
+    pub(crate) fn set_ending(&self, exited: &Exited) -> bool {
+        self.ending.set(exited.clone()).is_ok()
+    }
+
     pub(crate) fn set_exited(&self, exited: Exited) {
         *self.lock() = State::Exited(exited);
         self.exited.send_replace(true);
@@ -303,7 +324,7 @@ impl Container {
         let (exited, removing) = match &*self.lock() {
             State::Exited(exited) => (Some(exited.clone()), false),
             State::Removing(exited) => (exited.clone(), true),
-            _ => (None, false),
+            State::Created(_) | State::Running(_) => (self.ending.get().cloned(), false),
         };
         Record {
             id: self.id,

@@ -99,17 +99,17 @@ impl Streams {
         })
     }
 
-    /// A new terminal, of a devpts of its own. Its user may open it anew by name.
+    /// A new terminal, of a devpts of its own with this SELinux label. Its user may open it anew by name.
     ///
     /// # Errors
     /// As `fsopen(2)`, `open(2)`, `chown(2)`.
-    pub(crate) fn terminal(owner: Owner) -> Result<Self, Error> {
+    pub(crate) fn terminal(owner: Owner, label: Option<&str>) -> Result<Self, Error> {
         let Terminal {
             devpts,
             master,
             slave,
             ..
-        } = bind::terminal(owner.tty).map_err(Error::at("make the terminal"))?;
+        } = bind::terminal(owner.tty, label).map_err(Error::at("make the terminal"))?;
         Self::new_terminal(Some(devpts), slave, master, owner)
     }
 
@@ -118,7 +118,11 @@ impl Streams {
     ///
     /// # Errors
     /// As [`Streams::terminal`].
-    pub(crate) fn terminal_of(running: &Running, owner: Owner) -> Result<Self, Error> {
+    pub(crate) fn terminal_of(
+        running: &Running,
+        owner: Owner,
+        label: Option<&str>,
+    ) -> Result<Self, Error> {
         match terminal_below_root(running) {
             Ok((master, slave)) => Self::new_terminal(None, slave, master, owner),
             Err(error) => {
@@ -128,7 +132,7 @@ impl Streams {
                     error,
                     "terminal without a name in its container"
                 );
-                Self::terminal(owner)
+                Self::terminal(owner, label)
             }
         }
     }

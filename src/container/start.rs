@@ -1,25 +1,27 @@
 //! StartContainer: open what the Plan wants, hand it to the supervisor.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
-use carpel_wire::{Output, PidNamespace, Reply, RequestBody, SignalScope, Start, UserStart};
+use carpel_wire::{FdIndex, Output, PidNamespace, Reply, RequestBody, Start, UserStart};
+use tokio::sync::futures::Notified;
 
 use super::devices;
 use super::hooks::{self, UnderWay};
 use super::kept::Kept;
 use super::processes::{self, Descriptors, Made, Owner, Streams};
-use super::{Container, Exited, Running, State, update};
+use super::{Container, Exited, Prepared, Running, State, update};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::node::{EventKind, Node, Op};
+use crate::node::{EventKind, Node, Op, orphans};
 use crate::sandbox::Sandbox;
 use crate::spec::hooks::Point;
-use crate::spec::plan;
-use crate::supervisor::{self, Started, Supervisor};
+use crate::spec::plan::{self, Compiled};
+use crate::supervisor::{self, REPLY_TIMEOUT, Started, Supervisor};
 
 impl Node {
     /// Starts a created container. One that runs already is started.
@@ -38,9 +40,14 @@ impl Node {
     }
 
     async fn start_in_turn(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
+        let mut interrupt = pin!(container.interrupt.notified());
+        interrupt.as_mut().enable();
         let supervisor = self.supervisor_of(container).await?;
-        let rootfs = match &mut *container.lock() {
-            State::Created { rootfs } => rootfs.take(),
+        let prepared = match &mut *container.lock() {
+            State::Created(prepared) => Prepared {
+                rootfs: prepared.rootfs.take(),
+                compiled: Arc::clone(&prepared.compiled),
+            },
             State::Running(_) => return Ok(()),
             State::Exited(_) => {
                 let text = format!("container {} has exited: create a new one", container.id);
@@ -53,7 +60,10 @@ impl Node {
                 });
             }
         };
-        match self.launch(container, &supervisor, rootfs).await {
+        match self
+            .launch(container, &supervisor, prepared, interrupt.as_mut())
+            .await
+        {
             Ok((started, kept)) => {
                 let running = Running {
                     pid: started.pid,
@@ -67,20 +77,17 @@ impl Node {
                 // Before anyone can learn of its exit.
                 self.announce_container(EventKind::Started, container);
                 self.watch_container(container, running, started.exit);
-                self.run_late_hooks(container, Point::Poststart).await;
+                tokio::select! {
+                    () = self.run_late_hooks(container, Point::Poststart) => {}
+                    () = interrupt => {}
+                }
                 Ok(())
             }
             Err(error) => {
                 // If the answer is what failed, the process may run all the same.
-                let id = container.id.object();
-                let _ = supervisor
-                    .signal(id, libc::SIGKILL, SignalScope::Process)
-                    .await;
-                let _ = supervisor.request(RequestBody::Forget { id }, &[]).await;
-                if !supervisor.is_alive() {
-                    // What it has cloned goes on by itself.
-                    self.kill_cgroup(container).await;
-                }
+                // Or it goes on by itself: the supervisor is gone, or has lost it when it had just been cloned.
+                self.kill_cgroup(container).await;
+                supervisor.discard(container.id.object()).await;
                 self.release_cgroup(container).await;
                 self.run_late_hooks(container, Point::Poststop).await;
                 let exited = Exited {
@@ -105,25 +112,30 @@ impl Node {
         self: &Arc<Self>,
         container: &Arc<Container>,
         supervisor: &Supervisor,
-        rootfs: Option<OwnedFd>,
+        Prepared { rootfs, compiled }: Prepared,
+        interrupt: Pin<&mut Notified<'_>>,
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let sandbox = self.sandbox_of(container)?;
+        let label = container.source.mount_label();
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
             // After the daemon's death: the supervisor has confirmed that it was never started.
             None => self
-                .make_rootfs(&container.id, &container.layers, &sandbox)
+                .make_rootfs(&container.id, &container.layers, &sandbox, label)
                 .await?
                 .into(),
         };
         failpoint::hit("start:rootfs")?;
         let volumes = &container.source.image_volumes;
         let images = self
-            .make_image_volumes(&container.config, volumes, &sandbox)
+            .make_image_volumes(&container.config, volumes, &sandbox, label)
             .await?;
         if !images.is_empty() {
             failpoint::hit("start:volumes")?;
+        }
+        if container.pid_namespace == PidNamespace::Pod {
+            share_pids(supervisor, &sandbox).await?;
         }
         let (hook_fds, meeting) = self.prepare_hooks(container)?.unzip();
         let made = Made {
@@ -133,7 +145,7 @@ impl Node {
         };
         // In place: what is opened is sent from the same thread, without waking another.
         let (message, descriptors) =
-            tokio::task::block_in_place(|| self.open_all(container, &sandbox, made))?;
+            tokio::task::block_in_place(|| self.open_all(container, &compiled, &sandbox, made))?;
         if message.1.is_some() {
             failpoint::hit("start:user-namespace")?;
         }
@@ -145,23 +157,28 @@ impl Node {
         let (message, user) = message;
         let held = processes::held(&message);
         let under_way = meeting.map(|meeting| self.run_hooks(container, meeting));
-        let started = match under_way {
+        let started = match &under_way {
             None => supervisor.start(message, user, &descriptors.borrow()).await,
-            Some(_) => {
-                // The ends of the process's own, or its end could not be told from its silence.
-                let patience = hooks::patience(container);
-                supervisor
-                    .start_with_patience(message, user, &descriptors.borrow(), patience)
-                    .await
+            Some(under_way) => {
+                let fds = descriptors.borrow();
+                let limit = REPLY_TIMEOUT + hooks::patience(container);
+                tokio::select! {
+                    started = supervisor.start_within(message, user, &fds, limit) => started,
+                    () = interrupt => {
+                        under_way.abort();
+                        return Err(stopped(container));
+                    }
+                }
             }
         };
         container.timeline.note("clone to exec", opened);
         let kept = descriptors.keep(&held);
         let started = match (started, under_way) {
-            (started, None) => {
-                started.map_err(|error| refused(container, &container.compiled.steps, error))
+            (started, None) => started.map_err(|error| refused(container, &compiled.steps, error)),
+            (started, Some(under_way)) => {
+                self.after_hooks(container, &compiled.steps, started, under_way)
+                    .await
             }
-            (started, Some(under_way)) => self.after_hooks(container, started, under_way).await,
         }?;
         failpoint::hit("start:started")?;
         Ok((started, kept))
@@ -171,6 +188,7 @@ impl Node {
     async fn after_hooks(
         &self,
         container: &Container,
+        steps: &[String],
         started: Result<Started, supervisor::Error>,
         under_way: UnderWay,
     ) -> Result<Started, Error> {
@@ -183,7 +201,6 @@ impl Node {
                 container.id
             ))),
             (Err(error), Ok(())) => {
-                let steps = &container.compiled.steps;
                 let of_hook = match &error {
                     supervisor::Error::Refused(Reply::StepFailed { step, .. }) => {
                         usize::try_from(*step)
@@ -211,6 +228,7 @@ impl Node {
     fn open_all(
         &self,
         container: &Container,
+        compiled: &Compiled,
         sandbox: &Sandbox,
         made: Made,
     ) -> Result<((Start, Option<UserStart>), Descriptors), Error> {
@@ -220,11 +238,10 @@ impl Node {
         let join = cgroup.join().map_err(Error::at(at("open the cgroup")))?;
         let owner = Owner::of(&container.user, sandbox.config.user_namespace);
         let mut streams = if config.tty {
-            Streams::terminal(owner)?
+            Streams::terminal(owner, container.source.mount_label())?
         } else {
             Streams::pipes(config.stdin, owner).map_err(Error::at(at("make the pipes")))?
         };
-        let compiled = &container.compiled;
         let user = sandbox.user_namespace()?;
         let opened = Descriptors::open(compiled, made, &join, &mut streams, user.as_deref());
         let mut descriptors = opened.map_err(|error| named(container, error))?;
@@ -306,6 +323,13 @@ impl Node {
     }
 }
 
+fn stopped(container: &Container) -> Error {
+    Error::FailedPrecondition(format!(
+        "container {:?} ({}) is stopped while its hooks run",
+        container.config.name.name, container.id
+    ))
+}
+
 /// Says which step of a start failed, in words.
 pub(crate) fn refused(container: &Container, steps: &[String], error: supervisor::Error) -> Error {
     let supervisor::Error::Refused(reply) = error else {
@@ -346,7 +370,26 @@ fn named(container: &Container, error: Error) -> Error {
     }
 }
 
+/// Sees to it that the pod has a PID namespace to be shared. It has none yet if the pod was to have one for each container
+/// and this one asks for the pod's all the same (as a request without namespace options does: the peers' pods always have
+/// one), or if the reaper was killed.
+async fn share_pids(supervisor: &Supervisor, sandbox: &Sandbox) -> Result<(), Error> {
+    let reaper = supervisor.reaper();
+    if reaper.is_some_and(|reaper| !orphans::has_ended(&reaper.pidfd)) {
+        return Ok(());
+    }
+    let user = sandbox.user_namespace()?;
+    let user = user.as_deref().map(AsFd::as_fd);
+    let body = RequestBody::SharePids {
+        namespace: user.map(|_| FdIndex(0)),
+    };
+    let ready = |reply: &Reply| matches!(reply, Reply::Ready { .. });
+    let shared = supervisor.expect(body, user.as_slice(), ready).await;
+    let at = || format!("make the shared PID namespace of sandbox {}", sandbox.id);
+    shared.map(drop).map_err(Error::at(at()))
+}
+
 /// Whether a container has a PID namespace of its own, which dies with its first process.
 pub(crate) fn has_own_pids(container: &Container) -> bool {
-    container.compiled.pid_namespace == PidNamespace::New
+    container.pid_namespace == PidNamespace::New
 }

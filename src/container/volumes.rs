@@ -75,11 +75,13 @@ impl Node {
         config: &ContainerConfig,
         volumes: &[ImageVolume],
         sandbox: &Sandbox,
+        label: Option<&str>,
     ) -> Result<(), Error> {
         if volumes.is_empty() {
             return Ok(());
         }
-        self.make_image_volumes(config, volumes, sandbox).await?;
+        self.make_image_volumes(config, volumes, sandbox, label)
+            .await?;
         failpoint::hit("create:volumes")
     }
 
@@ -92,6 +94,7 @@ impl Node {
         config: &ContainerConfig,
         volumes: &[ImageVolume],
         sandbox: &Sandbox,
+        label: Option<&str>,
     ) -> Result<Vec<OwnedFd>, Error> {
         let user_namespace = sandbox.user_namespace()?;
         let mut made = Vec::with_capacity(volumes.len());
@@ -103,6 +106,7 @@ impl Node {
                 layers: self.images.layer_dirs(&volume.layers),
                 sub_path: volume.sub_path.clone(),
                 user_namespace: user_namespace.clone(),
+                label: label.map(str::to_owned),
             };
             let mount = self.builder.volume(content).await;
             made.push(mount.map_err(|error| failed(config, index, volume, error))?);

@@ -21,8 +21,10 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
 use crate::image::{Artifact, Platforms, Unused};
+use crate::network::Checked;
 use crate::node::EventKind;
 use crate::sandbox::PodLimits;
+use crate::selinux::Labels;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming;
@@ -179,12 +181,21 @@ pub trait Domain: Send + Sync + 'static {
     fn runtime_status(&self) -> Result<(), NotReady>;
     /// Whether a pod could get a network now.
     fn network_status(&self) -> Result<(), NotReady>;
+    /// Files of network configurations that were passed over, each with what is wrong with it.
+    fn network_warnings(&self) -> Vec<String>;
+    /// Has the plugins of a sandbox's network check it; `None` if it has none of its own.
+    fn check_network(
+        &self,
+        sandbox: &SandboxId,
+    ) -> impl Future<Output = Result<Option<Checked>, Error>> + Send;
     /// Remembers the node's ranges of pod addresses.
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
     /// A URL at which a client may do this, once.
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error>;
     /// The configuration in force, for people and test suites.
     fn configuration(&self) -> serde_json::Value;
+    /// What the kernel's security modules do for containers.
+    fn security_modules(&self) -> SecurityModules;
     /// Whether pods can have user namespaces.
     fn user_namespaces(&self) -> bool;
 }
@@ -218,6 +229,23 @@ pub struct SandboxDetail {
     pub limits: PodLimits,
 }
 
+/// What the kernel's security modules do for containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SecurityModules {
+    pub apparmor: bool,
+    pub selinux: SelinuxMode,
+}
+
+/// What becomes of SELinux labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SelinuxMode {
+    Enforcing,
+    Permissive,
+    /// The kernel has none, or the configuration wants none.
+    Off,
+}
+
 /// What the interface has no field for, in a verbose status.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -225,7 +253,13 @@ pub struct SandboxInfo {
     /// The supervisor's.
     pub pid: Option<u32>,
     pub netns: Option<PathBuf>,
+    /// Ports of the node that were asked for, as plugins get them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<serde_json::Value>,
     pub cgroup: String,
+    /// What SELinux knows it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<Labels>,
     pub timeline: Vec<Span>,
 }
 

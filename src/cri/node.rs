@@ -16,20 +16,23 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use super::domain::{
     ContainerDetail, ContainerInfo, ContainerState, ContainerView, DiskUsages, Domain, EventView,
     ExecOutput, ImageUse, ImageView, Lookup, Missed, NotReady, Pruned, SandboxDetail, SandboxInfo,
-    SandboxView,
+    SandboxView, SecurityModules, SelinuxMode,
 };
 use super::export::{Chunks, VerifySteps};
 use super::import::{Archive, Progress};
 use super::pull::Steps;
 use super::update::{self, Merge};
+use crate::apparmor;
 use crate::container::{Asked, Container, Exited, Limits, State, Told};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
 use crate::image::{self, Artifact, Image, ImageId, Platforms, Unused};
+use crate::network::{self, Checked};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
+use crate::selinux::{Kernel, Selinux};
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{ContainerFigures, DiskTotal, SandboxAccounts, SandboxFigures, Volume};
 use crate::streaming::{self, Urls};
@@ -79,7 +82,9 @@ impl Domain for Served {
         Some(SandboxInfo {
             pid: sandbox.live().map(|live| live.supervisor.pid()),
             netns: sandbox.netns.clone(),
+            port_mappings: network::port_mappings(&sandbox.config.port_mappings),
             cgroup: sandbox.cgroup.clone(),
+            selinux: sandbox.selinux.clone(),
             timeline: sandbox.timeline.spans(),
         })
     }
@@ -368,6 +373,10 @@ impl Domain for Served {
         })
     }
 
+    fn network_warnings(&self) -> Vec<String> {
+        self.node.network.warnings()
+    }
+
     fn network_status(&self) -> Result<(), NotReady> {
         match self.node.network.status() {
             Ok(_name) => Ok(()),
@@ -378,15 +387,39 @@ impl Domain for Served {
         }
     }
 
+    async fn check_network(&self, sandbox: &SandboxId) -> Result<Option<Checked>, Error> {
+        let checked = self.node.network.check(sandbox).await;
+        checked.map_err(Error::at("check the pod's network"))
+    }
+
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         self.node
             .network
             .set_pod_cidr(cidr)
-            .map_err(|error| Error::InvalidArgument(error.to_string()))
+            .map_err(|error| match error {
+                network::Error::PodCidr(invalid) => Error::InvalidArgument(invalid.to_string()),
+                // What the administrator has configured, not what the kubelet asks for.
+                network::Error::Template(unwritten) => {
+                    Error::FailedPrecondition(unwritten.to_string())
+                }
+                other => Error::wrap("remember the pod CIDR", other),
+            })
     }
 
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.urls.url(request)
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        let selinux = self.node.selinux.as_ref().map(Selinux::kernel);
+        SecurityModules {
+            apparmor: apparmor::is_enabled(),
+            selinux: match selinux.map(Kernel::is_enforcing) {
+                Some(true) => SelinuxMode::Enforcing,
+                Some(false) => SelinuxMode::Permissive,
+                None => SelinuxMode::Off,
+            },
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {

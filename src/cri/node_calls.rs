@@ -37,13 +37,23 @@ pub async fn status<D: Domain>(
         }
     };
     let runtime = condition("RuntimeReady", domain.runtime_status());
-    let network = condition("NetworkReady", domain.network_status());
+    let mut network = condition("NetworkReady", domain.network_status());
+    let warnings = domain.network_warnings();
+    if network.status && !warnings.is_empty() {
+        network.reason = "InvalidConfigPassedOver".into();
+        network.message = format!("passed over: {}", warnings.join("; "));
+    }
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus {
             conditions: vec![runtime, network],
         }),
         info: if request.verbose {
-            verbose::info("config", &domain.configuration())?
+            let mut info = verbose::info("config", &domain.configuration())?;
+            info.extend(verbose::info(
+                "securityModules",
+                &domain.security_modules(),
+            )?);
+            info
         } else {
             verbose::none()
         },

@@ -1,7 +1,5 @@
 //! What the node's kernel has.
 
-use std::path::Path;
-
 use super::validate::Platform;
 use crate::apparmor;
 use crate::cgroup::{Cgroups, Version};
@@ -11,7 +9,6 @@ use crate::cgroup::{Cgroups, Version};
 pub fn probe() -> Platform {
     Platform {
         apparmor: apparmor::is_enabled(),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         recursive_read_only: crate::store::bind::can_protect_recursively(),
         unified: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
     }

@@ -14,6 +14,7 @@ mod artifact;
 mod config;
 mod document;
 mod export;
+pub mod fuzz;
 mod import;
 mod index;
 mod json;

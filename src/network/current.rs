@@ -24,7 +24,7 @@ const REREAD_UNWATCHED: Duration = Duration::from_secs(3);
 /// How old a check's answer may be before a question sets off another.
 const RECHECK_READY: Duration = Duration::from_secs(10);
 const RECHECK_NOT_READY: Duration = Duration::from_secs(2);
-/// How long STATUS may take, all plugins together.
+/// How long STATUS may take at most, all plugins together.
 const CHECK_TIME: Duration = Duration::from_secs(10);
 
 /// Why pods cannot get a network now.
@@ -43,6 +43,7 @@ pub(super) struct Current {
     conf_dir: PathBuf,
     default: Option<NetworkConf>,
     bins: Arc<Bins>,
+    check_time: Duration,
     runtime: tokio::runtime::Handle,
     /// Held while the folder is read, so that an old reading never replaces a new one.
     reading: Mutex<Option<PodCidr>>,
@@ -69,6 +70,7 @@ impl Current {
         default: Option<&str>,
         bins: Arc<Bins>,
         pod_cidr: Option<PodCidr>,
+        timeout: Duration,
         runtime: tokio::runtime::Handle,
     ) -> Result<Arc<Self>, Invalid> {
         let default = default.map(|text| NetworkConf::parse(text.as_bytes())?.complete());
@@ -80,6 +82,7 @@ impl Current {
             conf_dir,
             default: default.transpose()?,
             bins,
+            check_time: timeout.min(CHECK_TIME),
             runtime,
             reading: Mutex::new(pod_cidr),
             state: Mutex::new(State {
@@ -138,6 +141,11 @@ impl Current {
     pub(super) fn set_pod_cidr(self: &Arc<Self>, cidr: PodCidr) {
         *lock(&self.reading) = Some(cidr);
         self.reread();
+    }
+
+    /// The range of pod addresses, if it is known.
+    pub(super) fn pod_cidr(&self) -> Option<PodCidr> {
+        lock(&self.reading).clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -223,7 +231,7 @@ impl Current {
                 bins: &current.bins,
             };
             let health = match chain.speaks_1_1() {
-                true => chain.status(CHECK_TIME).await,
+                true => chain.status(current.check_time).await,
                 false => chain.find_all("ADD").map(drop),
             };
             let health = health.map_err(|error| not_ready(&error));

@@ -7,6 +7,7 @@ mod events;
 mod files;
 mod images;
 mod joint;
+mod labels;
 pub mod orphans;
 mod paths;
 mod recover;
@@ -27,6 +28,7 @@ pub use events::{Event, EventKind};
 pub(crate) use files::{base64, make_dir, make_root_dir, remove_entries_but, remove_tree};
 pub use images::Pull;
 use joint::Joint;
+pub(crate) use labels::ContainerLabels;
 pub use paths::Paths;
 pub use recover::Decode;
 use recover::report;
@@ -45,6 +47,7 @@ use crate::image::trust::Policy;
 use crate::image::{Image, ImageStore};
 use crate::network::Network;
 use crate::sandbox::Sandbox;
+use crate::selinux::Selinux;
 use crate::spec::base::BaseSpec;
 use crate::spec::config::{ContainerName, PodName};
 use crate::spec::host::HostFacts;
@@ -80,6 +83,8 @@ pub struct Parts {
     pub syncer: Syncer,
     pub cdi: Cdi,
     pub base: BaseSpec,
+    /// `None` where it is off, or shall not be used.
+    pub selinux: Option<Selinux>,
 }
 
 /// A node that serves.
@@ -93,6 +98,7 @@ pub struct Node {
     pub network: Network,
     pub cgroups: Cgroups,
     pub apparmor: AppArmor,
+    pub selinux: Option<Selinux>,
     pub(crate) binary: Binary,
     pub(crate) builder: Builder,
     pub(crate) runs: Work<PodName, SandboxId>,
@@ -139,6 +145,7 @@ impl Node {
             network: parts.network,
             cgroups: parts.cgroups,
             apparmor: AppArmor::default(),
+            selinux: parts.selinux,
             binary: parts.binary,
             builder: parts.builder,
             runs: Work::default(),
@@ -195,6 +202,11 @@ impl Node {
         self.sandboxes
             .all(|sandbox| sandbox.config.name == *name)
             .pop()
+    }
+
+    /// Every sandbox, also one that is being made.
+    pub(crate) fn all_sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        self.sandboxes.all(|_| true)
     }
 
     pub(crate) fn insert_sandbox(&self, sandbox: &Arc<Sandbox>) {

@@ -88,8 +88,10 @@ impl Node {
             let (id, pod) = (&sandbox.id, sandbox.pod());
             let next = match &namespaces {
                 Ok(namespaces) => {
-                    self.replace_supervisor(sandbox, &supervisor, namespaces, user_namespace)
-                        .await
+                    // In memory of its own, so that the wait, as long as the pod's life, takes little.
+                    let replaced =
+                        self.replace_supervisor(sandbox, &supervisor, namespaces, user_namespace);
+                    Box::pin(replaced).await
                 }
                 Err(error) => Err(Error::Internal(format!("its namespaces are gone: {error}"))),
             };
@@ -154,7 +156,7 @@ impl Node {
         let id = &sandbox.id;
         failpoint::hit("adopt:dead")?;
         let spawned = Supervisor::spawn(&self.binary, &self.paths.pod_state(id), id).await;
-        let (supervisor, mut child) = spawned.map_err(Error::at(format!(
+        let (supervisor, spawned) = spawned.map_err(Error::at(format!(
             "start another supervisor of sandbox {id}"
         )))?;
         let ready = async {
@@ -168,14 +170,15 @@ impl Node {
             Ok(adopted)
         };
         let ready = ready.await;
-        // The process as spawned ends now: the pod's supervisor is its clone.
-        if ready.is_err() {
-            let _ = child.kill();
+        // The process as spawned ends with the setup: the pod's supervisor is its clone.
+        if ready.is_ok() {
+            orphans::reap_later(spawned);
+        } else {
+            orphans::end(&spawned).await;
             if let Some(pidfd) = supervisor.pidfd() {
                 orphans::end(&pidfd).await;
             }
         }
-        tokio::task::spawn_blocking(move || child.wait());
         ready.map(|adopted| (supervisor, adopted))
     }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::selinux::{self, Label};
 use crate::spec::config::{Dns, SandboxConfig, Scope};
 
 /// Where they lie on the host, in the sandbox's folder.
@@ -38,6 +39,17 @@ pub fn write(dir: &Path, config: &SandboxConfig, ips: &[IpAddr]) -> io::Result<(
         None => read_host("/etc/resolv.conf")?,
     };
     put(&resolv_conf, &resolv_conf_text)
+}
+
+/// Gives them an SELinux label.
+///
+/// # Errors
+/// As `setxattr(2)`.
+pub fn label(dir: &Path, label: &Label) -> io::Result<()> {
+    let (hosts, hostname, resolv_conf) = paths(dir);
+    [hosts, hostname, resolv_conf]
+        .iter()
+        .try_for_each(|path| selinux::set_label(path, label))
 }
 
 /// The node's own host name.

@@ -33,8 +33,10 @@ use crate::container::Asked;
 use crate::error::Error;
 use crate::ids::SandboxId;
 use crate::network::Attachment;
+use crate::selinux::Labels;
 use crate::spec::config::{SandboxConfig, Scope};
 use crate::stats::Rate;
+use crate::store::record::Turns;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -55,8 +57,12 @@ pub struct Sandbox {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// How fast its CPU time grows.
     pub(crate) rate: Rate,
+    /// `None` if it has none.
+    pub(crate) selinux: Option<Labels>,
     limits: Mutex<PodLimits>,
     state: watch::Sender<State>,
+    /// At its record.
+    pub(crate) turns: Turns,
 }
 
 /// Where a sandbox is in its life.
@@ -69,6 +75,8 @@ pub enum State {
     Stopping {
         supervisor: Option<Supervisor>,
         attachment: Option<Attachment>,
+        /// Whether anybody asked for it: then it goes on by itself until it is done.
+        requested: bool,
     },
     Stopped {
         attachment: Option<Attachment>,
@@ -82,6 +90,7 @@ impl State {
         Self::Stopping {
             supervisor: Some(live.supervisor.clone()),
             attachment: live.attachment.clone(),
+            requested: false,
         }
     }
 }
@@ -112,6 +121,9 @@ pub(crate) struct Record {
     pub overhead: Option<Asked>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Asked>,
+    /// As they were chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<Labels>,
 }
 
 /// How far a sandbox had come. Whether it lives is not written down: its supervisor says so.
@@ -120,6 +132,7 @@ pub(crate) struct Record {
 pub(crate) enum Phase {
     Making,
     Ready,
+    Stopping,
     Stopped,
     Removing,
 }
@@ -141,7 +154,9 @@ impl Sandbox {
             timeline: Timeline::default(),
             turn: tokio::sync::Mutex::default(),
             state: watch::Sender::new(state),
+            turns: Turns::default(),
             rate: Rate::default(),
+            selinux: record.selinux.clone(),
             limits: Mutex::new(PodLimits {
                 overhead: record.overhead.clone(),
                 resources: record.resources.clone(),
@@ -185,6 +200,25 @@ impl Sandbox {
             *state = stopping;
             true
         })
+    }
+
+    /// Somebody asks for the sandbox's stop. Says whether that is news.
+    pub(crate) fn request_stop(&self) -> bool {
+        self.state.send_if_modified(|state| match state {
+            State::Stopping { requested, .. } => !std::mem::replace(requested, true),
+            _ => false,
+        })
+    }
+
+    /// Whether a stop was asked for and is not done.
+    pub(crate) fn is_stopping(&self) -> bool {
+        matches!(
+            *self.lock(),
+            State::Stopping {
+                requested: true,
+                ..
+            }
+        )
     }
 
     /// The supervisor, if the sandbox is ready. While one that died is being replaced it waits.
@@ -266,6 +300,19 @@ impl Sandbox {
         }
     }
 
+    /// The phase that its record is to tell of.
+    pub(crate) fn phase(&self) -> Phase {
+        match *self.lock() {
+            State::Making => Phase::Making,
+            State::Stopping {
+                requested: true, ..
+            } => Phase::Stopping,
+            State::Ready(_) | State::Stopping { .. } => Phase::Ready,
+            State::Stopped { .. } => Phase::Stopped,
+            State::Removing => Phase::Removing,
+        }
+    }
+
     pub(crate) fn record(&self, phase: Phase) -> Record {
         let attachment = match &*self.lock() {
             State::Ready(Live { attachment, .. })
@@ -287,6 +334,7 @@ impl Sandbox {
             attachment,
             overhead,
             resources,
+            selinux: self.selinux.clone(),
         }
     }
 

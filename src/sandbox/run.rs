@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::{EventKind, Node};
+use crate::node::{EventKind, Node, orphans};
+use crate::selinux::Selinux;
 use crate::spec::config::{PidScope, SandboxConfig};
 use crate::spec::plan::{self, Compiled};
 use crate::supervisor::Supervisor;
@@ -47,10 +48,15 @@ impl Node {
     ) -> Result<SandboxId, Error> {
         if let Some(existing) = self.sandbox_named(&config.name) {
             // A start that is being undone ends first.
-            drop(existing.turn.lock().await);
+            let turn = existing.turn.lock().await;
             if existing.is_ready() {
                 return Ok(existing.id);
             }
+            if matches!(*existing.lock(), State::Making) && self.sandbox(&existing.id).is_some() {
+                // It has panicked: nobody makes it any more.
+                self.undo_sandbox(&existing).await;
+            }
+            drop(turn);
             if self.sandbox(&existing.id).is_some() {
                 return Err(Error::FailedPrecondition(format!(
                     "sandbox {} of pod {} attempt {} exists and is not ready: stop and remove it first",
@@ -62,20 +68,7 @@ impl Node {
         }
         self.check_user_namespace(&config)?;
         let id = SandboxId::random();
-        let record = Record {
-            id,
-            request,
-            runtime_handler: config.runtime_handler.clone(),
-            created_at: crate::node::now(),
-            cgroup: self.cgroup_path(config.cgroup_parent.as_deref(), &id.to_string()),
-            phase: Phase::Making,
-            attachment: None,
-            overhead: None,
-            resources: None,
-        };
-        let netns = self.paths.netns(&id);
-        let sandbox = Arc::new(Sandbox::new(&record, config, netns, State::Making));
-        self.insert_sandbox(&sandbox);
+        let sandbox = self.take_place(id, config, request)?;
         let _turn = sandbox.turn.lock().await;
         match self.construct(&sandbox).await {
             Ok(live) => {
@@ -92,6 +85,32 @@ impl Node {
         }
     }
 
+    /// Puts a sandbox into the table, with labels that no other has.
+    fn take_place(
+        &self,
+        id: SandboxId,
+        config: SandboxConfig,
+        request: Vec<u8>,
+    ) -> Result<Arc<Sandbox>, Error> {
+        let _choosing = self.selinux.as_ref().map(Selinux::choosing);
+        let record = Record {
+            id,
+            request,
+            runtime_handler: config.runtime_handler.clone(),
+            created_at: crate::node::now(),
+            cgroup: self.cgroup_path(config.cgroup_parent.as_deref(), &id.to_string()),
+            phase: Phase::Making,
+            attachment: None,
+            overhead: None,
+            resources: None,
+            selinux: self.labels_of_pod(&config)?,
+        };
+        let netns = self.paths.netns(&id);
+        let sandbox = Arc::new(Sandbox::new(&record, config, netns, State::Making));
+        self.insert_sandbox(&sandbox);
+        Ok(sandbox)
+    }
+
     async fn construct(&self, sandbox: &Sandbox) -> Result<Live, Error> {
         let timeline = &sandbox.timeline;
         let start = Instant::now();
@@ -106,15 +125,15 @@ impl Node {
 
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
-        let (first, mut child) = spawned.map_err(Error::at(at("start the supervisor")))?;
+        let (first, spawned) = spawned.map_err(Error::at(at("start the supervisor")))?;
         timeline.note("start supervisor", start);
 
         let pod = self.make_pod(sandbox, &first).await;
-        // The process as spawned ends now: the pod's supervisor is its clone.
-        if pod.is_err() {
-            let _ = child.kill();
+        // The process as spawned ends with the setup: the pod's supervisor is its clone.
+        match &pod {
+            Ok(_) => orphans::reap_later(spawned),
+            Err(_) => drop(orphans::end(&spawned).await),
         }
-        tokio::task::spawn_blocking(move || child.wait());
         let (attachment, user_namespace) = pod?;
 
         let ips = attachment
@@ -123,6 +142,9 @@ impl Node {
             .unwrap_or_default();
         let start = Instant::now();
         files::write(&dir, &sandbox.config, &ips).map_err(Error::at(at("write /etc files")))?;
+        if let Some(labels) = &sandbox.selinux {
+            files::label(&dir, &labels.mount).map_err(Error::at(at("label /etc files")))?;
+        }
         let live = Live {
             supervisor: first,
             attachment,
@@ -181,7 +203,9 @@ impl Node {
             .map_err(Error::at(at("make the cgroup")))?;
         let join = self.cgroups.join_as_supervisor(&sandbox.cgroup);
         let join = join.map_err(Error::at(at("open the cgroup")))?;
-        let compiled = plan::compile_sandbox(&sandbox.config, &self.host)
+        let shared = sandbox.selinux.as_ref();
+        let shared = shared.map(|labels| labels.mount.shared().to_string());
+        let compiled = plan::compile_sandbox(&sandbox.config, shared.as_deref(), &self.host)
             .map_err(Error::at(at("compile the plan")))?;
         let exits = self
             .open_exits(id)
@@ -258,6 +282,7 @@ impl Node {
             cgroup_parent: config.cgroup_parent.clone(),
             dns: config.dns.clone(),
             annotations: config.annotations.clone(),
+            hostname: config.hostname.clone(),
         };
         let attachment = self
             .network

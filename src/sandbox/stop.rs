@@ -38,6 +38,10 @@ impl Node {
         if !matches!(*sandbox.lock(), State::Stopping { .. }) {
             return Ok(());
         }
+        if sandbox.request_stop() {
+            // Or a new daemon would call a pod ready that has lost its network.
+            self.note_phase(sandbox, Phase::Stopping);
+        }
         let containers = self.containers_of(&sandbox.id);
         let stops = containers
             .iter()
@@ -49,6 +53,8 @@ impl Node {
         failpoint::hit("stop-sandbox:containers-stopped")?;
         self.disconnect_network(sandbox).await?;
         failpoint::hit("stop-sandbox:network-deleted")?;
+        // The supervisor and its file of exits are the last that know of them.
+        self.write_late(sandbox);
         self.end_supervisor(sandbox).await?;
         let attachment = match &*sandbox.lock() {
             State::Stopping { attachment, .. } => attachment.clone(),

@@ -51,6 +51,7 @@ pub struct SandboxConfig {
     pub user_namespace: Option<UserNamespace>,
     /// Whether containers of the pod may be privileged.
     pub privileged: bool,
+    pub selinux: SelinuxOptions,
     pub runtime_handler: String,
 }
 
@@ -156,6 +157,8 @@ pub struct Mount {
     pub propagation: Propagation,
     /// More flags of the mount, in the words of mount(8).
     pub options: Vec<String>,
+    /// Whether what is mounted is to be the container's in the eyes of SELinux, too.
+    pub relabel: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,6 +258,7 @@ pub struct Security {
     pub readonly_paths: Vec<String>,
     pub seccomp: SeccompProfile,
     pub apparmor: AppArmorProfile,
+    pub selinux: SelinuxOptions,
 }
 
 /// Who runs the container, as the request says it.
@@ -279,6 +283,17 @@ pub enum SeccompProfile {
     Unconfined,
     /// Absolute path of a profile on the host.
     Localhost(PathBuf),
+}
+
+/// What a request says of an SELinux label; `None`: as others have it. The parts have the characters of labels, and it
+/// is the kernel that says whether there are such.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SelinuxOptions {
+    pub user: Option<String>,
+    pub role: Option<String>,
+    /// The type.
+    pub kind: Option<String>,
+    pub level: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -72,6 +72,9 @@ pub struct ContainerInput<'a> {
     pub files: SandboxFiles,
     /// The images that the request mounts, in its order.
     pub image_volumes: &'a [ImageVolume],
+    /// What SELinux knows its processes by, and its files.
+    pub process_label: Option<&'a str>,
+    pub mount_label: Option<&'a str>,
     pub host: &'a HostFacts,
 }
 
@@ -127,6 +130,12 @@ impl Source {
             .flatten()
             .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
     }
+
+    /// The SELinux label of the container's files.
+    #[must_use]
+    pub fn mount_label(&self) -> Option<&str> {
+        self.spec.linux().as_ref()?.mount_label().as_deref()
+    }
 }
 
 /// What system calls are filtered by.
@@ -179,7 +188,7 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
         id: *input.id,
         spec,
         binary_env,
-        pid: security.pid,
+        pid: pid_scope(security.pid, input.sandbox.pid),
         image_volumes: input.image_volumes.to_vec(),
         bundle: None,
         seccomp: filter(security, capabilities)?,
@@ -261,7 +270,8 @@ fn process(
             AppArmorProfile::Unconfined => None,
             AppArmorProfile::Default { .. } => Some(apparmor::DEFAULT.to_owned()),
             AppArmorProfile::Localhost(name) => Some(name.clone()),
-        });
+        })
+        .set_selinux_label(input.process_label.map(str::to_owned));
     Ok((process, binary_env))
 }
 
@@ -404,6 +414,7 @@ fn linux(input: &ContainerInput<'_>, devices: Devices) -> Result<Linux, Error> {
         .set_cgroups_path(Some(input.cgroup_path.into()))
         .set_namespaces(Some(namespaces(input)))
         .set_devices(Some(devices.nodes))
+        .set_mount_label(input.mount_label.map(str::to_owned))
         .set_masked_paths(hidden(&security.masked_paths)?)
         .set_readonly_paths(hidden(&security.readonly_paths)?);
     if let Some(user) = &input.sandbox.user_namespace {
@@ -421,6 +432,14 @@ fn id_mapping(ids: IdMap) -> LinuxIdMapping {
         .size(ids.count)
         .build()
         .expect("every field is given")
+}
+
+/// The pod's PID namespace is the node's if the pod is among the node's processes, as with the peers.
+fn pid_scope(wanted: PidScope, of_pod: PidScope) -> PidScope {
+    match (wanted, of_pod) {
+        (PidScope::Pod, PidScope::Node) => PidScope::Node,
+        (wanted, _) => wanted,
+    }
 }
 
 /// The namespaces that are the container's own. All others are those of the process that clones it: the

@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! cgroup ▸ oom score (▸ root of the user namespace) ▸ pod's /dev/shm ▸ root ▸ mounts ▸ devices ▸ working directory
-//!   ▸ read-only, masks ▸ session, streams, limits ▸ bounding set ▸ user ▸ capabilities + SYS_ADMIN ▸ chdir ▸ AppArmor
-//!   ▸ seccomp ▸ capabilities ▸ ambient ones ▸ no_new_privs (▸ seccomp, if it may load only now) ▸ exec
+//!   ▸ read-only, masks ▸ session, streams, limits ▸ bounding set ▸ user ▸ capabilities + SYS_ADMIN ▸ chdir
+//!   ▸ AppArmor or SELinux ▸ seccomp ▸ capabilities ▸ ambient ones ▸ no_new_privs (▸ seccomp, if it may load only now) ▸ exec
 //! ```
 
 mod compose;

@@ -280,7 +280,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::spec::config::{AppArmorProfile, PidScope, SeccompProfile};
+    use crate::spec::config::{AppArmorProfile, PidScope, SeccompProfile, SelinuxOptions};
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
         # a comment\n\
@@ -319,6 +319,7 @@ mod tests {
             readonly_paths: Vec::new(),
             seccomp: SeccompProfile::Unconfined,
             apparmor: AppArmorProfile::Unconfined,
+            selinux: SelinuxOptions::default(),
         }
     }
 

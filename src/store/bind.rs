@@ -264,18 +264,18 @@ pub struct Terminal {
     pub number: u32,
 }
 
-/// Makes a devpts of its own with one terminal in it. Terminals in it have the group `group`.
+/// Makes a devpts of its own with one terminal in it. Terminals in it have the group `group`, and this SELinux label.
 ///
 /// # Errors
 /// [`Error::Terminal`] with the call that the kernel refused.
-pub fn terminal(group: u32) -> Result<Terminal, Error> {
+pub fn terminal(group: u32, label: Option<&str>) -> Result<Terminal, Error> {
     let failed = |call| {
         move |error: rustix::io::Errno| Error::Terminal {
             call,
             source: error.into(),
         }
     };
-    let devpts = devpts(group).map_err(failed("mount devpts"))?;
+    let devpts = devpts(group, label).map_err(failed("mount devpts"))?;
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = openat(&devpts, "ptmx", flags, Mode::empty()).map_err(failed("open ptmx"))?;
     let slave = open_slave(&master).map_err(failed("open slave"))?;
@@ -332,7 +332,7 @@ fn open_slave(master: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     ioctl_tiocgptpeer(master, flags)
 }
 
-fn devpts(group: u32) -> rustix::io::Result<OwnedFd> {
+fn devpts(group: u32, label: Option<&str>) -> rustix::io::Result<OwnedFd> {
     let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_flag(context.as_fd(), "newinstance")?;
     for (key, value) in [
@@ -342,6 +342,9 @@ fn devpts(group: u32) -> rustix::io::Result<OwnedFd> {
         ("gid", &group.to_string()),
     ] {
         fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    if let Some(label) = label {
+        fsconfig_set_string(context.as_fd(), "context", label)?;
     }
     fsconfig_create(context.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;

@@ -7,12 +7,12 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags, ioctl_getflags,
-    ioctl_setflags, openat, openat2, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags, fstat, ioctl_getflags,
+    ioctl_setflags, open, openat, openat2, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -166,9 +166,19 @@ fn unlink(folder: &OwnedFd, name: &CStr, flags: AtFlags) -> io::Result<()> {
 
 /// Takes the immutable and append-only flags away, if they can be: whoever calls tries again and reports.
 fn make_mutable(folder: impl AsFd, name: impl Arg) {
-    let flags =
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let Ok(file) = openat(folder, name, flags, Mode::empty()) else {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(found) = openat(folder, name, flags, Mode::empty()) else {
+        return;
+    };
+    // To open a device may do something: a watchdog begins to count.
+    let kind = fstat(&found).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    if !matches!(kind, Ok(FileType::RegularFile | FileType::Directory)) {
+        return;
+    }
+    // The same file, whatever is at its name by now.
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = open(path, flags, Mode::empty()) else {
         return;
     };
     if let Ok(set) = ioctl_getflags(&file) {

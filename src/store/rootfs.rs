@@ -64,6 +64,8 @@ pub struct Overlay {
     /// The user namespace in whose ids the layers are seen. `upper` and `work` have them already: the kernel
     /// maps the layers' and no others. Linux 5.19.
     pub user_namespace: Option<Arc<OwnedFd>>,
+    /// The SELinux label of all that is in it, instead of what its files have.
+    pub label: Option<String>,
 }
 
 /// An image's content to be mounted beside a root file system.
@@ -75,6 +77,8 @@ pub struct Volume {
     pub sub_path: Option<PathBuf>,
     /// The user namespace in whose ids it is seen.
     pub user_namespace: Option<Arc<OwnedFd>>,
+    /// The SELinux label of all that is in it.
+    pub label: Option<String>,
 }
 
 /// Why there is no root file system.
@@ -135,8 +139,15 @@ struct Request {
     /// The bottom one first.
     layers: Vec<Place>,
     wanted: Wanted,
-    user_namespace: Option<Arc<OwnedFd>>,
+    seen: Seen,
     reply: oneshot::Sender<Result<OwnedFd, Failure>>,
+}
+
+/// How what is made looks from within.
+#[derive(Debug, Clone)]
+struct Seen {
+    user_namespace: Option<Arc<OwnedFd>>,
+    label: Option<String>,
 }
 
 /// What is made of layers.
@@ -220,8 +231,12 @@ impl Builder {
             upper,
             work,
             volatile,
-            user_namespace,
+            ..
         } = &overlay;
+        let seen = Seen {
+            user_namespace: overlay.user_namespace.clone(),
+            label: overlay.label.clone(),
+        };
         let folder = upper.clone();
         let wanted = |place: &mut Placing<'_>| {
             Ok(Wanted::Rootfs {
@@ -230,8 +245,7 @@ impl Builder {
                 volatile: *volatile,
             })
         };
-        self.make(layers, folder, wanted, user_namespace.as_ref())
-            .await
+        self.make(layers, folder, wanted, &seen).await
     }
 
     /// Mounts an image's content, or a folder of it: a detached mount of a file system that nobody can write to.
@@ -240,18 +254,19 @@ impl Builder {
     /// [`Error::SubPath`] if there is no such folder, and as [`Builder::overlay`].
     pub async fn volume(&self, volume: Volume) -> Result<OwnedFd, Error> {
         let Volume {
-            layers,
-            sub_path,
-            user_namespace,
+            layers, sub_path, ..
         } = &volume;
+        let seen = Seen {
+            user_namespace: volume.user_namespace.clone(),
+            label: volume.label.clone(),
+        };
         let folder = layers.last().cloned().unwrap_or_default();
         let wanted = |_: &mut Placing<'_>| {
             Ok(Wanted::Volume {
                 sub_path: sub_path.clone(),
             })
         };
-        self.make(layers, folder, wanted, user_namespace.as_ref())
-            .await
+        self.make(layers, folder, wanted, &seen).await
     }
 
     async fn make(
@@ -259,13 +274,13 @@ impl Builder {
         layers: &[PathBuf],
         folder: PathBuf,
         wanted: impl Fn(&mut Placing<'_>) -> Result<Wanted, Error>,
-        user_namespace: Option<&Arc<OwnedFd>>,
+        seen: &Seen,
     ) -> Result<OwnedFd, Error> {
         if layers.len() > MAX_LAYERS {
             return Err(Error::TooManyLayers(layers.len()));
         }
-        let made = match self.request(layers, &wanted, user_namespace, false).await? {
-            Err(Failure::Stale(_)) => self.request(layers, &wanted, user_namespace, true).await?,
+        let made = match self.request(layers, &wanted, seen, false).await? {
+            Err(Failure::Stale(_)) => self.request(layers, &wanted, seen, true).await?,
             made => made,
         };
         made.map_err(|failure| match failure {
@@ -289,7 +304,7 @@ impl Builder {
         &self,
         layers: &[PathBuf],
         wanted: impl Fn(&mut Placing<'_>) -> Result<Wanted, Error>,
-        user_namespace: Option<&Arc<OwnedFd>>,
+        seen: &Seen,
         afresh: bool,
     ) -> Result<Result<OwnedFd, Failure>, Error> {
         let mut anchors = Vec::new();
@@ -312,7 +327,7 @@ impl Builder {
             anchors,
             layers,
             wanted,
-            user_namespace: user_namespace.cloned(),
+            seen: seen.clone(),
             reply,
         };
         self.0.requests.send(request).map_err(|_| Error::Ended)?;
@@ -373,7 +388,7 @@ impl Room {
         let made = self.anchors.attach(request.anchors).and_then(|()| {
             let layers = request.layers.iter().map(|layer| self.anchors.open(layer));
             let layers = layers.collect::<Result<Vec<_>, _>>()?;
-            let mapped = match &request.user_namespace {
+            let mapped = match &request.seen.user_namespace {
                 Some(namespace) => Some(Mapped::of(&layers, &request.layers, namespace)?),
                 None => None,
             };
@@ -394,7 +409,8 @@ impl Room {
                     (Some(top), None)
                 }
             };
-            let parts = Parts { layers, top };
+            let label = request.seen.label;
+            let parts = Parts { layers, top, label };
             let parts = match &mapped {
                 Some(mapped) => parts.with_layers(mapped)?,
                 None => parts,

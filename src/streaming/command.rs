@@ -80,14 +80,14 @@ where
     O: AsyncWrite + Send + Unpin + 'static,
 {
     let (sender, sizes) = mpsc::channel(SIZES);
+    let from = streams.resize;
     let client = ClientStreams {
         stdin: streams.stdin.map(|stream| Box::new(stream) as _),
         stdout: streams.stdout.map(|stream| Box::new(stream) as _),
         stderr: streams.stderr.map(|stream| Box::new(stream) as _),
-        resize: tty.then_some(sizes),
+        resize: (tty && from.is_some()).then_some(sizes),
         gone: link.gone.clone(),
     };
-    let from = streams.resize;
     let passing = async {
         if let Some(from) = from {
             resize::pass_on(from, sender.clone()).await;

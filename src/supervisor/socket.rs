@@ -58,13 +58,11 @@ impl Connection {
     /// Connects to the supervisor that listens in `dir`.
     ///
     /// # Errors
-    /// `ConnectionRefused` or `NotFound` if none does.
+    /// `ConnectionRefused` or `NotFound` if none does; `WouldBlock` if it has long not looked at who wants to.
     pub fn connect(dir: &Path) -> io::Result<Self> {
-        // Blocking connect: the listener's backlog is ours, so it never waits.
-        let socket = new(SocketFlags::CLOEXEC)?;
+        let socket = new(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         let (_dir, address) = address(dir)?;
         rustix::net::connect(&socket, &address)?;
-        rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self(sys::async_fd(socket)?))
     }
 
@@ -82,19 +80,19 @@ impl Connection {
         }
     }
 
-    /// Receives one message into `buffer`. `None`: the supervisor has closed the connection.
+    /// Receives one message and hands it to `read`. `None`: the supervisor has closed the connection. Descriptors
+    /// that this process has no room for are missing.
     ///
     /// # Errors
     /// As `recvmsg(2)`.
-    pub async fn receive(
+    pub async fn receive<T>(
         &self,
-        buffer: &mut [u8; MAX_MESSAGE],
-    ) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+        read: impl Fn(&[u8], Vec<OwnedFd>) -> T,
+    ) -> io::Result<Option<T>> {
         loop {
             let mut ready = self.0.readable().await?;
-            match ready.try_io(|socket| receive_now(socket.get_ref(), buffer)) {
-                Ok(Ok((0, _))) => return Ok(None),
-                Ok(result) => return result.map(Some),
+            match ready.try_io(|socket| receive_now(socket.get_ref(), &read)) {
+                Ok(result) => return result,
                 Err(_would_block) => continue,
             }
         }
@@ -112,15 +110,18 @@ fn send_now(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Res
     Ok(())
 }
 
-fn receive_now(
+/// The buffer is here, on the thread's stack: in whoever waits for messages each pod would have one.
+fn receive_now<T>(
     socket: &OwnedFd,
-    buffer: &mut [u8; MAX_MESSAGE],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
+    read: impl Fn(&[u8], Vec<OwnedFd>) -> T,
+) -> io::Result<Option<T>> {
+    let mut buffer = [0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let mut parts = [IoSliceMut::new(buffer)];
+    let mut parts = [IoSliceMut::new(&mut buffer)];
     let received = rustix::net::recvmsg(socket, &mut parts, &mut control, flags)?;
+    let length = received.bytes;
     let fds = control
         .drain()
         .filter_map(|message| match message {
@@ -129,5 +130,25 @@ fn receive_now(
         })
         .flatten()
         .collect();
-    Ok((received.bytes, fds))
+    Ok((length > 0).then(|| read(&buffer[..length], fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_supervisor_that_takes_no_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let _listener = listen(dir.path()).unwrap();
+        let mut taken = Vec::new();
+        let error = loop {
+            match Connection::connect(dir.path()) {
+                Ok(connection) => taken.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(taken.len() >= 4);
+    }
 }

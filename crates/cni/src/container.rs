@@ -82,7 +82,7 @@ pub fn configure(
 /// Appends the result's routes, and what is being done with each.
 pub fn add_routes(batch: &mut Batch, steps: &mut Vec<String>, index: u32, result: &AddResult) {
     for (route, gateway) in distinct_routes(result) {
-        batch.add_route(index, route, gateway);
+        batch.add_route(index, &route.through(gateway));
         let via = gateway
             .map(|gateway| format!(" via {gateway}"))
             .unwrap_or_default();

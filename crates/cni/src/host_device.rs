@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::{
     container,
     error::{Code, Doing, Error},
-    ipam::Ipam,
+    ipam::{self, Ipam},
     netlink::{
         Socket,
         link::{Link, Mac},
@@ -318,11 +318,9 @@ pub fn check(request: &Request) -> Result<(), Error> {
 
 /// A container that is gone has sent the link back.
 pub fn gc(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
-    Ipam::find(request)?.gc(request)
+    ipam::gc(request, Config::parse).map(drop)
 }
 
 pub fn status(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
-    Ipam::find(request)?.status(request)
+    ipam::status(request, Config::parse).map(drop)
 }

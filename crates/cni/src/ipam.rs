@@ -128,6 +128,20 @@ impl Ipam {
     }
 }
 
+/// GC of a plugin: its configuration is checked, then unwanted addresses are freed.
+pub fn gc<C>(request: &Request, parse: fn(&Request) -> Result<C, Error>) -> Result<C, Error> {
+    let config = parse(request)?;
+    Ipam::find(request)?.gc(request)?;
+    Ok(config)
+}
+
+/// STATUS of a plugin: its configuration is checked, and whether addresses could be given.
+pub fn status<C>(request: &Request, parse: fn(&Request) -> Result<C, Error>) -> Result<C, Error> {
+    let config = parse(request)?;
+    Ipam::find(request)?.status(request)?;
+    Ok(config)
+}
+
 /// Runs a plugin with this request's environment and configuration; gives back what it printed.
 fn run(path: &PathBuf, command: Command, request: &Request) -> Result<Vec<u8>, Error> {
     let named = || format!("ipam plugin {}", path.display());

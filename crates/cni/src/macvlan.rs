@@ -9,7 +9,7 @@ use crate::{
     container,
     error::{Code, Doing, Error},
     hash::hash,
-    ipam::Ipam,
+    ipam::{self, Ipam},
     netlink::{
         Socket,
         link::{Link, Mac},
@@ -276,15 +276,14 @@ pub fn check(request: &Request) -> Result<(), Error> {
 
 /// Links are in the containers' namespaces and end with them.
 pub fn gc(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
-    Ipam::find(request)?.gc(request)
+    ipam::gc(request, Config::parse).map(drop)
 }
 
 pub fn status(request: &Request) -> Result<(), Error> {
-    let config = Config::parse(request)?;
+    let config = ipam::status(request, Config::parse)?;
     if !config.master_inside {
         let mut host = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
         master(&config, &mut host).map_err(|error| Error::new(Code::NotAvailable, error.msg))?;
     }
-    Ipam::find(request)?.status(request)
+    Ok(())
 }

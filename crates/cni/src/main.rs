@@ -14,12 +14,10 @@ mod hash;
 mod host_device;
 mod host_local;
 mod ipam;
-mod ipnet;
 mod label;
 mod loopback;
 mod macvlan;
-mod netfilter;
-mod netlink;
+mod masquerade;
 mod netns;
 mod pair;
 mod portmap;
@@ -40,6 +38,7 @@ use std::{
     process::ExitCode,
 };
 
+use carpel_netlink::{self as netlink, ipnet, netfilter};
 use serde_json::{Value, json};
 
 use error::{Code, Error};

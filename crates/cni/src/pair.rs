@@ -10,8 +10,7 @@ use rustix::{
 
 use crate::{
     error::{Code, Doing, Error},
-    label,
-    netfilter::masquerade,
+    label, masquerade,
     netlink::{
         Batch, Socket,
         link::{Link, Mac, Pair},

@@ -12,14 +12,14 @@ use serde::Deserialize;
 use crate::{
     container,
     error::{Code, Doing, Error},
-    ipam::Ipam,
+    ipam::{self, Ipam},
     ipnet::IpNet,
-    netfilter::masquerade,
-    netlink::{Batch, Socket},
+    masquerade,
+    netlink::{Batch, Socket, route::Wanted},
     netns::Netns,
     pair,
     request::Request,
-    result::{AddResult, Dns, Interface, Route},
+    result::{AddResult, Dns, Interface},
     sysctl, verify,
 };
 
@@ -46,22 +46,17 @@ impl Config {
             return Err(Error::config(msg));
         }
         masquerade::check_backend(&config.ip_masq_backend)?;
+        if Ipam::find(request)? == Ipam::None {
+            return Err(Error::config("ptp needs ipam.type"));
+        }
         Ok(config)
-    }
-}
-
-/// Who gives out addresses; there must be one.
-fn ipam(request: &Request) -> Result<Ipam, Error> {
-    match Ipam::find(request)? {
-        Ipam::None => Err(Error::config("ptp needs ipam.type")),
-        ipam => Ok(ipam),
     }
 }
 
 /// Joins the container. What was done is undone if a later step fails.
 pub fn add(request: &Request) -> Result<AddResult, Error> {
     let config = Config::parse(request)?;
-    let ipam = ipam(request)?;
+    let ipam = Ipam::find(request)?;
     let netns = Netns::open(&request.netns, request.own_netns_allowed)?;
     let result = ipam
         .add(request)?
@@ -186,11 +181,11 @@ fn serve(
         steps.push(format!("give {gateway} to {host_name}"));
     }
     for ip in &result.ips {
-        let route = Route {
+        let route = Wanted {
             scope: Some(SCOPE_HOST),
-            ..Route::to(alone(ip.address.addr()))
+            ..Wanted::to(alone(ip.address.addr()))
         };
-        batch.add_route(index, &route, None);
+        batch.add_route(index, &route);
         steps.push(format!("route {} to {host_name}", route.dst));
     }
     container::send(host, batch, &steps)
@@ -205,13 +200,22 @@ fn configure(inside: &mut Socket, index: u32, result: &AddResult) -> Result<(), 
         batch.add_lone_address(index, ip.address);
         steps.push(format!("give the container {}", ip.address));
         let gateway = ip.gateway.expect("every address was checked to have one");
-        batch.add_route_from(index, &Route::to(alone(gateway)), None, Some(source));
+        let to_gateway = Wanted {
+            source: Some(source),
+            ..Wanted::to(alone(gateway))
+        };
+        batch.add_route(index, &to_gateway);
         steps.push(format!(
             "give the container a route to its gateway {gateway}"
         ));
         let subnet = ip.address.network();
         if subnet != alone(source) {
-            batch.add_route_from(index, &Route::to(subnet), Some(gateway), Some(source));
+            let to_subnet = Wanted {
+                dst: subnet,
+                gateway: Some(gateway),
+                ..to_gateway
+            };
+            batch.add_route(index, &to_subnet);
             steps.push(format!("give the container a route to {subnet}"));
         }
     }
@@ -222,7 +226,7 @@ fn configure(inside: &mut Socket, index: u32, result: &AddResult) -> Result<(), 
 /// Removes the pair, frees the addresses, ends the masquerading.
 pub fn del(request: &Request) -> Result<(), Error> {
     let config = Config::parse(request)?;
-    let ipam = ipam(request)?;
+    let ipam = Ipam::find(request)?;
     pair::remove(request, None)?;
     ipam.del(request)?;
     if config.ip_masq {
@@ -235,7 +239,7 @@ pub fn del(request: &Request) -> Result<(), Error> {
 pub fn check(request: &Request) -> Result<(), Error> {
     Config::parse(request)?;
     let netns = Netns::open(&request.netns, request.own_netns_allowed)?;
-    ipam(request)?.check(request)?;
+    Ipam::find(request)?.check(request)?;
     let result = request.required_prev_result()?;
     let expected = verify::container(request, &result)?;
     let mut inside = netns.socket()?;
@@ -262,9 +266,10 @@ pub fn check(request: &Request) -> Result<(), Error> {
 
 /// Removes whatever belongs to attachments that are not valid any more.
 pub fn gc(request: &Request) -> Result<(), Error> {
-    let config = Config::parse(request)?;
+    // As the bridge does it: addresses last.
+    Config::parse(request)?;
     pair::gc(request)?;
-    ipam(request)?.gc(request)?;
+    let config = ipam::gc(request, Config::parse)?;
     if config.ip_masq {
         pair::end_masquerading(&request.network)?;
     }
@@ -273,6 +278,5 @@ pub fn gc(request: &Request) -> Result<(), Error> {
 
 /// Checks that an ADD could be served.
 pub fn status(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
-    ipam(request)?.status(request)
+    ipam::status(request, Config::parse).map(drop)
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     error::{Code, Doing, Error},
     ipnet::{self, IpNet},
+    netlink::route::Wanted,
     version::Version,
 };
 
@@ -80,6 +81,20 @@ impl Route {
             priority: 0,
             table: None,
             scope: None,
+        }
+    }
+
+    /// The route as it is made: through this gateway.
+    pub fn through(&self, gateway: Option<IpAddr>) -> Wanted {
+        Wanted {
+            dst: self.dst,
+            gateway,
+            source: None,
+            mtu: self.mtu,
+            advmss: self.advmss,
+            priority: self.priority,
+            table: self.table,
+            scope: self.scope,
         }
     }
 }

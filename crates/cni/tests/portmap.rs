@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::net::UdpSocket;
 use std::thread;
+use std::time::Duration;
 
 use common::{
     Call, Netns, Node, Said,
@@ -325,6 +327,39 @@ fn the_rules_can_be_listed_and_loaded_again() {
     // All rules lost: the pod still goes.
     node.host.sh("nft flush ruleset");
     pod.run(&node, "CHECK").fails(999, "host port 8080 tcp");
+    pod.del(&node);
+    node.assert_clean();
+}
+
+/// What the machine serves to itself is not the pods', though connections from 127.0.0.1 are led to them.
+#[test]
+fn a_pod_does_not_reach_the_machines_loopback() {
+    let node = node();
+    let pod = Pod::new(&node, "pod", json!([tcp(8080, 80)]));
+    let _pods = Server::tcp(&pod.netns, "pod", 80);
+    pod.netns.sh(
+        "ip route del local 127.0.0.0/8 dev lo table local; ip route del local 127.0.0.1 dev lo table local; \
+         echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; \
+         ip route add 127.0.0.0/8 via 10.231.0.1",
+    );
+    let server = node
+        .host
+        .inside(|| UdpSocket::bind("127.0.0.1:9090").unwrap());
+    server
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let arrives = || {
+        pod.netns.inside(|| {
+            let client = UdpSocket::bind("10.231.0.2:0").unwrap();
+            client.send_to(b"x", "127.0.0.1:9090").unwrap();
+        });
+        server.recv(&mut [0; 8]).is_ok()
+    };
+    assert!(!arrives());
+    assert!(node.host.tcp("127.0.0.1:8080").is_ok());
+    // The rule is what keeps it out.
+    node.host.sh("nft flush chain ip carpel-portmap strangers");
+    assert!(arrives());
     pod.del(&node);
     node.assert_clean();
 }

@@ -37,6 +37,10 @@ impl Supervisor {
             RequestBody::StartUser { start, user } => {
                 self.start(seq, &start, Some(&user), fds).err()
             }
+            RequestBody::SharePids { namespace } => match self.share_pids(namespace, &fds) {
+                Ok(()) => return self.tell(Item::Ready { seq }),
+                Err(reply) => Some(reply),
+            },
         };
         if let Some(reply) = reply {
             self.reply(seq, reply);

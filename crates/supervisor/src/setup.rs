@@ -171,6 +171,25 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Sees to it that the pod has a shared PID namespace.
+    pub(crate) fn share_pids(
+        &mut self,
+        user: Option<FdIndex>,
+        fds: &FdList,
+    ) -> core::result::Result<(), Reply> {
+        let pod = self.pod.as_mut().ok_or(Reply::Malformed)?;
+        let user = match user {
+            Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
+            None => None,
+        };
+        // One that an earlier supervisor made is no child of this one, which is not told of its end.
+        let ended = |reaper: &Reaper| sys::wait_readable(reaper.pidfd.borrow(), 0);
+        if pod.reaper.as_ref().is_none_or(ended) {
+            pod.reaper = Some(Reaper::spawn(user)?);
+        }
+        Ok(())
+    }
+
     /// An unknown child has ended. If it was the reaper, the shared PID namespace is gone.
     pub(crate) fn reaper_ended(&mut self, pid: u32) {
         if let Some(pod) = &mut self.pod
@@ -223,9 +242,12 @@ impl Reaper {
     }
 }
 
-/// Process 1 of the shared PID namespace: it has no files, no capabilities and an empty root, so that
-/// a container that may look into it sees nothing. The kernel reaps for it. It outlives a supervisor that is
-/// killed, as the containers do.
+/// Who the reaper is, as the pause processes of other runtimes are.
+const NOBODY: u32 = 65535;
+
+/// Process 1 of the shared PID namespace: it has no files, no capabilities and an empty root, so that a container that may
+/// look into it sees nothing, and no way to any right again, so that one that may trace it (CAP_SYS_PTRACE) gains nothing.
+/// The kernel reaps for it. It outlives a supervisor that is killed, as the containers do.
 fn live_as_reaper(report: &Fd, in_user_namespace: bool) -> Result<()> {
     sys::ignore_children();
     if in_user_namespace {
@@ -238,6 +260,13 @@ fn live_as_reaper(report: &Fd, in_user_namespace: bool) -> Result<()> {
     sys::attach(empty.borrow(), sys::open_root()?.borrow())?;
     sys::change_directory(empty.borrow())?;
     sys::pivot_to_working_directory()?;
+    sys::set_no_new_privileges()?;
+    sys::limit_bounding_set(0)?;
+    match sys::set_groups(&[]).and_then(|()| sys::set_ids(NOBODY, NOBODY)) {
+        // A pod's user namespace may have fewer ids.
+        Err(Errno(errno::EINVAL)) if in_user_namespace => {}
+        other => other?,
+    }
     sys::set_capabilities(0, 0, 0)?;
     sys::write_whole(report.borrow(), b"1")?;
     sys::close_all_but(&mut []);

@@ -189,6 +189,64 @@ fn links_in_an_image_lead_nowhere() {
     assert_eq!(canary.metadata().unwrap().mtime_nsec(), before);
 }
 
+/// What a link in the image leads to may be another container's to exchange, if they share a volume.
+#[test]
+fn an_images_volume_lies_on_its_root_alone() {
+    let (_pod, mut daemon) = Pod::ready(false);
+    let rootfs = Rootfs::new();
+    symlink("/vol", rootfs.path("a")).unwrap();
+    std::fs::create_dir_all(rootfs.path("own")).unwrap();
+    std::fs::write(rootfs.path("own/kept"), "").unwrap();
+    symlink("/own", rootfs.path("linked")).unwrap();
+    let script = "busybox cut -d' ' -f5 /proc/self/mountinfo; ls /own /deep";
+    let command = ["sh", "-c", script];
+    let mut run = Run::container(1, &rootfs, &command);
+    run.steps = vec![
+        new_fs(b"tmpfs\0", b""),
+        attach(b"/vol\0"),
+        Step::Symlink {
+            target: b"/proc\0",
+            path: b"/vol/x\0",
+        },
+        Step::Volume { path: b"/a/x\0" },
+        Step::Volume { path: b"/a/y\0" },
+        Step::Volume { path: b"/vol/z\0" },
+        Step::Volume {
+            path: b"/proc/self\0",
+        },
+        Step::Volume { path: b"/linked\0" },
+        Step::Volume {
+            path: b"/deep/new\0",
+        },
+    ];
+    let text = output(&mut daemon, run);
+    let (mounts, listed) = text.split_once("/deep:\n").unwrap();
+    let volumes: Vec<&str> = mounts
+        .lines()
+        .filter(|at| !at.starts_with("/dev"))
+        .collect();
+    assert_eq!(listed, "new\n\n/own:\nkept\n", "{text}");
+    assert_eq!(
+        volumes,
+        ["/", "/proc", "/vol", "/own", "/deep/new"],
+        "{text}"
+    );
+
+    // Nor does anything else get onto a procfs by a link.
+    let rootfs = Rootfs::new();
+    symlink("/proc", rootfs.path("p")).unwrap();
+    let mut run = Run::container(2, &rootfs, &["true"]);
+    run.steps = vec![
+        new_fs(b"tmpfs\0", b""),
+        Step::Attach {
+            mount: SLOT,
+            target: b"/p/sys\0",
+            no_symlinks: false,
+        },
+    ];
+    assert_eq!(daemon.start(&run), Reply::StepFailed { step: 7, errno: 18 });
+}
+
 #[test]
 fn masks_and_read_only_paths_hold() {
     let (_pod, mut daemon) = Pod::ready(false);
@@ -396,4 +454,44 @@ fn a_terminal_is_the_console_and_the_log() {
     let mut run = Run::container(2, &rootfs, &["true"]);
     run.steps = vec![Step::Console { number: 7 }];
     assert_eq!(daemon.start(&run), Reply::StepFailed { step: 6, errno: 2 });
+}
+
+/// No policy has this label, and a kernel without SELinux has none at all.
+#[test]
+fn what_has_no_label_does_not_run() {
+    const LABEL: &[u8] = b"no_u:no_r:no_t:s0\0";
+    let (_pod, mut daemon) = Pod::ready(false);
+    let label = &LABEL[..LABEL.len() - 1];
+    let run = |daemon: &mut Daemon, steps: Vec<Step<'_>>, late_steps: Vec<Step<'_>>| {
+        let rootfs = Rootfs::new();
+        daemon.start(&Run {
+            steps,
+            late_steps,
+            ..Run::container(1, &rootfs, &["true"])
+        })
+    };
+    let reply = run(&mut daemon, vec![], vec![Step::ExecLabel { label }]);
+    // Without any security module there may be no file for it.
+    let refused = matches!(
+        reply,
+        Reply::StepFailed {
+            step: 8,
+            errno: 22 | 2
+        }
+    );
+    assert!(refused, "{reply:?}");
+    let path = b"/tmp\0";
+    let steps = vec![Step::MaskLabel { label: LABEL }, Step::Mask { path }];
+    let reply = run(&mut daemon, steps, vec![]);
+    let refused = matches!(reply, Reply::StepFailed { step: 7, errno: 22 });
+    assert!(refused, "{reply:?}");
+    // Root may give a tmpfs any; the mount is used up by it.
+    let steps = vec![
+        new_fs(b"tmpfs\0", b""),
+        Step::RootLabel { mount: SLOT, label },
+        attach(path),
+    ];
+    let reply = run(&mut daemon, steps, vec![]);
+    let refused = matches!(reply, Reply::StepFailed { step: 8, errno: 9 });
+    assert!(refused, "{reply:?}");
 }

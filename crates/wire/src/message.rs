@@ -64,6 +64,9 @@ pub enum RequestBody {
     SetupUser { setup: Setup, namespace: FdIndex },
     /// As [`RequestBody::Start`], in a user namespace.
     StartUser { start: Start, user: UserStart },
+    /// Clone the reaper of the pod's shared PID namespace, in this user namespace if the pod has one; nothing if it is
+    /// there. Answered by [`Reply::Ready`].
+    SharePids { namespace: Option<FdIndex> },
 }
 
 /// The ids of a user namespace: 0 is `first` outside of it, and so on.
@@ -111,6 +114,7 @@ impl RequestBody {
             Self::UnshareUser { .. } => "UnshareUser",
             Self::SetupUser { .. } => "SetupUser",
             Self::StartUser { .. } => "StartUser",
+            Self::SharePids { .. } => "SharePids",
         }
     }
 }

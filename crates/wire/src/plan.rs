@@ -255,6 +255,31 @@ pub enum Step<'a> {
         arguments: NulList<'a>,
         environment: NulList<'a>,
     },
+
+    // ── SELinux ──
+    /// Write the label to the process's own attr/exec. A Plan has this or [`Step::AppArmor`]: no kernel enforces
+    /// both.
+    ExecLabel {
+        label: &'a [u8],
+    },
+    /// Label the root of a file system that this Plan has not made itself, though it has mounted it (the mqueue of
+    /// an IPC namespace). Uses the mount up.
+    RootLabel {
+        mount: FdIndex,
+        label: &'a [u8],
+    },
+    /// The label of what [`Step::Mask`] covers directories with from here on; NUL-terminated.
+    MaskLabel {
+        label: &'a [u8],
+    },
+
+    // ── an image's volumes ──
+    /// Bind what is at a path of the root on itself: a mount of its own, writable where the root is not. A directory is
+    /// made if it is missing. The path is found once, and what it leads to lies on the root itself: where it leads onto
+    /// another mount, which covers the volume then, nothing is done.
+    Volume {
+        path: &'a [u8],
+    },
 }
 
 /// Together with a wait status: in the place of an error number, how a program ended.

@@ -159,6 +159,46 @@ async fn a_pid_namespace_is_the_containers_the_pods_the_targets_or_the_nodes() {
     node.finish().await;
 }
 
+/// What crictl's users write: containers without namespace options, which is mode POD, in any pod.
+#[tokio::test]
+async fn containers_that_ask_for_the_pods_pid_namespace_get_one_in_any_pod() {
+    let mut node = TestNode::start().await;
+    let mut config = node.pod("own");
+    config.namespaces().set_pid(NamespaceMode::Container);
+    let pod = node.run_pod(&config).await;
+    let pods = |name: &str| {
+        let mut config = sleeper(name);
+        config.namespaces().set_pid(NamespaceMode::Pod);
+        config
+    };
+    let a = node.start_container(&pod, &pods("a")).await;
+    let b = node.start_container(&pod, &pods("b")).await;
+    let pid_ns = |node: &TestNode, id: &str| namespace(node.container_pid(id), "pid");
+    assert_eq!(pid_ns(&node, &a), pid_ns(&node, &b));
+    assert_ne!(pid_ns(&node, &a), own("pid"));
+
+    // Also where a later daemon finds it, and after its init was killed, which ends what is in it.
+    node.kill_daemon();
+    node.start_daemon(None).await;
+    let c = node.start_container(&pod, &pods("c")).await;
+    assert_eq!(pid_ns(&node, &a), pid_ns(&node, &c));
+    let old = pid_ns(&node, &c);
+    let init = host::children(node.supervisor_pid(&pod).await)
+        .into_iter()
+        .find(|&pid| host::describe(pid).contains("carpel-super"));
+    host::kill_9(init.expect("no reaper"));
+    node.wait_exit(&c).await;
+    let d = node.start_container(&pod, &pods("d")).await;
+    assert_ne!(pid_ns(&node, &d), old);
+
+    let mut config = node.pod("nodes");
+    config.namespaces().set_pid(NamespaceMode::Node);
+    let pod = node.run_pod(&config).await;
+    let e = node.start_container(&pod, &pods("e")).await;
+    assert_eq!(pid_ns(&node, &e), own("pid"));
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn a_pod_with_the_nodes_pid_and_ipc_is_in_them() {
     let node = TestNode::start().await;

@@ -105,3 +105,34 @@ async fn a_terminal_is_shared() {
     assert_eq!(ran.outcome(), Outcome::Success);
     node.finish().await;
 }
+
+/// crictl does so when Ctrl-P Ctrl-Q is typed.
+#[tokio::test]
+async fn a_terminal_is_left_by_the_end_of_input() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    for stdin_once in [false, true] {
+        let mut config = answering(&format!("tty-{stdin_once}"));
+        (config.tty, config.stdin_once) = (true, stdin_once);
+        let id = node.start_container(&pod, &config).await;
+        let on_terminal = AttachRequest {
+            tty: true,
+            stderr: false,
+            ..request(&id)
+        };
+        for _ in 0..2 {
+            let mut client = attach(&node, on_terminal.clone(), Wanted::TERMINAL).await;
+            let stdin = client.stdin.take().unwrap();
+            stdin.send(b"one\n", false).await.unwrap();
+            let stdout = client.stdout.as_mut().unwrap();
+            stdout
+                .read_until(|bytes| bytes.ends_with(b"got one\r\nerr\r\n"))
+                .await;
+            stdin.close().await;
+            let ran = client.run(b"").await;
+            assert_eq!(ran.outcome(), Outcome::Success);
+            assert_eq!(node.status(&id).await.finished_at, 0);
+        }
+    }
+    node.finish().await;
+}

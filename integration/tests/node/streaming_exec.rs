@@ -1,5 +1,7 @@
 //! Exec over SPDY, in the shape of what kubectl (through the kubelet) and crictl send.
 
+use std::time::{Duration, Instant};
+
 use carpel_integration::streams::spdy::{COMMAND, Command, End, Spdy, Wanted};
 use carpel_integration::streams::urls::{exec, exec_on_terminal, exec_with_input};
 use carpel_integration::streams::{Outcome, Ran};
@@ -150,6 +152,28 @@ async fn a_terminal_echoes_and_has_a_size() {
     node.finish().await;
 }
 
+/// Clients send the size when they have their streams, and a program asks for it when it starts.
+#[tokio::test]
+async fn a_terminal_has_its_size_before_its_program() {
+    let (node, _, id) = node_with_container().await;
+    for round in 0..20 {
+        let request = exec_on_terminal(&id, "stty size");
+        let mut command = connect(&node, request, Wanted::TERMINAL).await;
+        let resize = command.resize.take().unwrap();
+        let size = format!("{{\"Width\":{},\"Height\":33}}", 100 + round);
+        resize.send(size.as_bytes(), false).await.unwrap();
+        let ran = command.run(b"").await;
+        assert_eq!(ran.outcome(), Outcome::Success);
+        let expected = format!("33 {}\r\n", 100 + round);
+        assert!(contains(&ran.stdout, &expected), "{:?}", ran.stdout);
+    }
+    // Without a size it starts, too.
+    let command = connect(&node, exec_on_terminal(&id, "echo on"), Wanted::TERMINAL).await;
+    let ran = command.run(b"").await;
+    assert!(contains(&ran.stdout, "on\r\n"), "{:?}", ran.stdout);
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn a_program_that_is_not_there_is_an_error() {
     let (node, _, id) = node_with_container().await;
@@ -218,7 +242,10 @@ async fn windows_are_heeded_if_there_are_any() {
 #[tokio::test]
 async fn nothing_is_left_of_many() {
     let (node, _, id) = node_with_container().await;
-    let threads = || host::proc_status(node.daemon_pid().unwrap(), "Threads").unwrap();
+    let threads = || {
+        let threads = host::proc_status(node.daemon_pid().unwrap(), "Threads").unwrap();
+        threads.parse::<usize>().unwrap()
+    };
     let before = threads();
     for round in 0..150 {
         let request = match round % 3 {
@@ -230,6 +257,11 @@ async fn nothing_is_left_of_many() {
             _ => exec_on_terminal(&id, "yes"),
         };
         let mut command = connect(&node, request, Wanted::TERMINAL).await;
+        let resize = command.resize.take().unwrap();
+        resize
+            .send(b"{\"Width\":100,\"Height\":33}", false)
+            .await
+            .unwrap();
         match round % 3 {
             0 => assert!(matches!(
                 command.run(b"").await.outcome(),
@@ -242,7 +274,12 @@ async fn nothing_is_left_of_many() {
             }
         }
     }
-    assert_eq!(threads(), before);
+    // A thread for blocking work ends when it has had none for 10 s.
+    let begin = Instant::now();
+    while threads() > before {
+        assert!(begin.elapsed() < host::patience(Duration::from_secs(30)));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     // Descriptors, processes and all else.
     node.finish().await;
 }

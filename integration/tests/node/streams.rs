@@ -412,7 +412,8 @@ async fn five_thousand_commands_and_attachments_leave_nothing() {
             stderr: false,
         };
         let url = node.cri.runtime().exec(request).await.unwrap();
-        let client = Session::connect(&node, &url.into_inner().url, V5).await;
+        let mut client = Session::connect(&node, &url.into_inner().url, V5).await;
+        client.send(RESIZE, br#"{"Width":100,"Height":30}"#).await;
         match n % 4 {
             0 => drop(client),
             1 => drop(attach(&node, &id, false, false).await),

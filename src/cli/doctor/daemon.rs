@@ -193,13 +193,16 @@ fn socket(endpoint: &Endpoint) -> Check {
     }
 }
 
+/// Who listens, if it is somebody of this machine.
+pub fn pid(endpoint: &Endpoint) -> Option<i32> {
+    let connected = std::os::unix::net::UnixStream::connect(endpoint.path());
+    let peer = getsockopt(&connected.ok()?, sockopt::PeerCredentials).ok()?;
+    Some(peer.pid()).filter(|pid| *pid > 0)
+}
+
 /// ", pid 1 (name)" of who listens.
 fn owner(endpoint: &Endpoint) -> String {
-    let connected = std::os::unix::net::UnixStream::connect(endpoint.path());
-    let peer = connected
-        .ok()
-        .and_then(|socket| getsockopt(&socket, sockopt::PeerCredentials).ok());
-    let Some(pid) = peer.map(|peer| peer.pid()).filter(|pid| *pid > 0) else {
+    let Some(pid) = pid(endpoint) else {
         return String::new();
     };
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

@@ -13,14 +13,19 @@ use rustix::mount::{
 use super::userns::UserNamespace;
 use super::{Check, fail, ok, warn};
 use crate::apparmor;
+use crate::config::Config;
 use crate::cri::parse_kernel_version;
+use crate::selinux::{Contexts, Kernel, domain_of};
 use crate::store::rootfs::Builder;
+
+const MODULE: &str = "security module";
 
 /// The oldest kernel that carpel is for.
 const OLDEST: (u32, u32) = (5, 15);
 
-/// `root` is the folder of the daemon's durable state: its file system matters to some.
-pub async fn checks(root: &Path) -> Vec<Check> {
+/// The file system of the daemon's durable state matters to some; `daemon` is the pid of one that runs.
+pub async fn checks(config: &Config, daemon: Option<i32>) -> Vec<Check> {
+    let root = &config.root;
     let mut checks = vec![version()];
     if nix::unistd::geteuid().is_root() {
         match Sandpit::make(root) {
@@ -35,7 +40,11 @@ pub async fn checks(root: &Path) -> Vec<Check> {
             )),
         }
     }
-    checks.extend([seccomp(), security_module()]);
+    checks.push(seccomp());
+    checks.push(match Kernel::detect() {
+        Some(kernel) => selinux(&kernel, config.runtime.selinux, daemon),
+        None => apparmor(),
+    });
     checks
 }
 
@@ -181,28 +190,65 @@ fn seccomp() -> Check {
     }
 }
 
-fn security_module() -> Check {
-    let selinux = fs::read_to_string("/sys/fs/selinux/enforce");
-    match (apparmor::is_enabled(), selinux.as_deref().map(str::trim)) {
-        (true, _) if apparmor::has_parser() => ok(
-            "security module",
+/// Where there is no SELinux: the kernel enforces one of them at most.
+fn apparmor() -> Check {
+    match (apparmor::is_enabled(), apparmor::has_parser()) {
+        (true, true) => ok(
+            MODULE,
             "AppArmor: containers have the profile carpel-default unless they ask for another",
         ),
-        (true, _) => warn(
-            "security module",
+        (true, false) => warn(
+            MODULE,
             "AppArmor, but apparmor_parser is not installed",
             "install it (Debian: apparmor), or load the profile carpel-default by other means: without it containers are unconfined",
         ),
-        (_, Ok("1")) => warn(
-            "security module",
-            "SELinux, enforcing, but carpel sets no labels",
-            "pods that ask for one (seLinuxOptions) are refused; the others run in the daemon's own domain",
-        ),
-        (_, Ok(_)) => ok("security module", "SELinux, permissive"),
         // Not a shortcoming: the runtime's default is then no profile.
-        (false, Err(_)) => ok(
-            "security module",
-            "none: pods that ask for an AppArmor profile of their own are refused",
+        (false, _) => ok(
+            MODULE,
+            "none: pods that ask for an AppArmor profile of their own are refused, SELinux labels mean nothing",
+        ),
+    }
+}
+
+fn selinux(kernel: &Kernel, labels: bool, daemon: Option<i32>) -> Check {
+    let mode = match kernel.is_enforcing() {
+        true => "SELinux, enforcing",
+        false => "SELinux, permissive",
+    };
+    if !labels {
+        return warn(
+            MODULE,
+            format!("{mode}, but runtime.selinux is false"),
+            "take it out of the configuration: containers have no labels, and run in carpel's own domain",
+        );
+    }
+    let contexts = match Contexts::read() {
+        Ok(contexts) => contexts,
+        Err(error) => {
+            return warn(
+                MODULE,
+                format!("{mode}, but its policy has no labels for containers: {error}"),
+                "install one (Fedora, RHEL: container-selinux) and restart carpel: containers run in carpel's own domain",
+            );
+        }
+    };
+    let process = &contexts.process;
+    // The doctor's own domain says nothing about the daemon's.
+    let domain = daemon.and_then(|pid| domain_of(&pid.to_string()).ok());
+    let refused = |domain: &String| matches!(kernel.may_run_as(domain, process), Ok(false));
+    match domain.filter(refused) {
+        Some(domain) if kernel.is_enforcing() => fail(
+            MODULE,
+            format!("{mode}: the daemon, {domain}, may not start containers as {process}"),
+            "give carpel's programs the type of a runtime's (container-selinux: semanage fcontext -a -t \
+             container_runtime_exec_t PATH, then restorecon PATH) and restart carpel, or set runtime.selinux to false",
+        ),
+        _ => ok(
+            MODULE,
+            format!(
+                "{mode}: containers are {} unless they ask for another type",
+                process.kind()
+            ),
         ),
     }
 }

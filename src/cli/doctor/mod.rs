@@ -131,7 +131,7 @@ impl DoctorArgs {
             }
         };
         checks.extend(rights::checks());
-        checks.extend(kernel::checks(&config.root).await);
+        checks.extend(kernel::checks(&config, daemon::pid(&self.connection.endpoint())).await);
         checks.extend(cgroups::checks());
         checks.extend(network::checks(&config));
         checks.extend(daemon::checks(&config, &self.connection).await);

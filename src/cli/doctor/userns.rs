@@ -53,6 +53,7 @@ impl UserNamespace {
             work: place.join("work"),
             volatile: true,
             user_namespace: Some(Arc::new(OwnedFd::from(self.file.try_clone()?))),
+            label: None,
         })
     }
 

@@ -28,6 +28,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::image::reference::Reference;
 use crate::image::{Artifact, Platforms, Unused};
+use crate::network::Checked;
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{
@@ -165,7 +166,9 @@ impl Domain for Fake {
         self.sandbox(id).map(|_| SandboxInfo {
             pid: Some(42),
             netns: Some("/run/netns/x".into()),
+            port_mappings: Vec::new(),
             cgroup: "/pods/x".into(),
+            selinux: None,
             timeline: vec![Span {
                 name: "network".into(),
                 start_us: 1,
@@ -521,6 +524,10 @@ impl Domain for Fake {
         Ok(())
     }
 
+    fn network_warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn network_status(&self) -> Result<(), NotReady> {
         match self.network_down {
             false => Ok(()),
@@ -531,6 +538,10 @@ impl Domain for Fake {
         }
     }
 
+    async fn check_network(&self, _: &SandboxId) -> Result<Option<Checked>, Error> {
+        Ok(None)
+    }
+
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         self.note(format!("pod cidr {cidr}"));
         Ok(())
@@ -539,6 +550,13 @@ impl Domain for Fake {
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {
         self.note(format!("stream {request:?}"));
         Ok("http://127.0.0.1:1/x".into())
+    }
+
+    fn security_modules(&self) -> SecurityModules {
+        SecurityModules {
+            apparmor: true,
+            selinux: SelinuxMode::Off,
+        }
     }
 
     fn configuration(&self) -> serde_json::Value {

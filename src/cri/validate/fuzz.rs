@@ -13,7 +13,6 @@ use crate::spec::config::MountSource;
 
 const PLATFORM: Platform = Platform {
     apparmor: true,
-    selinux: true,
     recursive_read_only: true,
     unified: true,
 };

@@ -38,7 +38,6 @@ pub use streams::{Exec, attach, exec, port_forward};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Platform {
     pub apparmor: bool,
-    pub selinux: bool,
     /// `mount_setattr(2)`, which makes a mount read-only with all that is below it.
     pub recursive_read_only: bool,
     /// Cgroup v2 with its controllers: limits may name its files.

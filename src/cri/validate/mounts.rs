@@ -52,8 +52,6 @@ pub fn mounts(
 }
 
 fn mount(field: &Field<'_>, raw: &cri::Mount, platform: Platform) -> Result<Mount, Rejected> {
-    // Of selinux_relabel nothing is kept: it is to let a confined container in, and without labels none is confined. A
-    // kubelet asks for it for every volume where SELinux is on.
     let source = source(field, raw)?;
     let propagation_field = field.member("propagation");
     let propagation = match cri::MountPropagation::try_from(raw.propagation) {
@@ -84,6 +82,8 @@ fn mount(field: &Field<'_>, raw: &cri::Mount, platform: Platform) -> Result<Moun
         recursive_readonly: raw.recursive_read_only,
         propagation,
         options: options(&field.member("mount_options"), &raw.mount_options)?,
+        // An image's mount has the container's label anyway.
+        relabel: raw.selinux_relabel,
     })
 }
 
@@ -254,7 +254,6 @@ mod tests {
     const FIELD: Field<'static> = Field::root("m");
     const CAN: Platform = Platform {
         apparmor: false,
-        selinux: false,
         unified: true,
         recursive_read_only: true,
     };
@@ -423,16 +422,14 @@ mod tests {
 
     #[test]
     fn what_the_kernel_lacks_is_refused() {
-        let relabel = cri::Mount {
-            selinux_relabel: true,
-            ..good()
-        };
-        assert!(mounts(&FIELD, vec![relabel.clone()], CAN).is_ok());
-        let selinux = Platform {
-            selinux: true,
-            ..CAN
-        };
-        assert!(mounts(&FIELD, vec![relabel], selinux).is_ok());
+        for selinux_relabel in [false, true] {
+            let raw = cri::Mount {
+                selinux_relabel,
+                ..good()
+            };
+            let checked = mounts(&FIELD, vec![raw], CAN).expect("it can be had");
+            assert_eq!(checked[0].relabel, selinux_relabel);
+        }
         let recursive = cri::Mount {
             readonly: true,
             recursive_read_only: true,

@@ -72,7 +72,11 @@ fn check(
     ] {
         limits::of_pod(&linux_field.member(name), limits.as_ref(), platform)?;
     }
-    let (namespaces, privileged) = security::sandbox(
+    let security::SandboxSecurity {
+        namespaces,
+        privileged,
+        selinux,
+    } = security::sandbox(
         &linux_field.member("security_context"),
         linux.security_context,
         platform,
@@ -104,6 +108,7 @@ fn check(
         pid: namespaces.pid,
         user_namespace: namespaces.user,
         privileged,
+        selinux,
         runtime_handler,
     })
 }

@@ -8,8 +8,8 @@ use super::{Field, Platform, Rejected, Shown, text};
 use crate::ids::ContainerId;
 use crate::spec::capability;
 use crate::spec::config::{
-    AppArmorProfile, GroupsPolicy, IdMap, PidScope, Scope, SeccompProfile, Security, UserNamespace,
-    UserSpec,
+    AppArmorProfile, GroupsPolicy, IdMap, PidScope, Scope, SeccompProfile, Security,
+    SelinuxOptions, UserNamespace, UserSpec,
 };
 
 /// The kernel's NGROUPS_MAX.
@@ -158,13 +158,21 @@ pub(super) fn mount_mappings(
     Ok(())
 }
 
+/// What counts of a sandbox's security context.
+#[derive(Debug)]
+pub struct SandboxSecurity {
+    pub namespaces: Namespaces,
+    pub privileged: bool,
+    pub selinux: SelinuxOptions,
+}
+
 /// Checks a sandbox's security context. Its user and profiles are for a process that carpel's sandboxes
 /// do not have, so they are checked and lead to nothing.
 pub fn sandbox(
     field: &Field<'_>,
     raw: Option<cri::LinuxSandboxSecurityContext>,
     platform: Platform,
-) -> Result<(Namespaces, bool), Rejected> {
+) -> Result<SandboxSecurity, Rejected> {
     let raw = raw.unwrap_or_default();
     let namespaces_field = field.member("namespace_options");
     let namespaces = namespaces(&namespaces_field, raw.namespace_options)?;
@@ -183,15 +191,15 @@ pub fn sandbox(
         &field.member("supplemental_groups_policy"),
         raw.supplemental_groups_policy,
     )?;
-    selinux(
-        &field.member("selinux_options"),
-        raw.selinux_options,
-        platform,
-    )?;
+    let selinux = selinux(&field.member("selinux_options"), raw.selinux_options)?;
     apparmor(field, raw.apparmor, "", platform)?;
     #[expect(deprecated, reason = "older clients send it")]
     seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
-    Ok((namespaces, raw.privileged))
+    Ok(SandboxSecurity {
+        namespaces,
+        privileged: raw.privileged,
+        selinux,
+    })
 }
 
 /// A container's security and whose namespaces it asks for.
@@ -212,11 +220,7 @@ pub fn container(
     let namespaces = namespaces(&field.member("namespace_options"), raw.namespace_options)?;
     let capabilities = raw.capabilities.unwrap_or_default();
     let capabilities_field = field.member("capabilities");
-    selinux(
-        &field.member("selinux_options"),
-        raw.selinux_options,
-        platform,
-    )?;
+    let selinux = selinux(&field.member("selinux_options"), raw.selinux_options)?;
     let apparmor = apparmor(field, raw.apparmor, &raw.apparmor_profile, platform)?;
     let user = user(field, raw.run_as_user, &raw.run_as_username)?;
     let seccomp = seccomp(field, raw.seccomp, &raw.seccomp_profile_path)?;
@@ -266,6 +270,7 @@ pub fn container(
             AppArmorProfile::Default { .. } if privileged => AppArmorProfile::Unconfined,
             apparmor => apparmor,
         },
+        selinux,
     };
     Ok(ContainerSecurity {
         security,
@@ -363,38 +368,32 @@ fn paths(field: &Field<'_>, raw: &[String]) -> Result<Vec<String>, Rejected> {
         .collect()
 }
 
-/// A label means nothing to a kernel without SELinux: there every container gets what it asks for.
-fn selinux(
-    field: &Field<'_>,
-    raw: Option<cri::SeLinuxOption>,
-    platform: Platform,
-) -> Result<(), Rejected> {
-    let label = raw.unwrap_or_default();
-    let empty = label == cri::SeLinuxOption::default();
-    for (name, part, separators) in [
-        ("user", &label.user, ""),
-        ("role", &label.role, ""),
-        ("type", &label.r#type, ""),
-        ("level", &label.level, ":,"),
-    ] {
-        label_part(&field.member(name), part, separators)?;
-    }
-    if platform.selinux && !empty {
-        return Err(field.unsupported("SELinux is on, and carpel sets no labels yet"));
-    }
-    Ok(())
+/// Whether the kernel has such a label is asked where it has labels at all.
+fn selinux(field: &Field<'_>, raw: Option<cri::SeLinuxOption>) -> Result<SelinuxOptions, Rejected> {
+    let raw = raw.unwrap_or_default();
+    let part = |name, part, separators| label_part(&field.member(name), part, separators);
+    Ok(SelinuxOptions {
+        user: part("user", raw.user, "")?,
+        role: part("role", raw.role, "")?,
+        kind: part("type", raw.r#type, "")?,
+        level: part("level", raw.level, ":,")?,
+    })
 }
 
 /// A part of a label, which others are joined to with ":". Only a level ("s0:c1,c5") has some in itself.
-fn label_part(field: &Field<'_>, part: &str, separators: &str) -> Result<(), Rejected> {
+fn label_part(
+    field: &Field<'_>,
+    part: String,
+    separators: &str,
+) -> Result<Option<String>, Rejected> {
     const MAX_PART: usize = 1024;
     text::at_most(field, part.len(), MAX_PART)?;
     let allowed = |c: char| {
         c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') || separators.contains(c)
     };
     match part.chars().find(|&c| !allowed(c)) {
-        None => Ok(()),
-        Some(bad) => Err(field.invalid(format_args!("{} must not contain {bad:?}", Shown(part)))),
+        None => Ok((!part.is_empty()).then_some(part)),
+        Some(bad) => Err(field.invalid(format_args!("{} must not contain {bad:?}", Shown(&part)))),
     }
 }
 

@@ -11,20 +11,18 @@ use super::container::CreateContainer;
 use super::*;
 use crate::spec::config::{
     AppArmorProfile, GroupsPolicy, IdMap, PidScope, SandboxConfig, Scope, SeccompProfile,
-    UserNamespace,
+    SelinuxOptions, UserNamespace,
 };
 
 const PLATFORM: Platform = Platform {
     apparmor: false,
-    selinux: false,
     recursive_read_only: true,
     unified: true,
 };
 
-/// The same platform with security modules.
+/// The same platform with AppArmor.
 const LSM: Platform = Platform {
     apparmor: true,
-    selinux: true,
     recursive_read_only: true,
     unified: true,
 };

@@ -33,6 +33,14 @@ pub mod fuzz {
     pub fn hosts(bytes: &[u8]) {
         super::hosts::fuzz(bytes);
     }
+
+    /// What a registry asks for in a header.
+    pub fn challenge(bytes: &[u8]) {
+        if let Ok(header) = std::str::from_utf8(bytes) {
+            let found = super::challenge::parse(header);
+            assert!(found.len() <= header.len());
+        }
+    }
 }
 
 use std::collections::HashSet;

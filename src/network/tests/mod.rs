@@ -2,6 +2,7 @@
 //! against Debian's plugins.
 
 mod chain;
+mod chaos;
 mod debian;
 mod failure;
 mod folder;
@@ -41,6 +42,7 @@ impl Node {
             cache_dir: at("cache"),
             timeout: Duration::from_secs(20),
             default_network: None,
+            conf_template: None,
         };
         Self { dir, settings }
     }
@@ -134,6 +136,7 @@ fn pod() -> PodNetwork {
         cgroup_parent: None,
         dns: None,
         annotations: BTreeMap::new(),
+        hostname: None,
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) fn compose(
         } else if mount.typ().as_deref() == Some("cgroup") {
             cgroup(composer, mount, linux, host)?;
         } else {
-            compose_mount(composer, mount)?;
+            compose_mount(composer, mount, source.mount_label())?;
         }
     }
     let dev_is_bound = mounts
@@ -228,14 +228,15 @@ impl Options {
     }
 }
 
-fn compose_mount(composer: &mut Composer, mount: &Mount) -> Result<(), Error> {
-    let options = Options::parse(mount)?;
+fn compose_mount(composer: &mut Composer, mount: &Mount, label: Option<&str>) -> Result<(), Error> {
+    let mut options = Options::parse(mount)?;
     let target = mount.destination();
     if !is_bind(mount) {
         let typ = mount.typ().as_deref().ok_or_else(|| Error::Mount {
             path: target.display().to_string(),
             reason: "neither a type nor a bind mount".to_owned(),
         })?;
+        options.data.extend(context(typ, label));
         new_fs(composer, typ, &options.data, options.attrs, target)?;
         return attach(composer, typ, NEW, target, true);
     }
@@ -259,6 +260,17 @@ fn compose_mount(composer: &mut Composer, mount: &Mount) -> Result<(), Error> {
         .iter()
         .any(|path| target == Path::new(path));
     bind_mount(composer, bind, target, protected)
+}
+
+/// The option that labels what is in a file system, for those that are made for a container alone and hold what it puts there.
+/// The kernel's own (proc, sysfs, cgroup2) have their labels from the policy.
+fn context(typ: &str, label: Option<&str>) -> Vec<String> {
+    match label {
+        Some(label) if ["tmpfs", "devpts"].contains(&typ) => {
+            vec!["context".to_owned(), label.to_owned()]
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Of an image there is one mount, which nothing else is mounted below.
@@ -336,19 +348,9 @@ fn attach(
 /// the root is not.
 fn image_volume(composer: &mut Composer, path: &Path) -> Result<(), Error> {
     let target = terminated(path)?;
-    let make = Step::Mkdir {
-        path: &target,
-        mode: 0o755,
-    };
-    composer.step(format!("make the image's volume {path:?}"), &make);
-    let open = Step::OpenTree {
-        path: &target,
-        recursive: false,
-        attrs: 0,
-        slot: NEW,
-    };
-    composer.step(format!("open the image's volume {path:?}"), &open);
-    attach(composer, "the image's volume", NEW, path, false)
+    let step = Step::Volume { path: &target };
+    composer.step(format!("mount the image's volume {path:?}"), &step);
+    Ok(())
 }
 
 /// v2: the container's own cgroup is the root of what it sees, by its cgroup namespace. v1: a folder with
@@ -370,6 +372,8 @@ fn cgroup(
     };
     let readonly = options.attrs & libc::MOUNT_ATTR_RDONLY;
     let data = ["mode", "0755", "size", "64k"].map(String::from);
+    let mut data = data.to_vec();
+    data.extend(context("tmpfs", linux.mount_label().as_deref()));
     new_fs(composer, "tmpfs", &data, options.attrs & !readonly, target)?;
     attach(composer, "tmpfs", NEW, target, true)?;
     let path = linux.cgroups_path().as_deref().unwrap_or(Path::new("/"));
@@ -483,7 +487,18 @@ fn hide(composer: &mut Composer, linux: &Linux) -> Result<(), Error> {
         };
         composer.step(format!("make {path:?} read-only"), &step);
     }
-    for path in linux.masked_paths().iter().flatten() {
+    let masked = linux.masked_paths().as_deref().unwrap_or_default();
+    if let Some(label) = linux
+        .mount_label()
+        .as_deref()
+        .filter(|_| !masked.is_empty())
+    {
+        let step = Step::MaskLabel {
+            label: &terminated(label)?,
+        };
+        composer.step(format!("mask with SELinux label {label:?}"), &step);
+    }
+    for path in masked {
         let step = Step::Mask {
             path: &normal(path)?,
         };

@@ -77,6 +77,14 @@ pub(super) fn compose(
             },
         );
     }
+    if let Some(label) = process.selinux_label() {
+        composer.step(
+            format!("set SELinux label {label:?}"),
+            &Step::ExecLabel {
+                label: label.as_bytes(),
+            },
+        );
+    }
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
     if !no_new_privs {
         load(composer, &source.seccomp)?;

@@ -40,11 +40,15 @@ pub fn sandbox_namespaces(config: &SandboxConfig) -> u64 {
 }
 
 /// The Plan of a pod's supervisor, in the pod's namespaces: what is set in them, and a root of its own with no more in it than
-/// containers need from there.
+/// containers need from there. `label` is the SELinux label of what containers of any level share.
 ///
 /// # Errors
 /// [`Error::Nul`] for a hostname or sysctl with a NUL byte.
-pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compiled, Error> {
+pub fn compile_sandbox(
+    config: &SandboxConfig,
+    label: Option<&str>,
+    host: &HostFacts,
+) -> Result<Compiled, Error> {
     let mut composer = belonging(host);
     let user = config.user_namespace;
     // A pod in the host's network has the host's name too.
@@ -66,7 +70,8 @@ pub fn compile_sandbox(config: &SandboxConfig, host: &HostFacts) -> Result<Compi
     for (key, value) in &config.sysctls {
         sysctl(&mut composer, key, value, user)?;
     }
-    root(&mut composer, config.ipc == Scope::Pod, user)?;
+    let own_ipc = config.ipc == Scope::Pod;
+    root(&mut composer, own_ipc, label, user)?;
     composer.finish(CLONE_NEWNS, PidNamespace::Host)
 }
 
@@ -192,7 +197,12 @@ fn groups_on_host(range: &str, ids: IdMap) -> Option<String> {
 
 /// A tmpfs with proc and sysfs, which user namespaces need to see before they may mount their own, and
 /// the pod's /dev/shm. They are made while the host's are still in sight.
-fn root(composer: &mut Composer, own_shm: bool, user: Option<UserNamespace>) -> Result<(), Error> {
+fn root(
+    composer: &mut Composer,
+    own_ipc: bool,
+    label: Option<&str>,
+    user: Option<UserNamespace>,
+) -> Result<(), Error> {
     let slot = |number| FdIndex(FdIndex::FIRST_SLOT + number);
     composer.step("keep mounts from the host", &Step::MakeSlave);
     let new = |composer: &mut Composer, fstype: &str, options: &[&str], attrs, slot| {
@@ -214,14 +224,27 @@ fn root(composer: &mut Composer, own_shm: bool, user: Option<UserNamespace>) -> 
     new(composer, "proc", &[], NOSUID_NODEV_NOEXEC, slot(1))?;
     new(composer, "sysfs", &[], NOSUID_NODEV_NOEXEC, slot(2))?;
     let mut attached = vec![("/proc", slot(1)), ("/sys", slot(2))];
-    if own_shm {
+    if own_ipc {
         let mut shm = vec!["mode", "1777", "size", "67108864"];
         let owner = user.map(|user| [user.uids.host, user.gids.host].map(|id| id.to_string()));
         if let Some([uid, gid]) = &owner {
             shm.extend(["uid", uid, "gid", gid]);
         }
+        // What is made in it gets the level of whoever makes it.
+        if let Some(label) = label {
+            shm.extend(["rootcontext", label]);
+        }
         new(composer, "tmpfs", &shm, NOSUID_NODEV_NOEXEC, slot(3))?;
         attached.push(("/dev/shm", slot(3)));
+        if let Some(label) = label {
+            // It is the namespace's, and the same wherever it is mounted.
+            new(composer, "mqueue", &[], NOSUID_NODEV_NOEXEC, slot(4))?;
+            let step = Step::RootLabel {
+                mount: slot(4),
+                label: label.as_bytes(),
+            };
+            composer.step("label the pod's message queues", &step);
+        }
     }
     composer.step(
         "enter the supervisor's root",

@@ -1,5 +1,6 @@
 mod fixture;
 mod invariants;
+mod labels;
 mod user;
 
 use carpel_wire::{PidNamespace, Steps};
@@ -29,7 +30,7 @@ fn indexes(step: &Step<'_>) -> Vec<FdIndex> {
         Step::SetNsFd { namespace, .. } => vec![namespace],
         Step::NewFs { slot, .. } | Step::OpenTree { slot, .. } => vec![slot],
         Step::PivotRoot { root } => vec![root],
-        Step::Attach { mount, .. } => vec![mount],
+        Step::Attach { mount, .. } | Step::RootLabel { mount, .. } => vec![mount],
         Step::Stdio {
             stdin,
             stdout,
@@ -126,7 +127,7 @@ proptest! {
 #[test]
 fn a_pods_plan() {
     for v2 in [true, false] {
-        let compiled = compile_sandbox(&sandbox(), &host(v2)).unwrap();
+        let compiled = compile_sandbox(&sandbox(), None, &host(v2)).unwrap();
         check_plan(&compiled, false);
         assert_eq!(compiled.clone_flags, CLONE_NEWNS);
         assert_eq!(
@@ -149,7 +150,7 @@ fn a_pods_plan() {
     config
         .sysctls
         .insert("net.ipv4.conf.eth0/1.forwarding".into(), "1".into());
-    let compiled = compile_sandbox(&config, &host(true)).unwrap();
+    let compiled = compile_sandbox(&config, None, &host(true)).unwrap();
     let sysctls: Vec<_> = steps(&compiled)
         .iter()
         .filter_map(|step| match step {
@@ -168,7 +169,7 @@ fn a_pods_plan() {
     );
     let mut config = sandbox();
     (config.network, config.ipc) = (Scope::Node, Scope::Node);
-    let compiled = compile_sandbox(&config, &host(true)).unwrap();
+    let compiled = compile_sandbox(&config, None, &host(true)).unwrap();
     assert_eq!(sandbox_namespaces(&config), 0);
     assert!(
         !compiled.steps.iter().any(|step| step.contains("hostname")
@@ -317,6 +318,7 @@ fn an_exec_has_the_rights_of_its_container() {
     };
     assert_eq!(rights(&container), rights(&exec));
     assert!(rights(&exec).contains("AppArmor"));
+    assert!(!rights(&exec).contains("ExecLabel"));
     assert_eq!(exec.pid_namespace, PidNamespace::Of(fixture.id.object()));
     assert_eq!(
         exec.fds,

@@ -288,8 +288,8 @@ fn the_mount_table_is_read_as_the_kernel_writes_it() {
 
 #[test]
 fn a_terminal_has_two_ends_and_a_devpts_of_its_own() {
-    let first = terminal(5).unwrap();
-    let second = terminal(5).unwrap();
+    let first = terminal(5, None).unwrap();
+    let second = terminal(5, None).unwrap();
     for terminal in [first, second] {
         assert_eq!(terminal.number, 0);
         let name = terminal.number.to_string();

@@ -19,6 +19,8 @@ pub(super) struct Parts {
     pub(super) layers: Vec<OwnedFd>,
     /// `None`: nothing can be written.
     pub(super) top: Option<Top>,
+    /// The SELinux label of all that is in it.
+    pub(super) label: Option<String>,
 }
 
 pub(super) struct Top {
@@ -69,6 +71,9 @@ impl Parts {
                     .map_err(|error| Failure::context(&context, "volatile", error))?;
             }
         }
+        if let Some(label) = &self.label {
+            set("context", label)?;
+        }
         fsconfig_create(context.as_fd())
             .map_err(|error| Failure::context(&context, "create", error))?;
         fsmount(
@@ -89,6 +94,10 @@ impl Parts {
             if top.volatile {
                 options.push_str(",volatile");
             }
+        }
+        if let Some(label) = &self.label {
+            // There are commas in it.
+            let _ = write!(options, ",context=\"{label}\"");
         }
         let options = std::ffi::CString::new(options)
             .map_err(|_| Failure::mount("mount", rustix::io::Errno::INVAL))?;

@@ -65,6 +65,7 @@ impl Fixture {
             work: path.join("work"),
             volatile: true,
             user_namespace: None,
+            label: None,
         }
     }
 }
@@ -387,6 +388,7 @@ async fn a_volume_shows_layers_and_takes_nothing() {
                 layers: fixture.overlay().layers,
                 sub_path: None,
                 user_namespace: None,
+                label: None,
             };
             let root = RootFd::from(builder.volume(volume).await.unwrap());
             if let Some(top) = layers.checked_sub(1) {
@@ -418,6 +420,7 @@ async fn a_sub_path_is_a_folder_within_the_volume() {
                 layers: fixture.overlay().layers,
                 sub_path: Some(path.into()),
                 user_namespace: None,
+                label: None,
             };
             builder.volume(volume).await.map(RootFd::from)
         };
@@ -487,6 +490,7 @@ async fn layers_are_seen_in_the_ids_of_a_user_namespace() {
             let fixture = Fixture::new(layers);
             let overlay = Overlay {
                 user_namespace: Some(Arc::clone(&namespace.1)),
+                label: None,
                 ..fixture.overlay()
             };
             let owner = |root: &RootFd, name: &str| {
@@ -527,6 +531,7 @@ async fn a_layer_that_cannot_be_mapped_is_an_error_that_names_it() {
     let overlay = Overlay {
         layers: vec!["/proc/sys".into()],
         user_namespace: Some(Arc::clone(&namespace.1)),
+        label: None,
         ..fixture.overlay()
     };
     let error = builder.overlay(overlay).await.unwrap_err();

@@ -27,10 +27,12 @@ pub enum Compression {
 
 /// A stream of unpacked bytes.
 pub enum Decompressed<R> {
-    Plain(BufReader<R>),
-    Gzip(Box<MultiGzDecoder<BufReader<R>>>),
-    Zstd(Box<Zstd<BufReader<R>>>),
+    Plain(Packed<R>),
+    Gzip(Box<MultiGzDecoder<Packed<R>>>),
+    Zstd(Box<Zstd<Packed<R>>>),
 }
+
+type Packed<R> = BufReader<Begun<R>>;
 
 impl<R: Read> Decompressed<R> {
     /// Looks at the first bytes of `reader` and decompresses what follows. `window`: most bytes that a zstd
@@ -39,8 +41,10 @@ impl<R: Read> Decompressed<R> {
     /// # Errors
     /// `Unsupported` for xz and bzip2; those of the reader.
     pub fn new(reader: R, window: u64) -> io::Result<Self> {
-        let mut reader = BufReader::with_capacity(BUFFER, reader);
-        Ok(match detect(fill(&mut reader)?)? {
+        let begun = Begun::new(reader)?;
+        let compression = detect(&begun.start)?;
+        let reader = BufReader::with_capacity(BUFFER, begun);
+        Ok(match compression {
             Compression::None => Self::Plain(reader),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(reader))),
             Compression::Zstd => Self::Zstd(Box::new(Zstd::new(reader, window))),
@@ -59,27 +63,27 @@ impl<R: Read> Decompressed<R> {
     /// The packed stream, from which more may have been read than was unpacked.
     pub fn packed(&self) -> &R {
         match self {
-            Self::Plain(reader) => reader.get_ref(),
-            Self::Gzip(decoder) => decoder.get_ref().get_ref(),
-            Self::Zstd(decoder) => decoder.reader.get_ref(),
+            Self::Plain(reader) => &reader.get_ref().rest,
+            Self::Gzip(decoder) => &decoder.get_ref().get_ref().rest,
+            Self::Zstd(decoder) => &decoder.reader.get_ref().rest,
         }
     }
 
     /// As [`Self::packed`], to change it.
     pub fn packed_mut(&mut self) -> &mut R {
         match self {
-            Self::Plain(reader) => reader.get_mut(),
-            Self::Gzip(decoder) => decoder.get_mut().get_mut(),
-            Self::Zstd(decoder) => decoder.reader.get_mut(),
+            Self::Plain(reader) => &mut reader.get_mut().rest,
+            Self::Gzip(decoder) => &mut decoder.get_mut().get_mut().rest,
+            Self::Zstd(decoder) => &mut decoder.reader.get_mut().rest,
         }
     }
 
     /// Gives the packed stream back, with what was read ahead lost.
     pub fn into_packed(self) -> R {
         match self {
-            Self::Plain(reader) => reader.into_inner(),
-            Self::Gzip(decoder) => decoder.into_inner().into_inner(),
-            Self::Zstd(decoder) => decoder.reader.into_inner(),
+            Self::Plain(reader) => reader.into_inner().rest,
+            Self::Gzip(decoder) => decoder.into_inner().into_inner().rest,
+            Self::Zstd(decoder) => decoder.reader.into_inner().rest,
         }
     }
 }
@@ -91,6 +95,48 @@ impl<R: Read> Read for Decompressed<R> {
             Self::Gzip(decoder) => decoder.read(buffer).map_err(|e| broken("gzip", e)),
             Self::Zstd(decoder) => decoder.read(buffer),
         }
+    }
+}
+
+/// A stream of which enough was read to see what it is, however small the pieces are that it comes in.
+pub struct Begun<R> {
+    start: Vec<u8>,
+    /// Of `start`: bytes that were given out.
+    given: usize,
+    rest: R,
+}
+
+/// Up to the magic of a tar header.
+const START: usize = 262;
+
+impl<R: Read> Begun<R> {
+    fn new(mut rest: R) -> io::Result<Self> {
+        let mut start = vec![0; START];
+        let mut length = 0;
+        while length < START {
+            match read_some(&mut rest, &mut start[length..])? {
+                0 => break,
+                more => length += more,
+            }
+        }
+        start.truncate(length);
+        Ok(Self {
+            start,
+            given: 0,
+            rest,
+        })
+    }
+}
+
+impl<R: Read> Read for Begun<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut start = &self.start[self.given..];
+        if start.is_empty() {
+            return self.rest.read(buffer);
+        }
+        let length = start.read(buffer)?;
+        self.given += length;
+        Ok(length)
     }
 }
 
@@ -359,6 +405,25 @@ mod tests {
             let mut damaged = packed.clone();
             damaged[packed.len() / 2] ^= 0x40;
             assert_ne!(unpack(&damaged).ok(), Some(data.clone()));
+        }
+    }
+
+    /// As a network may bring them.
+    #[test]
+    fn what_comes_in_small_pieces_is_unpacked() {
+        struct Drops<'a>(&'a [u8]);
+        impl Read for Drops<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let most = buffer.len().min(1);
+                self.0.read(&mut buffer[..most])
+            }
+        }
+        for program in ["gzip", "zstd", "cat"] {
+            let packed = tool(program, &[], b"data");
+            let mut stream = Decompressed::new(Drops(&packed), WINDOW).unwrap();
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes, b"data", "{program}");
         }
     }
 

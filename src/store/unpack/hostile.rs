@@ -455,6 +455,22 @@ fn a_cancelled_unpacking_stops() {
     assert!(matches!(error, UnpackError::Cancelled));
 }
 
+#[test]
+fn a_flood_of_extended_attributes_is_refused_at_once() {
+    let names: Vec<String> = (0..30_000)
+        .map(|n| format!("SCHILY.xattr.user.{n:x}"))
+        .collect();
+    let records: Vec<(&str, &[u8])> = names.iter().map(|name| (&**name, &b"v"[..])).collect();
+    let begin = std::time::Instant::now();
+    let tar = Tar::new().pax(&records).file("x", b"").finish();
+    let error = Ground::new().unpack(&tar).unwrap_err();
+    assert!(
+        error.to_string().contains("extended attributes of a file"),
+        "{error}"
+    );
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5));
+}
+
 proptest::proptest! {
     /// Sound archives with some bytes changed.
     #[test]

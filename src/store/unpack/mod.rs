@@ -18,6 +18,7 @@ mod ahead;
 mod complete;
 mod decompress;
 mod extract;
+pub mod fuzz;
 mod limits;
 mod pax;
 mod place;

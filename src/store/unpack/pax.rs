@@ -2,6 +2,9 @@
 
 use super::UnpackError;
 
+/// The most extended attributes that a file may have: each that comes is compared with those before it.
+const MAX_XATTRS: usize = 256;
+
 /// A point in time, seconds and nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Time {
@@ -70,6 +73,12 @@ impl Pax {
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.retain(|(known, _)| known != name);
+                    if self.xattrs.len() == MAX_XATTRS {
+                        return Err(UnpackError::TooMuch {
+                            what: "extended attributes of a file",
+                            most: MAX_XATTRS as u64,
+                        });
+                    }
                     self.xattrs.push((text(name, "xattr")?, value.to_vec()));
                 } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
                     self.set_sparse(name, value, pieces)?;

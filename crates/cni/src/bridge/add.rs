@@ -8,7 +8,7 @@ use crate::{
     error::{Code, Doing, Error},
     ipam::Ipam,
     ipnet::IpNet,
-    netfilter::masquerade,
+    masquerade,
     netlink::{
         Batch, Socket,
         link::{Link, Mac, Port},
@@ -103,21 +103,18 @@ impl Add<'_> {
         let [host, container] =
             pair::make(socket, self.request, &self.netns, config.mtu, config.mac)?;
         self.done.pair = Some(host.name.clone());
+        let mac = Mac::parse(&container.mac).ok_or_else(|| {
+            Error::internal(format!("{:?} is no hardware address", container.mac))
+        })?;
+        if self.config.check_macs {
+            self.done.checking = true;
+            spoofing::check(self.request, &host.name, mac)?;
+        }
+        self.join(&bridge, &host.name)?;
+        let host_name = host.name.clone();
         let bridge_end = pair::interface(&bridge.name, bridge.mac, String::new());
         result.interfaces = vec![bridge_end, host, container];
-        if self.config.check_macs {
-            let [_, host, end] = result.interfaces.as_slice() else {
-                return Err(Error::internal("the result has not three interfaces"));
-            };
-            self.done.checking = true;
-            spoofing::check(
-                self.request,
-                &host.name,
-                Mac::parse(&end.mac).unwrap_or_default(),
-            )?;
-        }
-        self.join(&bridge, &result.interfaces[1].name)?;
-        self.configure(&result)?;
+        self.configure(&result, &host_name, mac)?;
         if let Some(link) = in_vlan {
             let gateway = pair::interface(&link.name, link.mac, String::new());
             result.interfaces.push(gateway);
@@ -155,16 +152,13 @@ impl Add<'_> {
     }
 
     /// Sets the container's end up. The bridge's port forwards when this returns.
-    fn configure(&mut self, result: &AddResult) -> Result<(), Error> {
+    fn configure(&mut self, result: &AddResult, host_name: &str, mac: Mac) -> Result<(), Error> {
         let name = self.attachment.interface.as_str();
-        let [_, host, end] = result.interfaces.as_slice() else {
-            return Err(Error::internal("the result has not three interfaces"));
-        };
         if self.config.leave_down {
             return Ok(());
         }
         let detect = self.config.detect_duplicates;
-        let (mut inside, index) = pair::raise(&self.netns, &self.socket, &host.name, name, || {
+        let (mut inside, index) = pair::raise(&self.netns, &self.socket, host_name, name, || {
             if !result.ips.is_empty() {
                 container::prepare(name, result, detect);
             }
@@ -173,7 +167,6 @@ impl Add<'_> {
             return Ok(());
         }
         container::configure(&mut inside, index, result, detect)?;
-        let mac = Mac::parse(&end.mac).unwrap_or_default();
         inside
             .set_mac(index, mac)
             .doing(Code::Internal, || format!("announce {name}"))

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::vlan::{RawTrunk, Vlans};
 use crate::{
     error::{Code, Error},
-    netfilter::masquerade,
+    masquerade,
     netlink::link::Mac,
     request::{Request, check_interface_name},
     result::{Dns, null_is_empty},

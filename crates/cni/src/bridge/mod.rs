@@ -12,7 +12,12 @@ mod gateway;
 mod spoofing;
 mod vlan;
 
-use crate::{error::Error, ipam::Ipam, pair, request::Request};
+use crate::{
+    error::Error,
+    ipam::{self, Ipam},
+    pair,
+    request::Request,
+};
 use config::Config;
 
 pub use add::add;
@@ -37,12 +42,12 @@ pub fn del(request: &Request) -> Result<(), Error> {
 
 /// Removes whatever belongs to attachments that are not valid any more.
 pub fn gc(request: &Request) -> Result<(), Error> {
-    let config = Config::parse(request)?;
-    pair::gc(request)?;
-    if config.check_macs {
+    // Addresses go last: none is given out again while something of its old owner is there.
+    if Config::parse(request)?.check_macs {
         spoofing::gc(request)?;
     }
-    Ipam::find(request)?.gc(request)?;
+    pair::gc(request)?;
+    let config = ipam::gc(request, Config::parse)?;
     if config.ip_masq {
         pair::end_masquerading(&request.network)
     } else {
@@ -52,6 +57,5 @@ pub fn gc(request: &Request) -> Result<(), Error> {
 
 /// Checks that an ADD could be served.
 pub fn status(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
-    Ipam::find(request)?.status(request)
+    ipam::status(request, Config::parse).map(drop)
 }

@@ -14,6 +14,9 @@
 //!         dnat to what addresses has, else to what ports has
 //!         clear the mark's bit
 //!     }
+//!     chain strangers {
+//!         not from this machine, but from or to 127.0.0.0/8: drop
+//!     }
 //!     chain postrouting {
 //!         without the bit: nothing
 //!         from 127.0.0.0/8: masquerade
@@ -37,8 +40,8 @@ use crate::{
     netfilter::{
         Family, Hook, Table, Transaction,
         expression::{
-            Expression, Verdict, for_this_machine, has_mark, in_network, network_mask, octets,
-            set_mark,
+            Expression, Verdict, for_this_machine, has_mark, in_network, interface_is,
+            network_mask, octets, set_mark,
         },
         has_table,
         set::{self, Element, Part, has_set, joined},
@@ -147,7 +150,31 @@ pub fn ensure_table(
     if config.snat {
         masquerade(transaction, config, table);
     }
+    if family == Family::V4 {
+        refuse_loopback(transaction, table);
+    }
     Ok(())
+}
+
+/// With route_localnet the kernel takes what comes over a pod's link from or to 127.0.0.0/8 (CVE-2020-8558): a pod would
+/// reach what this machine serves to itself. Answers to this machine's own connections are translated back later.
+fn refuse_loopback(transaction: &mut Transaction, table: &Table) {
+    const STRANGERS: &str = "strangers";
+    transaction.add_chain(table, STRANGERS, Some(Hook::INCOMING));
+    for source in [true, false] {
+        let mut rule: Vec<_> = interface_is(true, "lo", false).into();
+        rule.extend(in_network(source, &loopback(table.family), true));
+        rule.push(Expression::verdict(Verdict::Drop));
+        transaction.add_rule(table, STRANGERS, rule);
+    }
+}
+
+fn loopback(family: Family) -> IpNet {
+    let network = match family {
+        Family::V4 => IpNet::new(IpAddr::V4([127, 0, 0, 0].into()), 8),
+        _ => IpNet::new(IpAddr::V6(1.into()), 128),
+    };
+    network.expect("prefixes that fit")
 }
 
 /// The start of the chain that masquerades what the mappings have led elsewhere.
@@ -158,15 +185,7 @@ fn masquerade(transaction: &mut Transaction, config: &Config, table: &Table) {
     transaction.add_rule(table, POSTROUTING, unmarked);
     let mut rule = Vec::new();
     if !config.masquerade_all {
-        let loopback = match table.family {
-            Family::V4 => IpNet::new(IpAddr::V4([127, 0, 0, 0].into()), 8),
-            _ => IpNet::new(IpAddr::V6(1.into()), 128),
-        };
-        rule.extend(in_network(
-            true,
-            &loopback.expect("prefixes that fit"),
-            true,
-        ));
+        rule.extend(in_network(true, &loopback(table.family), true));
     }
     rule.push(Expression::masquerade());
     transaction.add_rule(table, POSTROUTING, rule);

@@ -18,6 +18,8 @@ use super::Netns;
 
 /// What should work is there long before.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What works or not, and is compared, is waited for so long.
+const EITHER: Duration = Duration::from_millis(1500);
 /// What should not work is given up.
 const REFUSED: Duration = Duration::from_millis(300);
 
@@ -47,6 +49,11 @@ impl Netns {
     /// Whether a TCP connection comes to nothing.
     pub fn tcp_fails(&self, to: &str) -> bool {
         self.tcp_within(to, REFUSED).is_err()
+    }
+
+    /// What a server answers, if one does.
+    pub fn answer(&self, to: &str) -> Option<String> {
+        self.tcp_within(to, EITHER).ok()
     }
 
     fn tcp_within(&self, to: &str, wait: Duration) -> io::Result<String> {

@@ -50,8 +50,8 @@ struct Outline<'p> {
     joined: u32,
     /// Whether the Plan sets the process's umask.
     umask: bool,
-    /// The step that names an AppArmor profile.
-    apparmor: Option<u32>,
+    /// The step that says what the process is to run as, and the file of its own that takes it.
+    label: Option<(u32, &'static CStr)>,
     /// Candidates, arguments, environment.
     exec: Option<(NulList<'p>, NulList<'p>, NulList<'p>)>,
 }
@@ -62,7 +62,7 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
     let mut outline = Outline {
         joined: 0,
         umask: false,
-        apparmor: None,
+        label: None,
         exec: None,
     };
     let mut count = 0;
@@ -77,7 +77,8 @@ fn outline(plan: &[u8], purpose: Purpose) -> core::result::Result<Outline<'_>, F
         match step.map_err(|_| malformed)? {
             Step::JoinTasks { .. } => outline.joined = count + 1,
             Step::Umask { .. } => outline.umask = true,
-            Step::AppArmor { .. } => outline.apparmor = Some(count),
+            Step::AppArmor { .. } => outline.label = Some((count, procfs::APPARMOR)),
+            Step::ExecLabel { .. } => outline.label = Some((count, procfs::SELINUX)),
             Step::Exec {
                 candidates,
                 arguments,
@@ -116,11 +117,12 @@ pub fn carry_out(
         slots: [const { None }; FdIndex::SLOTS as usize],
         root: None,
         cover: None,
+        cover_label: None,
         label: None,
         arrays: None,
     };
-    if let Some(step) = outline.apparmor {
-        let label = process.open_label();
+    if let Some((step, file)) = outline.label {
+        let label = process.open_label(file);
         process.label = Some(label.map_err(|errno| Failure { step, errno })?);
     }
     for (index, step) in (0..).zip(Steps(plan)) {
@@ -150,7 +152,9 @@ struct Process<'a, 'p> {
     root: Option<Fd>,
     /// The file system that masks directories, attached.
     cover: Option<Fd>,
-    /// Where the process's AppArmor profile is written.
+    /// The SELinux label of that file system.
+    cover_label: Option<&'p CStr>,
+    /// Where it is written what the process is to run as.
     label: Option<Fd>,
     /// Arguments and environment for the kernel.
     arrays: Option<(PointerArray<'p>, PointerArray<'p>)>,
@@ -246,6 +250,10 @@ impl<'p> Process<'_, 'p> {
             }
             Step::Chdir { path } => self.change_directory(string(path)?),
             Step::Exec { candidates, .. } => Err(self.execute(candidates)),
+            Step::MaskLabel { label } => {
+                self.cover_label = Some(string(label)?);
+                Ok(())
+            }
             _ => match self.privilege_step(step).or_else(|| self.hook_step(step)) {
                 Some(result) => result,
                 None => self.mount_step(step),
@@ -266,7 +274,8 @@ impl<'p> Process<'_, 'p> {
                 inheritable,
             } => sys::set_capabilities(effective, permitted, inheritable),
             Step::Ambient { raise } => sys::set_ambient(raise),
-            Step::AppArmor { profile } => self.write_apparmor_profile(profile),
+            Step::AppArmor { profile } => self.write_label(b"exec ", profile),
+            Step::ExecLabel { label } => self.write_label(b"", label),
             Step::NoNewPrivs => sys::set_no_new_privileges(),
             Step::Seccomp { program, flags } => sys::load_filter(program, flags),
             _ => return None,

@@ -5,7 +5,7 @@ use core::ffi::CStr;
 use carpel_wire::{FdIndex, NulList, Step};
 
 use crate::number::Decimal;
-use crate::sys::{self, BorrowedFd, Errno, Fd, FsContext, Result, errno};
+use crate::sys::{self, BorrowedFd, Errno, Fd, FsContext, Resolve, Result, errno};
 
 use super::paths::{self, Links, Missing};
 use super::{MALFORMED, Process, string};
@@ -26,7 +26,7 @@ impl Process<'_, '_> {
                 attrs,
                 slot,
             } => {
-                let mount = new_file_system(string(fstype)?, options, attrs)?;
+                let mount = new_file_system(string(fstype)?, options, None, attrs)?;
                 self.fill(slot, mount)
             }
             Step::OpenTree {
@@ -79,7 +79,9 @@ impl Process<'_, '_> {
                 uid,
                 gid,
             } => self.make_node(string(path)?, mode, (major, minor), (uid, gid)),
+            Step::Volume { path } => self.volume(string(path)?),
             Step::Mask { path } => self.mask(string(path)?),
+            Step::RootLabel { mount, label } => label_root(self.take(mount)?.borrow(), label),
             Step::ReadOnly { path } => self.make_read_only(string(path)?),
             Step::Console { number } => self.bind_console(number),
             _ => Err(MALFORMED),
@@ -112,13 +114,36 @@ impl Process<'_, '_> {
         } else {
             Missing::File
         };
+        let in_proc = target.to_bytes().starts_with(b"/proc/");
         let target = paths::open_or_make(self.root()?, target, links, missing)?;
+        // Where an image's link leads, or one that somebody else puts into a shared volume.
+        if links == Links::Follow
+            && !in_proc
+            && sys::file_system(target.borrow())? == sys::PROCFS_MAGIC
+        {
+            return Err(Errno(errno::EXDEV));
+        }
         // The kernel says EINVAL to both, which tells nobody anything.
         match (directory, sys::status(target.borrow())?.is_directory()) {
             (true, false) => Err(Errno(errno::ENOTDIR)),
             (false, true) => Err(Errno(errno::EISDIR)),
             _ => sys::attach(mount.borrow(), target.borrow()),
         }
+    }
+
+    /// One descriptor from the path to the mount: a container that shares a volume with this one may exchange what lies
+    /// in it meanwhile.
+    fn volume(&mut self, path: &CStr) -> Result<()> {
+        let missing = Missing::Directory(0o755);
+        let place = match paths::open_or_make(self.root()?, path, Links::FollowOnMount, missing) {
+            Err(Errno(errno::EXDEV)) => return Ok(()),
+            place => place?,
+        };
+        if !sys::status(place.borrow())?.is_directory() {
+            return Err(Errno(errno::ENOTDIR));
+        }
+        let copy = clone_with(place.borrow(), false, 0)?;
+        sys::attach(copy.borrow(), place.borrow())
     }
 
     fn make_directory(&mut self, path: &CStr, mode: u32) -> Result<()> {
@@ -186,7 +211,8 @@ impl Process<'_, '_> {
                 let attrs =
                     sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
                 let options = NulList::new(b"size\x004k\0nr_inodes\x001\0mode\x000755\0");
-                new_file_system(c"tmpfs", options.unwrap_or_default(), attrs)?
+                let label = self.cover_label;
+                new_file_system(c"tmpfs", options.unwrap_or_default(), label, attrs)?
             }
         };
         sys::attach(cover.borrow(), target.borrow())?;
@@ -225,6 +251,13 @@ impl Process<'_, '_> {
     }
 }
 
+/// A mount's own descriptor leads to its root, but takes no attribute.
+fn label_root(mount: BorrowedFd<'_>, label: &[u8]) -> Result<()> {
+    let flags = sys::O_RDONLY | sys::O_DIRECTORY;
+    let root = sys::open_in(mount, c".", flags, Resolve::BENEATH)?;
+    sys::set_attribute(root.borrow(), c"security.selinux", label)
+}
+
 /// What is missing is no error where there is nothing to hide.
 fn found(opened: Result<Fd>) -> Result<Option<Fd>> {
     match opened {
@@ -234,7 +267,12 @@ fn found(opened: Result<Fd>) -> Result<Option<Fd>> {
     }
 }
 
-fn new_file_system(fstype: &CStr, options: NulList<'_>, attrs: u64) -> Result<Fd> {
+fn new_file_system(
+    fstype: &CStr,
+    options: NulList<'_>,
+    label: Option<&CStr>,
+    attrs: u64,
+) -> Result<Fd> {
     if !options.is_terminated() {
         return Err(MALFORMED);
     }
@@ -243,6 +281,9 @@ fn new_file_system(fstype: &CStr, options: NulList<'_>, attrs: u64) -> Result<Fd
     while let Some(key) = strings.next() {
         let value = strings.next().ok_or(MALFORMED)?;
         file_system.set(string(key)?, string(value)?)?;
+    }
+    if let Some(label) = label {
+        file_system.set(c"context", label)?;
     }
     file_system.mount(attrs)
 }

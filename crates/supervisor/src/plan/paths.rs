@@ -16,10 +16,12 @@ const LONGEST: usize = 4096;
 /// As many links as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
 
-/// Whether symbolic links in a path are followed, inside the root, or are an error (ELOOP).
+/// Whether symbolic links in a path are followed, inside the root (also onto what is mounted in it, or else that is EXDEV),
+/// or are an error (ELOOP).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
     Follow,
+    FollowOnMount,
     Refuse,
 }
 
@@ -27,7 +29,16 @@ impl Links {
     fn resolve(self) -> Resolve {
         match self {
             Links::Follow => Resolve::IN_ROOT,
+            Links::FollowOnMount => Resolve::IN_ROOT_MOUNT,
             Links::Refuse => Resolve::IN_ROOT_NO_LINKS,
+        }
+    }
+
+    /// How a path without links is opened.
+    fn resolve_plain(self) -> Resolve {
+        match self {
+            Links::Follow | Links::Refuse => Resolve::IN_ROOT,
+            Links::FollowOnMount => Resolve::IN_ROOT_MOUNT,
         }
     }
 }
@@ -177,7 +188,7 @@ impl Place {
                 continue;
             }
             let flags = sys::O_PATH | sys::O_NOFOLLOW;
-            let found = match sys::open_in(root, place.path()?, flags, Resolve::IN_ROOT) {
+            let found = match sys::open_in(root, place.path()?, flags, links.resolve_plain()) {
                 Err(Errno(errno::ENOENT)) => {
                     exists = false;
                     continue;

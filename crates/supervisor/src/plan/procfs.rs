@@ -7,6 +7,10 @@ use crate::sys::{self, BorrowedFd, Errno, Fd, FsContext, Resolve, Result, errno}
 
 use super::Process;
 
+/// What a process is to run as, by kernel: a profile, or a label.
+pub(super) const APPARMOR: &CStr = c"self/attr/apparmor/exec";
+pub(super) const SELINUX: &CStr = c"self/attr/exec";
+
 /// A procfs of the present namespaces, mounted nowhere.
 ///
 /// # Errors
@@ -62,23 +66,20 @@ impl Process<'_, '_> {
         write_oom_score_adj(self.procfs()?, value)
     }
 
-    /// Opens the file that takes the process's AppArmor profile. To be called before other namespaces are
+    /// Opens the file that takes what the process is to run as. To be called before other namespaces are
     /// entered: a container's user namespace may see no whole procfs, and then none can be mounted in it.
-    pub(super) fn open_label(&mut self) -> Result<Fd> {
-        let path = c"self/attr/apparmor/exec";
-        sys::open_in(self.procfs()?, path, sys::O_WRONLY, Resolve::PROCFS)
+    pub(super) fn open_label(&mut self, file: &CStr) -> Result<Fd> {
+        sys::open_in(self.procfs()?, file, sys::O_WRONLY, Resolve::PROCFS)
     }
 
-    pub(super) fn write_apparmor_profile(&mut self, profile: &[u8]) -> Result<()> {
-        const COMMAND: &[u8] = b"exec ";
-        let mut text = [0; 1024];
-        let length = COMMAND.len() + profile.len();
-        let Some(place) = text.get_mut(..length) else {
+    pub(super) fn write_label(&mut self, command: &[u8], name: &[u8]) -> Result<()> {
+        let mut text = [0; 4096];
+        let Some(place) = text.get_mut(..command.len() + name.len()) else {
             return Err(Errno(errno::ENAMETOOLONG));
         };
-        let (command, name) = place.split_at_mut(COMMAND.len());
-        command.copy_from_slice(COMMAND);
-        name.copy_from_slice(profile);
+        let (start, rest) = place.split_at_mut(command.len());
+        start.copy_from_slice(command);
+        rest.copy_from_slice(name);
         let label = self.label.as_ref().ok_or(Errno(errno::EBADF))?;
         sys::write_whole(label.borrow(), place)
     }

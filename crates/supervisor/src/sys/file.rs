@@ -13,7 +13,9 @@ pub struct Resolve(u64);
 impl Resolve {
     /// Links are followed, but "/" and ".." never lead out of the directory.
     pub const IN_ROOT: Resolve = Resolve((nr::RESOLVE_IN_ROOT | nr::RESOLVE_NO_MAGICLINKS) as u64);
-    /// The same, and any symbolic link is ELOOP.
+    /// The same, and whatever lies on another mount is EXDEV.
+    pub const IN_ROOT_MOUNT: Resolve = Resolve(Self::IN_ROOT.0 | nr::RESOLVE_NO_XDEV as u64);
+    /// As [`Resolve::IN_ROOT`], and any symbolic link is ELOOP.
     pub const IN_ROOT_NO_LINKS: Resolve = Resolve(Self::IN_ROOT.0 | nr::RESOLVE_NO_SYMLINKS as u64);
     /// One component, or a path without links or "..", that stays on the file system of the directory.
     pub const BENEATH: Resolve =
@@ -236,6 +238,25 @@ pub fn change_owner(parent: BorrowedFd<'_>, name: &CStr, uid: u32, gid: u32) -> 
                 uid as usize,
                 gid as usize,
                 flags,
+                0,
+            ],
+        )
+    }
+    .map(drop)
+}
+
+/// Sets an extended attribute of an open file.
+pub fn set_attribute(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<()> {
+    // SAFETY: the kernel reads a terminated name, and within `value`.
+    unsafe {
+        call(
+            nr::__NR_fsetxattr,
+            [
+                file.arg(),
+                name.as_ptr() as usize,
+                value.as_ptr() as usize,
+                value.len(),
+                0,
                 0,
             ],
         )

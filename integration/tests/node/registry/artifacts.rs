@@ -153,9 +153,9 @@ async fn an_artifact_is_like_an_image_for_who_keeps_house() {
     let said = run(&["image", "verify"]);
     assert_eq!(said.ok().matches("as unpacked").count(), 2);
     run(&["image", "export", &name("1"), "-o", "/dev/null"]).failed(1, "it is an artifact");
-    run(&["image", "tag", &name("1"), "localhost/model:1"]).ok();
-    run(&["image", "pin", "localhost/model:1"]).ok();
-    run(&["image", "prune"]).ok();
+    let _ = run(&["image", "tag", &name("1"), "localhost/model:1"]).ok();
+    let _ = run(&["image", "pin", "localhost/model:1"]).ok();
+    let _ = run(&["image", "prune"]).ok();
     assert_eq!(images(&node).await.len(), 1);
     node.crash().await;
     let found = image(&node, "localhost/model:1")
@@ -175,7 +175,7 @@ async fn an_artifact_is_like_an_image_for_who_keeps_house() {
     );
     assert_eq!(images(&node).await.len(), 0);
     node.cri.pull(&name("1"), None).await.expect("an id");
-    run(&["image", "verify"]).ok();
+    let _ = run(&["image", "verify"]).ok();
     remove_all(&node).await;
     std::fs::remove_dir_all(node.dir().join("root/quarantine")).expect("what was damaged");
     std::fs::create_dir(node.dir().join("root/quarantine")).expect("a folder");

@@ -307,42 +307,41 @@ fn apparmor_profiles_by_name() {
 }
 
 #[test]
-fn what_is_not_built_is_refused_and_not_ignored() {
-    type Case = (ContainerChange, Platform, Option<&'static str>);
-    let selinux = Some("selinux_options: SELinux is on, and carpel sets no labels yet");
-    let labelled: ContainerChange =
-        |c| c.selinux_options.get_or_insert_default().r#type = "x".into();
-    let cases: &[Case] = &[
-        (labelled, PLATFORM, None),
+fn labels_come_out_as_asked_for() {
+    let raw = cri::SeLinuxOption {
+        user: "system_u".into(),
+        role: String::new(),
+        r#type: "spc_t".into(),
+        level: "s0-s0:c1,c3.c5".into(),
+    };
+    let expected = SelinuxOptions {
+        user: Some("system_u".into()),
+        role: None,
+        kind: Some("spc_t".into()),
+        level: Some("s0-s0:c1,c3.c5".into()),
+    };
+    for (raw, expected) in [
+        (Some(raw), expected),
         (
-            |c| {
-                (c.apparmor, c.selinux_options) = (
-                    None,
-                    Some(cri::SeLinuxOption {
-                        level: "s0".into(),
-                        ..Default::default()
-                    }),
-                )
-            },
-            LSM,
-            selinux,
+            Some(cri::SeLinuxOption::default()),
+            SelinuxOptions::default(),
         ),
-        (
-            |c| (c.apparmor, c.selinux_options) = (None, Some(cri::SeLinuxOption::default())),
-            LSM,
-            None,
-        ),
-    ];
-    for (index, (change, platform, refusal)) in cases.iter().enumerate() {
-        let result = container_security(*change, *platform).map(|_| ());
-        let expected = match refusal {
-            None => Ok(()),
-            Some(why) => Err(unsupported(
-                &format!("linux.security_context.{why}"),
-                "container \"web\"",
-            )),
+        (None, SelinuxOptions::default()),
+    ] {
+        let linux = |config: &mut cri::ContainerConfig| {
+            let linux = config.linux.get_or_insert_default();
+            linux
+                .security_context
+                .get_or_insert_default()
+                .selinux_options = raw.clone();
         };
-        assert_eq!(result, expected, "case {index}");
+        let created = container(linux, PLATFORM).expect("a good label");
+        assert_eq!(created.config.security.selinux, expected);
+        let change = |context: &mut cri::LinuxSandboxSecurityContext| {
+            context.selinux_options = raw.clone();
+        };
+        let pod = sandbox_security_of(&change).expect("a good label");
+        assert_eq!(pod.selinux, expected);
     }
 }
 

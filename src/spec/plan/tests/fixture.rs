@@ -22,6 +22,8 @@ pub(super) struct Fixture {
     pub(super) image: ImageConfiguration,
     pub(super) user: User,
     pub(super) image_volumes: Vec<oci::ImageVolume>,
+    pub(super) process_label: Option<String>,
+    pub(super) mount_label: Option<String>,
     pub(super) host: HostFacts,
 }
 
@@ -43,6 +45,7 @@ impl Fixture {
             readonly_paths: vec!["/proc/sys".into()],
             seccomp: SeccompProfile::RuntimeDefault,
             apparmor: AppArmorProfile::Unconfined,
+            selinux: SelinuxOptions::default(),
         };
         let config = ContainerConfig {
             name: ContainerName {
@@ -81,6 +84,8 @@ impl Fixture {
                 name: None,
             },
             image_volumes: Vec::new(),
+            process_label: None,
+            mount_label: None,
             host: host(true),
         }
     }
@@ -99,6 +104,8 @@ impl Fixture {
                 resolv_conf: "/run/s/resolv.conf".into(),
             },
             image_volumes: &self.image_volumes,
+            process_label: self.process_label.as_deref(),
+            mount_label: self.mount_label.as_deref(),
             host: &self.host,
         })
     }
@@ -129,6 +136,7 @@ pub(super) fn sandbox() -> SandboxConfig {
         pid: PidScope::Container,
         user_namespace: None,
         privileged: false,
+        selinux: SelinuxOptions::default(),
         runtime_handler: String::new(),
     }
 }
@@ -195,5 +203,6 @@ pub(super) fn mount(path: &str, source: &str) -> Mount {
         recursive_readonly: false,
         propagation: Propagation::Private,
         options: Vec::new(),
+        relabel: false,
     }
 }

@@ -85,7 +85,7 @@ fn check_privileges(steps: &[Step<'_>]) {
     }
     if let Some(label) = steps
         .iter()
-        .position(|step| matches!(step, Step::AppArmor { .. }))
+        .position(|step| matches!(step, Step::AppArmor { .. } | Step::ExecLabel { .. }))
     {
         assert!(order[7] < label && label < last_capset);
         let seccomp = steps
@@ -119,6 +119,7 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
                 assert!(at < pivot)
             }
             Step::Attach { .. }
+            | Step::Volume { .. }
             | Step::Mknod { .. }
             | Step::Mask { .. }
             | Step::ReadOnly { .. } => {
@@ -130,7 +131,9 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
     let attached: Vec<&[u8]> = steps
         .iter()
         .filter_map(|step| match step {
-            Step::Attach { target, .. } => Some(&target[..target.len() - 1]),
+            Step::Attach { target: path, .. } | Step::Volume { path } => {
+                Some(&path[..path.len() - 1])
+            }
             _ => None,
         })
         .collect();
@@ -153,7 +156,11 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
     let last_made = steps.iter().rposition(|step| {
         matches!(
             step,
-            Step::Attach { .. } | Step::Mknod { .. } | Step::Mkdir { .. } | Step::Symlink { .. }
+            Step::Attach { .. }
+                | Step::Volume { .. }
+                | Step::Mknod { .. }
+                | Step::Mkdir { .. }
+                | Step::Symlink { .. }
         )
     });
     if let (Some(hidden), Some(made)) = (first_hidden, last_made) {

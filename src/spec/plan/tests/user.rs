@@ -139,7 +139,7 @@ fn a_pods_sysctls_and_shared_memory_are_its_roots() {
     config
         .sysctls
         .insert("kernel.shm_rmid_forced".into(), "1".into());
-    let compiled = compile_sandbox(&config, &host(true)).unwrap();
+    let compiled = compile_sandbox(&config, None, &host(true)).unwrap();
     check_plan(&compiled, false);
     let all = steps(&compiled);
     let wanted = Step::SysctlAs {

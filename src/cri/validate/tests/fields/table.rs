@@ -34,7 +34,7 @@ pub const FREE: &[(&str, &str)] = &[
     ("Mount.readonly", SWITCH),
     (
         "Mount.selinux_relabel",
-        "without labels no container is confined",
+        "where SELinux is on it is the path that may be refused",
     ),
     (
         "LinuxContainerSecurityContext.privileged",

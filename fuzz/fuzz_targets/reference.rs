@@ -1,0 +1,5 @@
+//! The name of an image.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| carpel::image::fuzz::reference(bytes));

@@ -1,0 +1,108 @@
+//! SELinux labels: who has one, and what speaks of none.
+
+use super::*;
+
+const PROCESS_LABEL: &str = "system_u:system_r:container_t:s0:c1,c2";
+const MOUNT_LABEL: &str = "system_u:object_r:container_file_t:s0:c1,c2";
+
+/// Every "key=value" that a file system is made with, by its type.
+fn made_with(compiled: &Compiled) -> Vec<(String, Vec<String>)> {
+    let text = |bytes: &[u8]| {
+        String::from_utf8_lossy(bytes)
+            .trim_end_matches('\0')
+            .to_owned()
+    };
+    let made = |step: &Step<'_>| match step {
+        Step::NewFs {
+            fstype, options, ..
+        } => {
+            let words: Vec<String> = options.iter().map(text).collect();
+            let pairs = words.chunks(2).map(|pair| pair.join("="));
+            Some((text(fstype), pairs.collect()))
+        }
+        _ => None,
+    };
+    steps(compiled).iter().filter_map(made).collect()
+}
+
+#[test]
+fn labels_are_for_what_is_the_containers_own() {
+    let context = format!("context={MOUNT_LABEL}");
+    for v2 in [true, false] {
+        let mut fixture = Fixture::new();
+        fixture.host = host(v2);
+        fixture.process_label = Some(PROCESS_LABEL.into());
+        fixture.mount_label = Some(MOUNT_LABEL.into());
+        let source = fixture.build().unwrap();
+        assert_eq!(source.mount_label(), Some(MOUNT_LABEL));
+        let container = fixture.compile();
+        check_plan(&container, true);
+        for (fstype, options) in made_with(&container) {
+            let own = ["tmpfs", "devpts"].contains(&fstype.as_str());
+            assert_eq!(options.contains(&context), own, "{fstype}: {options:?}");
+        }
+        let exec = compile_exec(&source, &["x".into()], false, &fixture.host).unwrap();
+        for compiled in [&container, &exec] {
+            let steps = steps(compiled);
+            let label = position(&steps, |step| matches!(step, Step::ExecLabel { .. }));
+            let Step::ExecLabel { label } = steps[label] else {
+                unreachable!()
+            };
+            assert_eq!(label, PROCESS_LABEL.as_bytes());
+        }
+        let steps = steps(&container);
+        let mask = |step: &Step<'_>| matches!(step, Step::Mask { .. });
+        let label = |step: &Step<'_>| matches!(step, Step::MaskLabel { .. });
+        assert!(position(&steps, label) < position(&steps, mask));
+    }
+}
+
+#[test]
+fn without_labels_no_step_speaks_of_them() {
+    let container = Fixture::new().compile();
+    let sandbox = compile_sandbox(&sandbox(), None, &host(true)).unwrap();
+    for compiled in [container, sandbox] {
+        let labels = |step: &&Step<'_>| {
+            matches!(
+                step,
+                Step::ExecLabel { .. } | Step::RootLabel { .. } | Step::MaskLabel { .. }
+            )
+        };
+        assert_eq!(steps(&compiled).iter().filter(labels).count(), 0);
+        let options = made_with(&compiled)
+            .into_iter()
+            .flat_map(|(_, options)| options);
+        assert!(
+            options
+                .into_iter()
+                .all(|option| !option.contains("context="))
+        );
+    }
+}
+
+#[test]
+fn what_a_pods_containers_share_is_labelled_for_all_levels() {
+    const SHARED: &str = "system_u:object_r:container_file_t:s0";
+    let compiled = compile_sandbox(&sandbox(), Some(SHARED), &host(true)).unwrap();
+    check_plan(&compiled, false);
+    let labelled: Vec<_> = made_with(&compiled)
+        .into_iter()
+        .filter(|(_, options)| options.contains(&format!("rootcontext={SHARED}")))
+        .collect();
+    let [(fstype, options)] = &labelled[..] else {
+        panic!("{labelled:?}")
+    };
+    assert!(fstype == "tmpfs" && options.contains(&"mode=1777".to_owned()));
+    let label = |step: &&Step<'_>| matches!(step, Step::RootLabel { label, .. } if *label == SHARED.as_bytes());
+    assert_eq!(steps(&compiled).iter().filter(label).count(), 1);
+    // The node's own are not a pod's to label.
+    let mut config = sandbox();
+    config.ipc = Scope::Node;
+    let compiled = compile_sandbox(&config, Some(SHARED), &host(true)).unwrap();
+    assert!(!format!("{:?}", steps(&compiled)).contains("RootLabel"));
+    assert!(
+        made_with(&compiled)
+            .iter()
+            .all(|(_, options)| options.iter().all(|o| !o.contains("context")))
+    );
+}
