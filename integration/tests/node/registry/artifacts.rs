@@ -122,6 +122,8 @@ async fn an_artifact_is_pulled_and_mounted_as_its_files() {
         Code::InvalidArgument,
         &part,
     );
+    node.remove_pods().await;
+    Said::by(carpel(&node.endpoint(), &["image", "rm", &name])).ok();
     node.finish().await;
 }
 
