@@ -128,8 +128,10 @@ impl Machine {
 
     /// Runs a shell line in a namespace, which must succeed.
     pub fn sh(&self, place: &str, line: &str) {
+        // The nft command wants an end of line before it closes what it has opened.
+        let line = line.replace("; }", ";\n}").replace("} }", "}\n}");
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(place), "sh", "-ec", line]);
+        command.args(["netns", "exec", &self.name(place), "sh", "-ec", &line]);
         for (name, value) in VARIABLES.lock().unwrap().iter() {
             command.env(name, value);
         }
