@@ -121,8 +121,10 @@ pub enum Error {
         sandbox: SandboxId,
         invalid: Invalid,
     },
-    #[error("network cache {} of sandbox {sandbox} is damaged and there is no network to delete it from", .aside.display())]
-    Lost { sandbox: SandboxId, aside: PathBuf },
+    #[error(
+        "network cache of sandbox {sandbox} is damaged ({why}) and there is no network to delete it from"
+    )]
+    Lost { sandbox: SandboxId, why: String },
     #[error("default network: {0}")]
     DefaultNetwork(Invalid),
     #[error("plugin folders: {0}")]
@@ -444,18 +446,21 @@ impl Inner {
             .cache
             .load(sandbox)
             .map_err(|error| cache_error(self.cache.dir(), error))?;
-        let (aside, why) = match found {
+        let why = match found {
             Found::Nothing => return Ok(None),
             Found::Entry(entry) => return Ok(Some(*entry)),
-            Found::Damaged { aside, why } => (aside, why),
+            Found::Damaged(why) => why,
         };
-        warn!(sandbox.id = %sandbox, "network cache damaged, moved to {}: {why}", aside.display());
         let Ok(network) = self.current.network() else {
             let sandbox = *sandbox;
-            return Err(Error::Lost { sandbox, aside });
+            return Err(Error::Lost { sandbox, why });
         };
         let entry = Entry::new(*sandbox, &network, INTERFACE);
-        self.store(&entry)?;
+        let aside = self
+            .cache
+            .replace(&entry)
+            .map_err(|error| cache_error(self.cache.dir(), error))?;
+        warn!(sandbox.id = %sandbox, "network cache damaged, moved to {}: {why}", aside.display());
         Ok(Some(entry))
     }
 
