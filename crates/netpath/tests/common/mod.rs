@@ -103,7 +103,7 @@ impl Machine {
         };
         for place in ["node", "a", "b"] {
             run(&format!("ip netns add {}", machine.name(place)));
-            let line = "ip link set lo up; sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0";
+            let line = "ip link set lo up; sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0";
             machine.sh(place, line);
         }
         let line = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1";
