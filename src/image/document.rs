@@ -50,7 +50,7 @@ struct Document {
 pub(super) enum Content {
     Index(Vec<Descriptor>),
     Manifest {
-        config: Descriptor,
+        config: Box<Descriptor>,
         layers: Vec<Descriptor>,
         artifact_type: Option<String>,
     },
@@ -142,7 +142,7 @@ impl Content {
                 artifact_type,
                 ..
             } => Self::Manifest {
-                config,
+                config: Box::new(config),
                 layers: layers.unwrap_or_default(),
                 artifact_type,
             },

@@ -134,7 +134,7 @@ impl Search<'_> {
     ) -> Result<Option<Resolved>, Failure> {
         let entries = match content {
             Content::Manifest { config, layers, .. } if config.is_config() => {
-                return self.image(config, layers, path).await;
+                return self.image(*config, layers, path).await;
             }
             Content::Manifest {
                 config,

@@ -151,10 +151,11 @@ impl Search<'_> {
                 signed.passed_over.push(
                     "one is a sigstore bundle, which is not supported: cosign 3 signs without one by --new-bundle-format=false --use-signing-config=false".into(),
                 );
-            } else if kind == ARTIFACT && signed.signatures.len() < MOST_SIGNATURES {
-                if let Some(document) = there(self.remote.manifest(entry.digest).await)? {
-                    self.manifest(&document, &mut signed).await?;
-                }
+            } else if kind == ARTIFACT
+                && signed.signatures.len() < MOST_SIGNATURES
+                && let Some(document) = there(self.remote.manifest(entry.digest).await)?
+            {
+                self.manifest(&document, &mut signed).await?;
             }
         }
         signed.passed_over.dedup();
