@@ -35,7 +35,7 @@ pub mod validate;
 mod verbose;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
