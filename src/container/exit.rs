@@ -50,7 +50,7 @@ impl Node {
         exit: Exit,
         supervisor: Option<&Supervisor>,
     ) {
-        let oom_killed = self.release_cgroup(container).await;
+        let oom_killed = self.release(container).await;
         let known = exit.wait_status != UNKNOWN_STATUS;
         let exit_code = exit_code(exit.wait_status);
         if exit.dropped_lines > 0 {
@@ -88,6 +88,7 @@ impl Node {
                 )
                 .await;
         }
+        self.tell_stopped(container).await;
     }
 
     /// There is no supervisor any more, so nobody writes the container's log: it is killed.
@@ -98,7 +99,7 @@ impl Node {
             None if orphans::has_ended(&running.pidfd) => libc::SIGKILL,
             None => UNKNOWN_STATUS,
         };
-        self.release_cgroup(container).await;
+        self.release(container).await;
         self.run_late_hooks(container, Point::Poststop).await;
         self.finish(
             container,
@@ -118,6 +119,7 @@ impl Node {
                         .to_owned(),
             },
         );
+        self.tell_stopped(container).await;
     }
 
     pub(crate) async fn kill_cgroup(&self, container: &Container) {
@@ -146,9 +148,16 @@ impl Node {
         self.announce_container(EventKind::Stopped, container);
     }
 
-    /// Kills what is left in the container's cgroup and removes it. Returns whether the kernel had killed
-    /// for memory in it. Missing is fine.
-    pub(crate) async fn release_cgroup(&self, container: &Container) -> bool {
+    /// Gives back what a container that does not run any more has had of the host: its cgroup, and interfaces. Returns
+    /// whether the kernel had killed for memory in it. Missing is fine.
+    pub(crate) async fn release(&self, container: &Container) -> bool {
+        let oom_killed = self.release_cgroup(container).await;
+        self.return_net_devices(container).await;
+        oom_killed
+    }
+
+    /// Kills what is left in the container's cgroup and removes it.
+    async fn release_cgroup(&self, container: &Container) -> bool {
         self.end_orphans(container).await;
         let cgroup = self.cgroups.open(&container.cgroup);
         let own_pids = has_own_pids(container);

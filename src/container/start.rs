@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use carpel_api::nri::Event;
 use carpel_wire::{
     FdIndex, Output, PidNamespace, Reply, RequestBody, SignalScope, Start, UserStart,
 };
@@ -72,6 +73,10 @@ impl Node {
                 // Before anyone can learn of its exit.
                 self.announce_container(EventKind::Started, container);
                 self.watch_container(container, running, started.exit);
+                let told = self.tell_of_container(Event::PostStartContainer, container);
+                if let Err(error) = told.await {
+                    tracing::warn!(container.id = %container.id, %error, "start of a container");
+                }
                 self.run_late_hooks(container, Point::Poststart).await;
                 Ok(())
             }
@@ -86,7 +91,7 @@ impl Node {
                     // What it has cloned goes on by itself.
                     self.kill_cgroup(container).await;
                 }
-                self.release_cgroup(container).await;
+                self.release(container).await;
                 self.run_late_hooks(container, Point::Poststop).await;
                 let exited = Exited {
                     started_at: 0,
@@ -101,6 +106,7 @@ impl Node {
                     tracing::warn!(container.id = %container.id, %error, "failed start is not on disk");
                 }
                 self.announce_container(EventKind::Stopped, container);
+                self.tell_stopped(container).await;
                 Err(error)
             }
         }
@@ -114,6 +120,8 @@ impl Node {
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let sandbox = self.sandbox_of(container)?;
+        self.tell_of_container(Event::StartContainer, container)
+            .await?;
         let label = container.source.mount_label();
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
@@ -134,7 +142,10 @@ impl Node {
         if container.pid_namespace == PidNamespace::Pod {
             share_pids(supervisor, &sandbox).await?;
         }
-        let (hook_fds, meeting) = self.prepare_hooks(container)?.unzip();
+        self.take_net_devices(container).await?;
+        let user = sandbox.config.user_namespace;
+        let hooks = tokio::task::block_in_place(|| self.prepare_hooks(container, user))?;
+        let (hook_fds, meeting) = hooks.unzip();
         let made = Made {
             rootfs: Some(rootfs),
             images: images.into_iter().map(Some).collect(),

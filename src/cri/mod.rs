@@ -22,6 +22,7 @@ mod metrics;
 mod node;
 mod node_calls;
 mod platform;
+pub mod plugins;
 mod pull;
 mod runtime;
 mod sandboxes;

@@ -337,7 +337,7 @@ fn a_link_takes_its_addresses_along_and_brings_them_back() {
         assert_eq!(link.get("ifalias"), None);
     }
     // A move that cannot be ended is taken back whole: the name is taken.
-    pod.sh("ip link add data type dummy");
+    pod.sh("ip link add data type veth peer name other");
     let mut third = lan.call(false, "ADD", "three", &pod);
     third.interface = "data";
     third.run(config).fails(999, "has a link data already");

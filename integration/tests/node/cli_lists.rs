@@ -145,5 +145,9 @@ async fn lists_may_be_longer_than_a_message() {
     assert!(containers.len() == 18 && containers.iter().all(whole));
     // What looks names up, too.
     assert!(run(&node, &["inspect", "p17"]).ok().contains(&pods[17].id));
+    for pod in &pods {
+        node.try_stop_pod(&pod.id).await.expect("stopped");
+        node.try_remove_pod(&pod.id).await.expect("removed");
+    }
     node.finish().await;
 }

@@ -40,6 +40,7 @@ mod namespaces;
 mod network;
 mod network_many;
 mod node_fields;
+mod nri;
 mod pod_metrics;
 mod pod_resources;
 mod privileges;

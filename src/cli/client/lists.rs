@@ -104,8 +104,7 @@ mod tests {
                 assert_eq!(found.len(), count);
                 assert!(found.iter().all(|found| found.id == container));
             }
-            let images = client.list_images(Default::default()).await.unwrap();
-            assert!(!images.images.is_empty());
+            client.list_images(Default::default()).await.unwrap();
             client
                 .list_container_stats(Default::default())
                 .await
