@@ -1,7 +1,7 @@
 //! Named places where a test can make the daemon die.
 //!
 //! `CARPEL_FAILPOINT=NAME` makes the process kill itself (SIGKILL) when it first passes [`hit`] with that
-//! name; `NAME:error` has it return an error instead, once. The names are listed below, so that a test can visit every one.
+//! name; `NAME:error` has it return an error instead, once, and `NAME:panic` has it panic, once. The names are listed below, so that a test can visit every one.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +42,9 @@ pub const ADOPTION: &[&str] = &[
     "adopt:handed-over",
     "adopt:ready",
 ];
+/// Those on the way of a container's exit. No request waits for them.
+pub const EXIT: &[&str] = &["exit:recorded", "exit:told"];
+
 /// Those that a container with image volumes passes besides.
 pub const VOLUMES: &[&str] = &["create:volumes", "start:volumes"];
 
@@ -65,6 +68,9 @@ pub const PULL: &[&str] = &[
 
 /// Passes the failpoint `name`: dies there if a test armed it so.
 ///
+/// # Panics
+/// Once, if a test armed it as `NAME:panic`.
+///
 /// # Errors
 /// Once, if a test armed it as `NAME:error`: what fails there undoes itself.
 pub fn hit(name: &str) -> Result<(), Error> {
@@ -73,6 +79,7 @@ pub fn hit(name: &str) -> Result<(), Error> {
     let lists = [
         NAMES,
         ADOPTION,
+        EXIT,
         VOLUMES,
         HOOKS,
         NET_DEVICES,
@@ -87,6 +94,9 @@ pub fn hit(name: &str) -> Result<(), Error> {
     if armed == name {
         // As an operator's `kill -9` does: no destructor runs, no buffer is written.
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    }
+    if armed.strip_suffix(":panic") == Some(name) && !FAILED.swap(true, Ordering::Relaxed) {
+        panic!("failpoint {name}");
     }
     if armed.strip_suffix(":error") == Some(name) && !FAILED.swap(true, Ordering::Relaxed) {
         return Err(Error::Internal(format!("failpoint {name}")));

@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use carpel_api::carpel::images_client::ImagesClient;
+use carpel_api::carpel::network_client::NetworkClient;
 use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
 use carpel_api::cri::{self, ContainerStatus};
@@ -57,6 +58,7 @@ impl Connection {
         let stream = UnixStream::connect(&path)
             .await
             .map_err(|error| unreachable(&endpoint, error))?;
+        let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let mut first = Some(stream);
         let connector = tower::service_fn(move |_| {
             let (first, path) = (first.take(), path.clone());
@@ -71,7 +73,11 @@ impl Connection {
             .connect_with_connector(connector)
             .await
             .map_err(|_| anyhow::anyhow!("{endpoint}: whoever listens there speaks no gRPC"))?;
-        Ok(Client { channel, endpoint })
+        Ok(Client {
+            channel,
+            endpoint,
+            peer,
+        })
     }
 }
 
@@ -148,6 +154,7 @@ fn is_broken(status: &Status) -> bool {
 pub struct Client {
     channel: Channel,
     endpoint: Endpoint,
+    peer: Option<i32>,
 }
 
 /// Methods of [`Client`], one for each call: `method(Request) -> Response, "Name", time`.
@@ -203,6 +210,16 @@ impl Client {
     /// carpel's own calls: another runtime answers UNIMPLEMENTED.
     pub fn carpel(&self) -> ImagesClient<Channel> {
         ImagesClient::new(self.channel.clone())
+    }
+
+    /// carpel's own calls about the pod network.
+    pub fn network(&self) -> NetworkClient<Channel> {
+        NetworkClient::new(self.channel.clone())
+    }
+
+    /// The process that listens, if it can be seen from here.
+    pub fn peer(&self) -> Option<i32> {
+        self.peer.filter(|pid| *pid > 0)
     }
 
     /// The socket that this client is connected to.

@@ -30,6 +30,7 @@ mod labels;
 mod log_file;
 mod log_rotated;
 mod logs;
+mod net;
 mod output;
 mod pods;
 mod port_forward;
@@ -44,6 +45,7 @@ mod socket;
 mod stats;
 mod stop;
 mod stream;
+mod svg;
 mod table;
 mod units;
 mod version;
@@ -125,6 +127,8 @@ enum Command {
     Version(version::VersionArgs),
     /// List, name, import, pin, remove and clear away images
     Image(image::ImageArgs),
+    /// Draw the way that a pod's packets take, or follow one and say where it would stop
+    Net(net::NetArgs),
     /// Install carpel's CNI plugins under their own names
     Cni(cni::CniArgs),
     /// Run the daemon: serve the CRI on a unix socket
@@ -193,6 +197,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Df(args) => client(|| args.run()),
         Command::Version(args) => client(|| args.run()),
         Command::Image(args) => client(|| args.run()),
+        Command::Net(args) => client(|| args.run()),
         Command::Cni(args) => args.run(),
         Command::Serve(args) => serve::run(args).map(|()| SUCCESS),
         Command::Config(args) => config::run(args).map(|()| SUCCESS),

@@ -241,6 +241,7 @@ async fn services(
             .network
             .default_network
             .then(|| DEFAULT_NETWORK.to_owned()),
+        conf_template: config.network.conf_template.clone(),
     });
     let registries = Registries::new(registry::Settings {
         plain_http: config.registry.plain_http.clone(),

@@ -98,6 +98,7 @@ pub struct NetworkLayer {
     pub conf_dir: Option<AbsolutePath>,
     pub bin_dirs: Option<Vec<AbsolutePath>>,
     pub default_network: Option<bool>,
+    pub conf_template: Option<AbsolutePath>,
     pub timeout_seconds: Option<NonZeroU32>,
     pub retry_seconds: Option<NonZeroU32>,
     pub netns_dir: Option<AbsolutePath>,

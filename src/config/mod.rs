@@ -143,6 +143,9 @@ pub struct Network {
     pub bin_dirs: Vec<PathBuf>,
     /// Whether the built-in bridge network is used while `conf_dir` holds no configuration.
     pub default_network: bool,
+    /// A template that `conf_dir` gets a configuration from when the kubelet says the node's pod addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conf_template: Option<PathBuf>,
     /// How long one plugin may take.
     #[serde(rename = "timeout_seconds", serialize_with = "whole_seconds")]
     pub timeout: Duration,
@@ -270,6 +273,7 @@ impl Default for Config {
                 conf_dir: "/etc/cni/net.d".into(),
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
                 default_network: false,
+                conf_template: None,
                 timeout: Duration::from_secs(60),
                 retry: Duration::from_secs(30),
                 netns_dir: "/run/netns".into(),
@@ -366,6 +370,7 @@ impl Config {
             self.network.bin_dirs = dirs.into_iter().map(PathBuf::from).collect();
         }
         set(&mut self.network.default_network, network.default_network);
+        set_option(&mut self.network.conf_template, network.conf_template);
         if let Some(seconds) = network.timeout_seconds {
             self.network.timeout = Duration::from_secs(u32::from(seconds).into());
         }
@@ -518,6 +523,7 @@ mod tests {
         let config = load(&[("config.toml", &all)]).unwrap();
         assert_eq!(config.cgroup.pids_limit, Some(4096));
         assert!(config.libexec.cni.is_some());
+        assert!(config.network.conf_template.is_some());
         assert!(config.telemetry.traces.is_some());
         assert!(config.streaming.tls.is_some());
     }

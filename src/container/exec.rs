@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carpel_wire::{Output, SignalScope, Start};
 use tokio::io::AsyncWrite;
@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, ExecId};
 use crate::node::{Node, orphans};
 use crate::spec::plan;
-use crate::supervisor::{Exit, Lost, Started, Supervisor};
+use crate::supervisor::{self, Exit, Lost, REPLY_TIMEOUT, Started, Supervisor};
 
 /// Most bytes kept of each stream; the rest is read and thrown away, as the peers do.
 const OUTPUT_LIMIT: usize = 16 << 20;
@@ -133,16 +133,20 @@ impl Exec {
     async fn collect(self, node: &Node, timeout: Option<Duration>) -> Result<ExecOutput, Error> {
         let streams =
             Streams::pipes(false, self.owner).map_err(Error::at(self.at("make the pipes")))?;
-        let (mut started, ours) = self.start(node, streams, false).await?;
+        let begin = Instant::now();
+        let (mut started, ours) = self.start(node, streams, false, timeout).await?;
         let to = [OUTPUT_LIMIT; 2].map(Collected::new);
         let mut outputs = self.outputs(ours, to)?;
         let finished = outputs.until_exit(&mut started.exit);
         let exit = match timeout {
             None => finished.await,
-            Some(limit) => match tokio::time::timeout(limit, finished).await {
-                Ok(exit) => exit,
-                Err(_) => return Err(self.kill(&mut started, limit).await),
-            },
+            Some(limit) => {
+                let left = limit.saturating_sub(begin.elapsed());
+                match tokio::time::timeout(left, finished).await {
+                    Ok(exit) => exit,
+                    Err(_) => return Err(self.kill(&mut started, limit).await),
+                }
+            }
         };
         let exit = self.known(exit, &started).await?;
         outputs.drain().await;
@@ -174,7 +178,7 @@ impl Exec {
             Streams::pipes(stdin.is_some(), self.owner)
                 .map_err(Error::at(self.at("make the pipes")))?
         };
-        let (mut started, mut ours) = self.start(node, streams, tty).await?;
+        let (mut started, mut ours) = self.start(node, streams, tty, None).await?;
         let (stdin_to, terminal) = ours
             .for_input()
             .map_err(Error::at(self.at("open the streams")))?;
@@ -226,11 +230,13 @@ impl Exec {
         Ok(streams)
     }
 
+    /// Starts the command, whose whole run may take so long. One that has not begun by then never runs.
     async fn start(
         &self,
         node: &Node,
         mut streams: Streams,
         tty: bool,
+        limit: Option<Duration>,
     ) -> Result<(Started, Ours), Error> {
         let compiled = plan::compile_exec(&self.container.source, &self.command, tty, &node.host);
         let compiled = compiled.map_err(|error| {
@@ -254,11 +260,20 @@ impl Exec {
             stdin: None,
             init: false,
         };
+        let within = limit.unwrap_or(REPLY_TIMEOUT);
         let started = self
             .supervisor
-            .start(message, None, &descriptors.borrow())
-            .await
-            .map_err(|error| refused(&self.container, &compiled.steps, error))?;
+            .start_within(message, None, &descriptors.borrow(), within)
+            .await;
+        let started = match started {
+            Ok(started) => started,
+            Err(supervisor::Error::Silent) => {
+                // Its cgroup is frozen, or its folder hangs.
+                let gone = self.supervisor.discard(self.id.object()).await;
+                return Err(self.too_long(within, gone));
+            }
+            Err(error) => return Err(refused(&self.container, &compiled.steps, error)),
+        };
         match streams {
             Streams::Pipes {
                 stdin,
@@ -306,15 +321,16 @@ impl Exec {
             .supervisor
             .signal(self.id.object(), libc::SIGKILL, SignalScope::Group)
             .await;
-        if let Err(error) = killed {
-            return Error::wrap(
-                format!("kill a command in container {}", self.container.id),
-                error,
-            );
+        if killed.is_err() {
+            orphans::end(&started.pidfd).await;
         }
         let gone = tokio::time::timeout(DEATH, started.exit.wait())
             .await
             .is_ok();
+        self.too_long(limit, gone)
+    }
+
+    fn too_long(&self, limit: Duration, gone: bool) -> Error {
         let stuck = if gone { "" } else { ", and does not die" };
         Error::DeadlineExceeded(format!(
             "command {:?} in container {} took longer than {} s{stuck}",

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use carpel_wire::{ExitRecords, RequestBody, UNKNOWN_STATUS};
 
 use super::start::has_own_pids;
-use super::{Container, Exited, Running};
+use super::{Container, Exited, Record, Running};
 use crate::error::Error;
+use crate::failpoint;
 use crate::node::{EventKind, Node, orphans};
 use crate::spec::hooks::Point;
 use crate::supervisor::{Exit, ExitWait, Lost, Supervisor};
@@ -50,7 +51,8 @@ impl Node {
         exit: Exit,
         supervisor: Option<&Supervisor>,
     ) {
-        let oom_killed = self.release(container).await;
+        let cgroup = self.cgroups.open(&container.cgroup);
+        let oom_killed = cgroup.oom_kills().is_ok_and(|kills| kills > 0);
         let known = exit.wait_status != UNKNOWN_STATUS;
         let exit_code = exit_code(exit.wait_status);
         if exit.dropped_lines > 0 {
@@ -65,18 +67,21 @@ impl Node {
             (false, _) => "Error",
         };
         let message = if known { "" } else { NOT_TOLD };
+        let exited = Exited {
+            started_at: exit.started_at,
+            finished_at: exit.finished_at,
+            exit_code,
+            reason: reason.to_owned(),
+            dropped_log_lines: exit.dropped_lines,
+            message: message.to_owned(),
+        };
+        // The cgroup goes with what it tells, and hooks take their time.
+        self.write_exit(container, &exited);
+        let _ = failpoint::hit("exit:recorded");
+        self.release(container).await;
         self.run_late_hooks(container, Point::Poststop).await;
-        self.finish(
-            container,
-            Exited {
-                started_at: exit.started_at,
-                finished_at: exit.finished_at,
-                exit_code,
-                reason: reason.to_owned(),
-                dropped_log_lines: exit.dropped_lines,
-                message: message.to_owned(),
-            },
-        );
+        self.finish(container, exited);
+        let _ = failpoint::hit("exit:told");
         if let Some(supervisor) = supervisor {
             // It forgets by itself when it ends.
             let _ = supervisor
@@ -140,49 +145,56 @@ impl Node {
             .map(Exit::from)
     }
 
-    pub(crate) fn finish(&self, container: &Container, exited: Exited) {
-        container.set_exited(exited);
-        if let Err(error) = self.write_container(container) {
+    /// Writes down how a container has ended, whom nobody has been told yet.
+    fn write_exit(&self, container: &Container, exited: &Exited) {
+        if (container.set_ending(exited) || container.turns.is_behind())
+            && let Err(error) = self.write_container(container)
+        {
             tracing::warn!(container.id = %container.id, %error, "exit is not on disk yet");
         }
+    }
+
+    pub(crate) fn finish(&self, container: &Container, exited: Exited) {
+        self.write_exit(container, &exited);
+        container.set_exited(exited);
         self.announce_container(EventKind::Stopped, container);
     }
 
-    /// Gives back what a container that does not run any more has had of the host: its cgroup, and interfaces. Returns
-    /// whether the kernel had killed for memory in it. Missing is fine.
-    pub(crate) async fn release(&self, container: &Container) -> bool {
-        let oom_killed = self.release_cgroup(container).await;
+    /// Gives back what a container that does not run any more has had of the host: its cgroup, and interfaces. Missing
+    /// is fine.
+    pub(crate) async fn release(&self, container: &Container) {
+        self.release_cgroup(container).await;
         self.return_net_devices(container).await;
-        oom_killed
     }
 
     /// Kills what is left in the container's cgroup and removes it.
-    async fn release_cgroup(&self, container: &Container) -> bool {
+    async fn release_cgroup(&self, container: &Container) {
         self.end_orphans(container).await;
         let cgroup = self.cgroups.open(&container.cgroup);
         let own_pids = has_own_pids(container);
         let released = tokio::task::spawn_blocking(move || {
-            let oom_killed = cgroup.oom_kills().is_ok_and(|kills| kills > 0);
-            // Children of an init in a shared PID namespace do not die with it.
-            let killed = if own_pids { Ok(()) } else { cgroup.kill() };
-            (oom_killed, killed.and_then(|()| cgroup.remove()))
-        });
-        match released.await {
-            Ok((oom_killed, Ok(()))) => oom_killed,
-            Ok((oom_killed, Err(error))) => {
-                tracing::warn!(container.id = %container.id, %error, "cgroup remains");
-                oom_killed
+            let kill_and_remove = || cgroup.kill().and_then(|()| cgroup.remove());
+            if !own_pids {
+                // Children of an init in a shared PID namespace do not die with it.
+                return kill_and_remove();
             }
-            Err(_) => false,
+            match cgroup.remove() {
+                // Not of that namespace, or it is not the init that ended.
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => kill_and_remove(),
+                removed => removed,
+            }
+        });
+        if let Ok(Err(error)) = released.await {
+            tracing::warn!(container.id = %container.id, %error, "cgroup remains");
         }
     }
 
     /// Writes a container's record.
     pub(crate) fn write_container(&self, container: &Container) -> Result<(), Error> {
-        self.write_record(
-            &self.paths.container_record(&container.id),
-            &container.record(),
-        )
+        let path = self.paths.container_record(&container.id);
+        let latest = || container.record();
+        let write = |record: &Record| self.write_record(&path, record);
+        container.turns.write(latest, write)
     }
 }
 

@@ -209,6 +209,12 @@ impl Node {
 }
 
 impl UnderWay {
+    /// Ends the daemon's part. What is in the container's process ends with that.
+    pub(super) fn abort(&self) {
+        self.meeting.abort();
+        self.output.abort();
+    }
+
     /// Why hooks of the daemon's failed, if they did, and what those in the container's process wrote.
     pub(super) async fn outcome(self) -> (Result<(), Error>, String) {
         let met = match self.meeting.await {
@@ -323,7 +329,24 @@ impl State {
     }
 }
 
-/// Runs a hook in the daemon's own namespaces.
+/// The process group of a hook that runs, which ends with this value.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn kill(&self) {
+        if let Some(group) = self.0 {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Runs a hook in the daemon's own namespaces. It ends with the future.
 async fn run(point: Point, hook: &Hook, state: &str) -> Result<(), Error> {
     let what = hooks::describe(point, hook);
     let mut command = Command::new(hook.path());
@@ -350,6 +373,7 @@ async fn run(point: Point, hook: &Hook, state: &str) -> Result<(), Error> {
         .id()
         .and_then(|pid| i32::try_from(pid).ok())
         .map(Pid::from_raw);
+    let mut group = Group(group);
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let state = state.to_owned();
     // A hook that does not read its state is free not to.
@@ -368,10 +392,12 @@ async fn run(point: Point, hook: &Hook, state: &str) -> Result<(), Error> {
     });
     let limit = Duration::from_secs(hooks::seconds(hook).into());
     let ended = timeout(limit, child.wait()).await;
-    if let (Err(_), Some(group)) = (&ended, group) {
-        let _ = killpg(group, Signal::SIGKILL);
+    if ended.is_err() {
+        group.kill();
         let _ = timeout(AFTER_EXIT, child.wait()).await;
     }
+    // What it left running is not ours, and the id may be another's.
+    group.0 = None;
     feed.abort();
     let output = collect.abort_handle();
     // What it wrote is in the pipe already; what it left running may hold that open.

@@ -30,7 +30,7 @@ pub(crate) mod volumes;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use carpel_wire::PidNamespace;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,7 @@ use crate::spec::plan::Compiled;
 use crate::spec::user::User;
 use crate::stats::{DiskUsage, Remembered};
 use crate::store::layers::LayerId;
+use crate::store::record::Turns;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -76,12 +77,18 @@ pub struct Container {
     pub(crate) pid_namespace: PidNamespace,
     /// Whoever changes this container has its turn; an exit waits for none.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Tells whoever has the turn that the container is to stop: hooks are not waited for then.
+    pub(crate) interrupt: tokio::sync::Notify,
     /// What is remembered of its figures.
     pub(crate) remembered: Remembered,
     limits: Mutex<Limits>,
     state: Mutex<State>,
     /// What plugins have heard of its end. Locked while they are told.
     pub(crate) heard: tokio::sync::Mutex<Heard>,
+    /// At its record, for which an exit waits as well.
+    pub(crate) turns: Turns,
+    /// How it ended, on record while what it leaves is cleared up and before anybody is told.
+    ending: OnceLock<Exited>,
     /// Turns true at the exit.
     pub(crate) exited: tokio::sync::watch::Sender<bool>,
 }
@@ -234,6 +241,7 @@ impl Container {
             timeline: Timeline::default(),
             pid_namespace,
             turn: tokio::sync::Mutex::default(),
+            interrupt: tokio::sync::Notify::new(),
             remembered,
             limits: Mutex::new(limits),
             state: Mutex::new(state),
@@ -241,6 +249,8 @@ impl Container {
                 true => Heard::Stopped,
                 false => Heard::Nothing,
             }),
+            turns: Turns::default(),
+            ending: OnceLock::new(),
             exited: tokio::sync::watch::Sender::new(exited),
         }
     }
@@ -306,6 +316,11 @@ impl Container {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
+    /// It has ended so, as its record is to say. `false`: that is known.
+    pub(crate) fn set_ending(&self, exited: &Exited) -> bool {
+        self.ending.set(exited.clone()).is_ok()
+    }
+
     pub(crate) fn set_exited(&self, exited: Exited) {
         *self.lock() = State::Exited(exited);
         self.exited.send_replace(true);
@@ -324,7 +339,7 @@ impl Container {
         let (exited, removing) = match &*self.lock() {
             State::Exited(exited) => (Some(exited.clone()), false),
             State::Removing(exited) => (exited.clone(), true),
-            _ => (None, false),
+            State::Created(_) | State::Running(_) => (self.ending.get().cloned(), false),
         };
         Record {
             id: self.id,

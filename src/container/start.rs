@@ -1,13 +1,13 @@
 //! StartContainer: open what the Plan wants, hand it to the supervisor.
 
 use std::os::fd::AsFd;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
 use carpel_api::nri::Event;
-use carpel_wire::{
-    FdIndex, Output, PidNamespace, Reply, RequestBody, SignalScope, Start, UserStart,
-};
+use carpel_wire::{FdIndex, Output, PidNamespace, Reply, RequestBody, Start, UserStart};
+use tokio::sync::futures::Notified;
 
 use super::devices;
 use super::hooks::{self, UnderWay};
@@ -22,7 +22,7 @@ use crate::node::{EventKind, Node, Op, orphans};
 use crate::sandbox::Sandbox;
 use crate::spec::hooks::Point;
 use crate::spec::plan::{self, Compiled};
-use crate::supervisor::{self, Started, Supervisor};
+use crate::supervisor::{self, REPLY_TIMEOUT, Started, Supervisor};
 
 impl Node {
     /// Starts a created container. One that runs already is started.
@@ -41,6 +41,8 @@ impl Node {
     }
 
     async fn start_in_turn(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
+        let mut interrupt = pin!(container.interrupt.notified());
+        interrupt.as_mut().enable();
         let supervisor = self.supervisor_of(container).await?;
         let prepared = match &mut *container.lock() {
             State::Created(prepared) => Prepared {
@@ -59,7 +61,10 @@ impl Node {
                 });
             }
         };
-        match self.launch(container, &supervisor, prepared).await {
+        match self
+            .launch(container, &supervisor, prepared, interrupt.as_mut())
+            .await
+        {
             Ok((started, kept)) => {
                 let running = Running {
                     pid: started.pid,
@@ -77,20 +82,17 @@ impl Node {
                 if let Err(error) = told.await {
                     tracing::warn!(container.id = %container.id, %error, "start of a container");
                 }
-                self.run_late_hooks(container, Point::Poststart).await;
+                tokio::select! {
+                    () = self.run_late_hooks(container, Point::Poststart) => {}
+                    () = interrupt => {}
+                }
                 Ok(())
             }
             Err(error) => {
                 // If the answer is what failed, the process may run all the same.
-                let id = container.id.object();
-                let _ = supervisor
-                    .signal(id, libc::SIGKILL, SignalScope::Process)
-                    .await;
-                let _ = supervisor.request(RequestBody::Forget { id }, &[]).await;
-                if !supervisor.is_alive() {
-                    // What it has cloned goes on by itself.
-                    self.kill_cgroup(container).await;
-                }
+                // Or it goes on by itself: the supervisor is gone, or has lost it when it had just been cloned.
+                self.kill_cgroup(container).await;
+                supervisor.discard(container.id.object()).await;
                 self.release(container).await;
                 self.run_late_hooks(container, Point::Poststop).await;
                 let exited = Exited {
@@ -117,6 +119,7 @@ impl Node {
         container: &Arc<Container>,
         supervisor: &Supervisor,
         Prepared { rootfs, compiled }: Prepared,
+        interrupt: Pin<&mut Notified<'_>>,
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let sandbox = self.sandbox_of(container)?;
@@ -165,14 +168,18 @@ impl Node {
         let (message, user) = message;
         let held = processes::held(&message);
         let under_way = meeting.map(|meeting| self.run_hooks(container, meeting));
-        let started = match under_way {
+        let started = match &under_way {
             None => supervisor.start(message, user, &descriptors.borrow()).await,
-            Some(_) => {
-                // The ends of the process's own, or its end could not be told from its silence.
-                let patience = hooks::patience(container);
-                supervisor
-                    .start_with_patience(message, user, &descriptors.borrow(), patience)
-                    .await
+            Some(under_way) => {
+                let fds = descriptors.borrow();
+                let limit = REPLY_TIMEOUT + hooks::patience(container);
+                tokio::select! {
+                    started = supervisor.start_within(message, user, &fds, limit) => started,
+                    () = interrupt => {
+                        under_way.abort();
+                        return Err(stopped(container));
+                    }
+                }
             }
         };
         container.timeline.note("clone to exec", opened);
@@ -325,6 +332,13 @@ impl Node {
             Error::FailedPrecondition(text)
         })
     }
+}
+
+fn stopped(container: &Container) -> Error {
+    Error::FailedPrecondition(format!(
+        "container {:?} ({}) is stopped while its hooks run",
+        container.config.name.name, container.id
+    ))
 }
 
 /// Says which step of a start failed, in words.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use carpel_wire::SignalScope;
 use rustix::process::{Signal, pidfd_send_signal};
+use tokio::sync::MutexGuard;
 use tracing::Instrument;
 
 use super::{Container, State};
@@ -15,15 +16,30 @@ use crate::node::{EventKind, Node, Op};
 
 /// How long a killed container may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
+/// How long a start that is under way is waited for, in addition to the grace period.
+const TURN: Duration = Duration::from_secs(5);
 /// After this long, a killed first process has not taken the others along: they are killed by cgroup.
 const FIRST_DEATH: Duration = Duration::from_secs(2);
 
+/// The turn of a container that is to stop. Whoever has it may be stuck in the kernel.
+async fn turn_to_end(container: &Container, grace: Duration) -> Result<MutexGuard<'_, ()>, Error> {
+    container.interrupt.notify_waiters();
+    let turn = tokio::time::timeout(grace + TURN, container.turn.lock());
+    turn.await.map_err(|_| {
+        Error::DeadlineExceeded(format!(
+            "container {} ({}) is not stopped: its start is under way and does not end",
+            container.config.name.name, container.id
+        ))
+    })
+}
+
 impl Node {
     /// Stops a container: its stop signal, then after `grace` SIGKILL. One that does not run, or is
-    /// unknown, is stopped. Calls do not wait for each other: the shortest grace period wins.
+    /// unknown, is stopped. Calls do not wait for each other: the shortest grace period wins. A start that
+    /// waits for hooks ends.
     ///
     /// # Errors
-    /// [`Error::DeadlineExceeded`] if it does not even die from SIGKILL.
+    /// [`Error::DeadlineExceeded`] if it does not even die from SIGKILL, or a start of it does not end.
     pub async fn stop_container(
         self: &Arc<Self>,
         id: &ContainerId,
@@ -36,7 +52,7 @@ impl Node {
         // A task of its own: the request may be cancelled, the stop goes on.
         let stop = async move {
             // A start that is under way ends first.
-            drop(container.turn.lock().await);
+            drop(turn_to_end(&container, grace).await?);
             let ran = container.running().is_some();
             node.stop_running(&container, grace).await?;
             if ran {
@@ -109,7 +125,7 @@ impl Node {
         };
         let node = Arc::clone(self);
         let work = || async move {
-            let _turn = container.turn.lock().await;
+            let _turn = turn_to_end(&container, Duration::ZERO).await?;
             if node.container(&container.id).is_none() {
                 return Ok(());
             }

@@ -21,6 +21,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
 use crate::image::{Artifact, Platforms, Unused};
+use crate::network::Checked;
 use crate::node::EventKind;
 use crate::sandbox::PodLimits;
 use crate::selinux::Labels;
@@ -180,6 +181,13 @@ pub trait Domain: Send + Sync + 'static {
     fn runtime_status(&self) -> Result<(), NotReady>;
     /// Whether a pod could get a network now.
     fn network_status(&self) -> Result<(), NotReady>;
+    /// Files of network configurations that were passed over, each with what is wrong with it.
+    fn network_warnings(&self) -> Vec<String>;
+    /// Has the plugins of a sandbox's network check it; `None` if it has none of its own.
+    fn check_network(
+        &self,
+        sandbox: &SandboxId,
+    ) -> impl Future<Output = Result<Option<Checked>, Error>> + Send;
     /// Remembers the node's ranges of pod addresses.
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
     /// A URL at which a client may do this, once.
@@ -245,6 +253,9 @@ pub struct SandboxInfo {
     /// The supervisor's.
     pub pid: Option<u32>,
     pub netns: Option<PathBuf>,
+    /// Ports of the node that were asked for, as plugins get them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<serde_json::Value>,
     pub cgroup: String,
     /// What SELinux knows it by.
     #[serde(skip_serializing_if = "Option::is_none")]

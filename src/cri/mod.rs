@@ -19,6 +19,7 @@ mod images;
 mod import;
 mod lists;
 mod metrics;
+mod network;
 mod node;
 mod node_calls;
 mod platform;
@@ -41,6 +42,7 @@ pub(crate) mod tests;
 use std::sync::Arc;
 
 use carpel_api::carpel::images_server::ImagesServer;
+use carpel_api::carpel::network_server::NetworkServer;
 use carpel_api::cri;
 use carpel_api::cri::image_service_server::ImageServiceServer;
 use carpel_api::cri::runtime_service_server::RuntimeServiceServer;
@@ -72,8 +74,12 @@ pub fn routes<D: Domain>(domain: Arc<D>) -> Routes {
     let images = ImageServiceServer::new(images::Images(Arc::clone(&domain)))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let network = NetworkServer::new(network::OwnNetwork(Arc::clone(&domain)));
     let import = ImagesServer::new(import::OwnImages(domain)).max_decoding_message_size(MAX_CHUNK);
-    Routes::new(runtime).add_service(images).add_service(import)
+    Routes::new(runtime)
+        .add_service(images)
+        .add_service(import)
+        .add_service(network)
 }
 
 /// What was accepted once is accepted again from a record, whatever the kernel has now.

@@ -29,6 +29,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::Wanted;
 use crate::image::reference::Reference;
 use crate::image::{self, Artifact, Image, ImageId, Platforms, Unused};
+use crate::network::{self, Checked};
 use crate::node::{self, Event, Node};
 use crate::sandbox::{PodLimits, Sandbox};
 use crate::selinux::{Kernel, Selinux};
@@ -81,6 +82,7 @@ impl Domain for Served {
         Some(SandboxInfo {
             pid: sandbox.live().map(|live| live.supervisor.pid()),
             netns: sandbox.netns.clone(),
+            port_mappings: network::port_mappings(&sandbox.config.port_mappings),
             cgroup: sandbox.cgroup.clone(),
             selinux: sandbox.selinux.clone(),
             timeline: sandbox.timeline.spans(),
@@ -371,6 +373,10 @@ impl Domain for Served {
         })
     }
 
+    fn network_warnings(&self) -> Vec<String> {
+        self.node.network.warnings()
+    }
+
     fn network_status(&self) -> Result<(), NotReady> {
         match self.node.network.status() {
             Ok(_name) => Ok(()),
@@ -381,11 +387,23 @@ impl Domain for Served {
         }
     }
 
+    async fn check_network(&self, sandbox: &SandboxId) -> Result<Option<Checked>, Error> {
+        let checked = self.node.network.check(sandbox).await;
+        checked.map_err(Error::at("check the pod's network"))
+    }
+
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         self.node
             .network
             .set_pod_cidr(cidr)
-            .map_err(|error| Error::InvalidArgument(error.to_string()))
+            .map_err(|error| match error {
+                network::Error::PodCidr(invalid) => Error::InvalidArgument(invalid.to_string()),
+                // What the administrator has configured, not what the kubelet asks for.
+                network::Error::Template(unwritten) => {
+                    Error::FailedPrecondition(unwritten.to_string())
+                }
+                other => Error::wrap("remember the pod CIDR", other),
+            })
     }
 
     fn stream_url(&self, request: streaming::Request) -> Result<String, Error> {

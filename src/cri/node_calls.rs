@@ -37,7 +37,12 @@ pub async fn status<D: Domain>(
         }
     };
     let runtime = condition("RuntimeReady", domain.runtime_status());
-    let network = condition("NetworkReady", domain.network_status());
+    let mut network = condition("NetworkReady", domain.network_status());
+    let warnings = domain.network_warnings();
+    if network.status && !warnings.is_empty() {
+        network.reason = "InvalidConfigPassedOver".into();
+        network.message = format!("passed over: {}", warnings.join("; "));
+    }
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus {
             conditions: vec![runtime, network],

@@ -2,7 +2,8 @@
 //! and the result that ADD had.
 //!
 //! One file per sandbox, `<id>.json`: a line with a checksum, then JSON; replaced by an atomic rename, never
-//! synced on the request's path. A file that cannot be read is put aside as `<id>.json.corrupt`.
+//! synced on the request's path. A file that cannot be read is kept as `<id>.json.corrupt` too, before another
+//! takes its place: until then the sandbox still has an entry, if a damaged one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -64,11 +65,8 @@ impl Entry {
 pub(super) enum Found {
     Nothing,
     Entry(Box<Entry>),
-    /// The file was damaged; it is at this path now.
-    Damaged {
-        aside: PathBuf,
-        why: String,
-    },
+    /// The file is damaged.
+    Damaged(String),
 }
 
 /// The folder of entries.
@@ -118,14 +116,17 @@ impl Cache {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return self.put_aside(&path, error.to_string());
+                return Ok(Found::Damaged(error.to_string()));
             }
             Err(error) => return Err(error),
         };
         match parse(&bytes) {
             Ok(entry) if entry.sandbox == *sandbox => Ok(Found::Entry(Box::new(entry))),
-            Ok(entry) => self.put_aside(&path, format!("it is of sandbox {}", entry.sandbox)),
-            Err(why) => self.put_aside(&path, why),
+            Ok(entry) => Ok(Found::Damaged(format!(
+                "it is of sandbox {}",
+                entry.sandbox
+            ))),
+            Err(why) => Ok(Found::Damaged(why)),
         }
     }
 
@@ -148,12 +149,18 @@ impl Cache {
         Ok(sandboxes)
     }
 
-    fn put_aside(&self, path: &Path, why: String) -> io::Result<Found> {
-        let mut aside = path.to_owned().into_os_string();
+    /// Replaces a damaged entry; the damaged file stays beside it, at the path that comes back.
+    pub(super) fn replace(&self, entry: &Entry) -> io::Result<PathBuf> {
+        let path = self.dir.join(file_name(&entry.sandbox));
+        let mut aside = path.clone().into_os_string();
         aside.push(".corrupt");
-        fs::rename(path, &aside)?;
-        let aside = aside.into();
-        Ok(Found::Damaged { aside, why })
+        let aside = PathBuf::from(aside);
+        match fs::remove_file(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::hard_link(&path, &aside)?,
+        }
+        self.store(entry)?;
+        Ok(aside)
     }
 }
 
@@ -244,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn every_damage_is_found_and_put_aside() {
+    fn every_damage_is_found_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path().to_owned()).unwrap();
         let entry = entry();
@@ -263,11 +270,15 @@ mod tests {
         damages.push(vec![0; whole.len()]);
         for bytes in damages {
             fs::write(&path, &bytes).unwrap();
-            match cache.load(&entry.sandbox).unwrap() {
-                Found::Damaged { aside, .. } => assert_eq!(fs::read(aside).unwrap(), bytes),
-                other => panic!("{other:?}"),
+            for _ in 0..2 {
+                let found = cache.load(&entry.sandbox).unwrap();
+                assert!(matches!(found, Found::Damaged(_)), "{found:?}");
             }
-            assert!(cache.list().unwrap().is_empty());
+            assert_eq!(cache.list().unwrap(), [entry.sandbox]);
+            let aside = cache.replace(&entry).unwrap();
+            assert_eq!(fs::read(aside).unwrap(), bytes);
+            let found = cache.load(&entry.sandbox).unwrap();
+            assert!(matches!(found, Found::Entry(_)), "{found:?}");
         }
     }
 
@@ -279,7 +290,7 @@ mod tests {
         cache.store(&entry).unwrap();
         let from = dir.path().join(file_name(&entry.sandbox));
         fs::rename(from, dir.path().join(file_name(&other))).unwrap();
-        assert!(matches!(cache.load(&other).unwrap(), Found::Damaged { .. }));
+        assert!(matches!(cache.load(&other).unwrap(), Found::Damaged(_)));
     }
 
     #[test]

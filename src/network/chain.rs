@@ -1,5 +1,5 @@
 //! A chain of plugins under each verb of CNI: ADD in order, each with the result of the one before; DEL in
-//! reverse, each with the last result; STATUS and GC.
+//! reverse, each with the last result; CHECK, STATUS and GC.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -103,6 +103,19 @@ impl Chain<'_> {
             let netns = if live { &entry.netns } else { Path::new("") };
             let env = self.environment("DEL", Some((entry, netns)));
             self.run(plugin, &program, "DEL", env, input, deadline)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Runs CHECK, up to the first plugin that finds something wrong. Every plugin gets the last result.
+    pub(super) async fn check(&self, entry: &Entry, time: Duration) -> Result<(), Error> {
+        let deadline = Deadline::after(time);
+        let last = entry.result.as_ref();
+        for (plugin, program) in self.network.plugins.iter().zip(self.find_all("CHECK")?) {
+            let input = self.input(plugin, Some(&entry.capabilities), last);
+            let env = self.environment("CHECK", Some((entry, &entry.netns)));
+            self.run(plugin, &program, "CHECK", env, input, deadline)
                 .await?;
         }
         Ok(())

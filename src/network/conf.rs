@@ -49,7 +49,7 @@ impl Version {
     const UNSAID: Self = Self(0, 1, 0);
     /// The first whose results are lists of addresses.
     pub(super) const V0_3_0: Self = Self(0, 3, 0);
-    /// The first that hands the result to DEL.
+    /// The first that hands the result to DEL, and the first with CHECK.
     pub(super) const V0_4_0: Self = Self(0, 4, 0);
     pub(super) const V1_0_0: Self = Self(1, 0, 0);
     /// The first with STATUS and GC.
@@ -122,6 +122,7 @@ pub(super) struct NetworkConf {
     pub name: String,
     pub version: Version,
     pub disable_gc: bool,
+    pub disable_check: bool,
     pub plugins: Vec<PluginConf>,
     /// Whether plugins may stand in files of a folder beside the list.
     pub reads_folder: bool,
@@ -154,7 +155,7 @@ impl NetworkConf {
         }
         let version = version(&raw)?;
         let disable_gc = flag(&raw, "disableGC")?;
-        flag(&raw, "disableCheck")?;
+        let disable_check = flag(&raw, "disableCheck")?;
         let only_inlined = flag(&raw, "loadOnlyInlinedPlugins")?;
         let (plugins, reads_folder) = match raw.remove("plugins") {
             Some(Value::Array(plugins)) if plugins.is_empty() => return Err(Invalid::NoPlugins),
@@ -175,6 +176,7 @@ impl NetworkConf {
             name,
             version,
             disable_gc,
+            disable_check,
             plugins: plugins.collect::<Result<_, _>>()?,
             reads_folder,
         })
@@ -200,6 +202,7 @@ impl NetworkConf {
             "name": self.name,
             "cniVersion": self.version.to_string(),
             "disableGC": self.disable_gc,
+            "disableCheck": self.disable_check,
             "loadOnlyInlinedPlugins": !self.reads_folder,
             "plugins": plugins.collect::<Vec<_>>(),
         })
@@ -340,7 +343,7 @@ mod tests {
         let list = json!({"cniVersion": "1.1.0", "name": "n", "disableGC": "True", "disableCheck": true,
             "plugins": [{"type": "bridge", "capabilities": {"dns": true, "ips": false}}, {"type": "b"}]});
         let conf = parse(list).unwrap();
-        assert!(conf.disable_gc && conf.reads_folder);
+        assert!(conf.disable_gc && conf.disable_check && conf.reads_folder);
         assert!(conf.plugins[0].wants("dns") && !conf.plugins[0].wants("ips"));
         assert_eq!(NetworkConf::from_value(conf.to_value()).unwrap(), conf);
     }

@@ -143,6 +143,11 @@ impl Current {
         self.reread();
     }
 
+    /// The range of pod addresses, if it is known.
+    pub(super) fn pod_cidr(&self) -> Option<PodCidr> {
+        lock(&self.reading).clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }

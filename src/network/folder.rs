@@ -256,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn all_three_kinds_of_files_count_in_lexical_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let single = r#"{"cniVersion":"0.3.1","name":"NAME","type":"bridge"}"#;
+        for (file, text) in [
+            ("30-c.conflist", GOOD),
+            ("20-b.json", GOOD),
+            ("10-a.conf", single),
+        ] {
+            let own = file.split('.').next().unwrap();
+            fs::write(dir.path().join(file), text.replace("NAME", own)).unwrap();
+            assert_eq!(name(&scan(dir.path())), Some(own));
+        }
+    }
+
+    #[test]
     fn plugins_may_stand_in_a_folder_of_the_networks_name() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("10.conflist");

@@ -31,6 +31,7 @@ pub mod netns;
 mod pod_cidr;
 mod result;
 mod runtime_config;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -51,15 +52,15 @@ use conf::NetworkConf;
 use current::Current;
 use exec::Bins;
 use locks::Locks;
-use pod_cidr::PodCidr;
+use pod_cidr::{PodCidr, Template};
 
 pub use conf::{Invalid, Version};
 pub use current::NotReady;
 pub use examine::{Examined, examine};
 pub use exec::{Excerpt, Failure, SHIPPED};
-pub use pod_cidr::InvalidPodCidr;
+pub use pod_cidr::{InvalidPodCidr, Unwritten};
 pub use result::Attachment;
-pub use runtime_config::PodNetwork;
+pub use runtime_config::{PodNetwork, port_mappings};
 
 /// The interface's name in every pod.
 const INTERFACE: &str = "eth0";
@@ -89,6 +90,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// A network configuration (JSON) for when the folder has none, if the operator asked for it.
     pub default_network: Option<String>,
+    /// What the folder gets a configuration from, as soon as the range of pod addresses is known.
+    pub conf_template: Option<PathBuf>,
 }
 
 /// What went wrong.
@@ -119,8 +122,10 @@ pub enum Error {
         sandbox: SandboxId,
         invalid: Invalid,
     },
-    #[error("network cache {} of sandbox {sandbox} is damaged and there is no network to delete it from", .aside.display())]
-    Lost { sandbox: SandboxId, aside: PathBuf },
+    #[error(
+        "network cache of sandbox {sandbox} is damaged ({why}) and there is no network to delete it from"
+    )]
+    Lost { sandbox: SandboxId, why: String },
     #[error("default network: {0}")]
     DefaultNetwork(Invalid),
     #[error("plugin folders: {0}")]
@@ -129,6 +134,8 @@ pub enum Error {
     ConfDir { path: PathBuf, error: io::Error },
     #[error(transparent)]
     PodCidr(#[from] InvalidPodCidr),
+    #[error(transparent)]
+    Template(#[from] Unwritten),
     #[error("the network needs a running tokio runtime: {0}")]
     Runtime(#[from] tokio::runtime::TryCurrentError),
 }
@@ -144,6 +151,17 @@ pub struct Collected {
     pub plugins: Option<Error>,
 }
 
+/// What a check of a sandbox's network came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checked {
+    /// The plugins find everything as they left it.
+    Fine { network: String },
+    /// They were not asked, and why.
+    NotChecked { network: String, why: &'static str },
+    /// What one of them says is wrong.
+    Wrong { network: String, problem: String },
+}
+
 /// The node's pod network. Clones are the same network.
 #[derive(Debug, Clone)]
 pub struct Network(Arc<Inner>);
@@ -157,6 +175,7 @@ struct Inner {
     locks: Locks,
     /// Read by ADD and DEL, written by GC.
     gate: tokio::sync::RwLock<()>,
+    template: Option<Template>,
     watcher: tokio::task::AbortHandle,
 }
 
@@ -197,7 +216,10 @@ impl Network {
             runtime.clone(),
         )
         .map_err(Error::DefaultNetwork)?;
-        let watcher = runtime.spawn(current::watch(Arc::downgrade(&current), conf_dir));
+        let watcher = runtime.spawn(current::watch(Arc::downgrade(&current), conf_dir.clone()));
+        let template = settings
+            .conf_template
+            .map(|path| Template { path, conf_dir });
         Ok(Self(Arc::new(Inner {
             current,
             bins,
@@ -205,6 +227,7 @@ impl Network {
             timeout: settings.timeout,
             locks: Locks::default(),
             gate: tokio::sync::RwLock::default(),
+            template,
             watcher: watcher.abort_handle(),
         })))
     }
@@ -225,13 +248,17 @@ impl Network {
 
     /// Remembers the node's range of pod addresses ("10.1.0.0/24", or one of each family with a comma between
     /// them), also for the next daemon. If the default network is in use, it gives addresses of this range to
-    /// later pods; another network has its own and ignores it.
+    /// later pods; so does a plugin with the capability ipRanges. If there is a template, and the folder of
+    /// configurations holds none, one is made of it.
     ///
     /// # Errors
     /// If it is no such range, or cannot be written down.
     pub fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         let cidr = PodCidr::parse(cidr)?;
         let dir = self.0.cache.dir();
+        if let Some(template) = &self.0.template {
+            template.fill_in(&cidr, self.0.current.pod_cidr().as_ref())?;
+        }
         cidr.store(dir).map_err(|error| cache_error(dir, error))?;
         self.0.current.set_pod_cidr(cidr);
         Ok(())
@@ -249,7 +276,7 @@ impl Network {
         let mut entry = Entry::new(pod.sandbox, &network, INTERFACE);
         entry.netns.clone_from(&pod.netns);
         entry.args = pod.args()?;
-        entry.capabilities = pod.capabilities()?;
+        entry.capabilities = pod.capabilities(self.0.current.pod_cidr().as_ref())?;
         if !pod.port_mappings.is_empty() && !network.maps_ports() {
             // No error: there are networks that open them by means of their own.
             info!(sandbox.id = %pod.sandbox, network = network.name,
@@ -298,6 +325,43 @@ impl Network {
             Some(entry) => self.0.delete(&entry).await,
             None => Ok(()),
         }
+    }
+
+    /// Has the plugins check a sandbox's network, as CNI 0.4 has it. `None`: it has none of its own.
+    ///
+    /// # Errors
+    /// If it is not known what the plugins did.
+    pub async fn check(&self, sandbox: &SandboxId) -> Result<Option<Checked>, Error> {
+        let _held = self.0.locks.lock(*sandbox).await;
+        let _shared = self.0.gate.read().await;
+        let Some(entry) = self.0.load(sandbox)? else {
+            return Ok(None);
+        };
+        let conf = entry.network().map_err(|invalid| Error::Cached {
+            sandbox: *sandbox,
+            invalid,
+        })?;
+        let network = conf.name.clone();
+        let why = if conf.version < Version::V0_4_0 {
+            Some("its CNI version, before 0.4.0, has no CHECK")
+        } else if conf.disable_check {
+            Some("its configuration says disableCheck")
+        } else if entry.result.is_none() {
+            Some("it has no complete result of ADD")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            return Ok(Some(Checked::NotChecked { network, why }));
+        }
+        let checked = self.0.chain(&conf).check(&entry, self.0.timeout).await;
+        Ok(Some(match checked {
+            Ok(()) => Checked::Fine { network },
+            Err(error) => Checked::Wrong {
+                network,
+                problem: error.to_string(),
+            },
+        }))
     }
 
     /// Deletes what is left of sandboxes other than `valid`, then has plugins that know how (CNI 1.1) collect
@@ -383,18 +447,21 @@ impl Inner {
             .cache
             .load(sandbox)
             .map_err(|error| cache_error(self.cache.dir(), error))?;
-        let (aside, why) = match found {
+        let why = match found {
             Found::Nothing => return Ok(None),
             Found::Entry(entry) => return Ok(Some(*entry)),
-            Found::Damaged { aside, why } => (aside, why),
+            Found::Damaged(why) => why,
         };
-        warn!(sandbox.id = %sandbox, "network cache damaged, moved to {}: {why}", aside.display());
         let Ok(network) = self.current.network() else {
             let sandbox = *sandbox;
-            return Err(Error::Lost { sandbox, aside });
+            return Err(Error::Lost { sandbox, why });
         };
         let entry = Entry::new(*sandbox, &network, INTERFACE);
-        self.store(&entry)?;
+        let aside = self
+            .cache
+            .replace(&entry)
+            .map_err(|error| cache_error(self.cache.dir(), error))?;
+        warn!(sandbox.id = %sandbox, "network cache damaged, moved to {}: {why}", aside.display());
         Ok(Some(entry))
     }
 

@@ -1,19 +1,25 @@
 //! The range of pod addresses that the kubelet was given for its node (UpdateRuntimeConfig). It replaces the
-//! subnet of the default network; other networks have addresses of their own.
+//! subnet of the default network, fills in a template of a configuration, and is told to plugins that have the
+//! capability ipRanges; other networks have addresses of their own.
 //!
 //! The kubelet says it once, not again to a daemon that starts anew: it is kept in a file.
 
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tracing::info;
 
 use super::cache::{read_bounded, write_atomically};
-use super::conf::NetworkConf;
+use super::conf::{self, MAX_FILE, NetworkConf};
+use super::{folder, template};
 
 const FILE: &str = "pod-cidr";
+/// What is made of the template.
+const GENERATED: &str = "10-carpel.conflist";
 
 /// A text that is no range of pod addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,8 +55,33 @@ impl PodCidr {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
+    fn values(&self) -> template::Values {
+        template::Values {
+            ranges: self.texts().collect(),
+            routes: self.routes().map(str::to_owned).collect(),
+        }
+    }
+
     pub(super) fn store(&self, dir: &Path) -> io::Result<()> {
         write_atomically(dir, FILE, &[self.to_string().as_bytes()])
+    }
+
+    /// The range as the capability ipRanges has it: an address of each family.
+    pub(super) fn ip_ranges(&self) -> Value {
+        let subnets = self.texts();
+        subnets
+            .map(|subnet| json!([{ "subnet": subnet }]))
+            .collect()
+    }
+
+    fn texts(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|(ip, bits)| format!("{ip}/{bits}"))
+    }
+
+    /// Everywhere, in each of the families.
+    fn routes(&self) -> impl Iterator<Item = &'static str> {
+        let everywhere = |ip: &IpAddr| if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        self.0.iter().map(move |(ip, _)| everywhere(ip))
     }
 
     /// Makes the network's plugins give out addresses of these subnets, where they use host-local.
@@ -66,17 +97,12 @@ impl PodCidr {
             for old in ["subnet", "rangeStart", "rangeEnd", "gateway"] {
                 ipam.remove(old);
             }
-            let ranges = self
-                .0
-                .iter()
-                .map(|(ip, bits)| json!([{"subnet": format!("{ip}/{bits}")}]));
-            ipam.insert("ranges".into(), ranges.collect());
+            ipam.insert("ranges".into(), self.ip_ranges());
             let routes = ipam.entry("routes").or_insert_with(|| json!([]));
             let Value::Array(routes) = routes else {
                 continue;
             };
-            for (ip, _) in &self.0 {
-                let all = if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+            for all in self.routes() {
                 if !routes.iter().any(|route| route["dst"] == all) {
                     routes.push(json!({"dst": all}));
                 }
@@ -87,11 +113,83 @@ impl PodCidr {
 
 impl fmt::Display for PodCidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (ip, bits)) in self.0.iter().enumerate() {
-            let comma = if at == 0 { "" } else { "," };
-            write!(f, "{comma}{ip}/{bits}")?;
+        f.write_str(&self.texts().collect::<Vec<_>>().join(","))
+    }
+}
+
+/// Why no configuration was made of the template.
+#[derive(Debug, thiserror::Error)]
+pub enum Unwritten {
+    #[error("network.conf_template {}: {error}", .path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("network.conf_template {}: {invalid}", .path.display())]
+    Template {
+        path: PathBuf,
+        invalid: template::Invalid,
+    },
+    #[error("network.conf_template {} is no network configuration when filled in: {invalid}", .path.display())]
+    Conf {
+        path: PathBuf,
+        invalid: conf::Invalid,
+    },
+    #[error("{}: {error}", .path.display())]
+    Write { path: PathBuf, error: io::Error },
+}
+
+/// A configuration to be made as soon as the range is known.
+#[derive(Debug)]
+pub(super) struct Template {
+    pub path: PathBuf,
+    /// The folder of configurations.
+    pub conf_dir: PathBuf,
+}
+
+impl Template {
+    /// Writes the configuration, unless there is one: somebody else's, or this one as somebody has changed it.
+    /// `before` is the range that the last one was made for.
+    pub(super) fn fill_in(
+        &self,
+        cidr: &PodCidr,
+        before: Option<&PodCidr>,
+    ) -> Result<(), Unwritten> {
+        let path = self.path.clone();
+        let text = match read_bounded(&path, MAX_FILE) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) => return Err(Unwritten::Read { path, error }),
+        };
+        let filled = match template::render(&text, &cidr.values()) {
+            Ok(filled) => filled,
+            Err(invalid) => return Err(Unwritten::Template { path, invalid }),
+        };
+        if let Err(invalid) = NetworkConf::parse(filled.as_bytes()) {
+            return Err(Unwritten::Conf { path, invalid });
         }
-        Ok(())
+        let at = self.conf_dir.join(GENERATED);
+        let now = read_bounded(&at, MAX_FILE).unwrap_or_default();
+        let is_ours = before
+            .and_then(|before| template::render(&text, &before.values()).ok())
+            .is_some_and(|old| old.as_bytes() == now);
+        if now == filled.as_bytes() {
+            return Ok(());
+        }
+        if !is_ours && folder::scan(&self.conf_dir).network.is_some() {
+            info!(
+                "{} holds a network configuration: none is made of {}",
+                self.conf_dir.display(),
+                self.path.display()
+            );
+            return Ok(());
+        }
+        self.write(&filled)
+            .map_err(|error| Unwritten::Write { path: at, error })
+    }
+
+    fn write(&self, text: &str) -> io::Result<()> {
+        std::fs::create_dir_all(&self.conf_dir)?;
+        write_atomically(&self.conf_dir, GENERATED, &[text.as_bytes()])?;
+        // Whoever looks at the folder reads the others, too.
+        let mode = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(self.conf_dir.join(GENERATED), mode)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::Error;
+use super::pod_cidr::PodCidr;
 use crate::ids::SandboxId;
 use crate::spec::config::{Dns, PodName, PortMapping, Protocol};
 
@@ -27,15 +28,24 @@ pub struct PodNetwork {
     pub cgroup_parent: Option<String>,
     pub dns: Option<Dns>,
     pub annotations: BTreeMap<String, String>,
+    pub hostname: Option<String>,
 }
 
 impl PodNetwork {
     /// All that plugins can ask for by a capability, each under the capability's name.
-    pub(super) fn capabilities(&self) -> Result<Map<String, Value>, Error> {
+    /// `range` is what the node's pods have their addresses from, if the kubelet has said it.
+    pub(super) fn capabilities(
+        &self,
+        range: Option<&PodCidr>,
+    ) -> Result<Map<String, Value>, Error> {
         let mut values = Map::new();
+        if let Some(range) = range {
+            values.insert("ipRanges".into(), range.ip_ranges());
+        }
+        values.insert("aliases".into(), self.aliases());
         if !self.port_mappings.is_empty() {
-            let mappings = self.port_mappings.iter().map(port_mapping);
-            values.insert("portMappings".into(), mappings.collect());
+            let mappings = port_mappings(&self.port_mappings);
+            values.insert("portMappings".into(), Value::Array(mappings));
         }
         if let Some(bandwidth) = bandwidth(&self.annotations)? {
             values.insert("bandwidth".into(), bandwidth);
@@ -55,6 +65,13 @@ impl PodNetwork {
             );
         }
         Ok(values)
+    }
+
+    /// The names under which others on the network may look for the pod.
+    fn aliases(&self) -> Value {
+        let name = &self.name.name;
+        let hostname = self.hostname.as_ref().filter(|hostname| *hostname != name);
+        std::iter::once(name).chain(hostname).cloned().collect()
     }
 
     /// The value of CNI_ARGS.
@@ -77,6 +94,12 @@ impl PodNetwork {
         }
         Ok(args)
     }
+}
+
+/// Ports of the node as plugins are told them.
+#[must_use]
+pub fn port_mappings(mappings: &[PortMapping]) -> Vec<Value> {
+    mappings.iter().map(port_mapping).collect()
 }
 
 fn port_mapping(mapping: &PortMapping) -> Value {

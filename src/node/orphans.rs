@@ -99,6 +99,16 @@ pub(crate) async fn end(pidfd: &OwnedFd) -> Option<i32> {
     reap(pidfd).or_else(|| sys::reaped_status(pidfd))
 }
 
+/// Waits until a child has ended, in a task of its own, and reaps it.
+pub(crate) fn reap_later(pidfd: OwnedFd) {
+    tokio::spawn(async move {
+        if let Ok(pidfd) = sys::async_fd(pidfd) {
+            let _ = pidfd.readable().await;
+            reap(pidfd.get_ref());
+        }
+    });
+}
+
 /// Reaps a process if it is a child and has ended. Its wait status.
 pub(crate) fn reap(pidfd: &OwnedFd) -> Option<i32> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;

@@ -7,6 +7,9 @@ use rustix::fs::Access;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 
+/// How the names of our network namespaces begin, in a folder that others use, too.
+const PIN_PREFIX: &str = "carpel-";
+
 #[derive(Debug, Clone)]
 pub struct Paths {
     /// Durable: /var/lib/carpel.
@@ -60,10 +63,15 @@ impl Paths {
         self.root.join("quarantine")
     }
 
+    #[must_use]
+    pub fn pod_states(&self) -> PathBuf {
+        self.state.join("pods")
+    }
+
     /// A pod's volatile state: control socket and exits.
     #[must_use]
     pub fn pod_state(&self, id: &SandboxId) -> PathBuf {
-        self.state.join("pods").join(id.to_string())
+        self.pod_states().join(id.to_string())
     }
 
     #[must_use]
@@ -73,7 +81,14 @@ impl Paths {
 
     #[must_use]
     pub fn netns(&self, id: &SandboxId) -> PathBuf {
-        self.netns.join(format!("carpel-{id}"))
+        self.netns.join(format!("{PIN_PREFIX}{id}"))
+    }
+
+    /// The sandbox whose network namespace is pinned at `path`, if it is a name that carpel gives.
+    #[must_use]
+    pub fn pinned(&self, path: &Path) -> Option<SandboxId> {
+        let name = path.strip_prefix(&self.netns).ok()?.to_str()?;
+        name.strip_prefix(PIN_PREFIX)?.parse().ok()
     }
 
     /// Whether state can be written down: a file system that has failed is often mounted read-only by the
@@ -101,7 +116,7 @@ impl Paths {
             self.sandboxes(),
             self.containers(),
             self.quarantine(),
-            self.state.join("pods"),
+            self.pod_states(),
             self.state.join("bundles"),
         ] {
             super::make_dir(&dir)?;

@@ -6,11 +6,12 @@
 //!                  ─▶ undo half-made pods, go on with half-done removals ─▶ serve, and release the rest
 //! ```
 //!
-//! Nothing here ends the daemon because of one object: what cannot be read is quarantined, what cannot be
-//! undone is reported and tried again when it is asked for.
+//! Nothing here ends the daemon because of one object: what is damaged is quarantined, what cannot be
+//! undone is reported and tried again when it is asked for. But what this daemon cannot read or reach now, for want
+//! of descriptors or of a disk that answers, may be sound: it is left as it is, and the start fails, to be tried again.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -20,17 +21,19 @@ use futures::StreamExt;
 use futures::future::join_all;
 use serde::de::DeserializeOwned;
 
+use super::unreadable::release_pins;
 use super::{Node, Parts};
 use crate::container::{self, Container, Exited, Kept, Limits, Prepared, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::network::netns;
 use crate::sandbox::{self, Live, Phase, PodLimits, Sandbox};
 use crate::spec::config::{ContainerConfig, Resources, SandboxConfig, Scope};
 use crate::spec::hooks::Point;
 use crate::spec::plan;
 use crate::stats::Walker;
-use crate::store::record;
-use crate::supervisor::{Exit, Listed, Supervisor};
+use crate::store::record::{self, ReadError};
+use crate::supervisor::{self, Exit, Listed, Supervisor};
 
 /// How a record's verbatim request becomes a checked configuration again: `cri/` knows.
 #[derive(Clone, Copy)]
@@ -67,7 +70,7 @@ impl Node {
     /// Takes over what earlier daemons left, and returns a node that can serve.
     ///
     /// # Errors
-    /// Only if the folders themselves cannot be made or read.
+    /// If the folders or what is in them cannot be made or read, or a supervisor that lives cannot be talked to.
     pub async fn open(parts: Parts, decode: Decode) -> Result<Arc<Self>, Error> {
         parts
             .paths
@@ -76,27 +79,49 @@ impl Node {
         let (walker, asked) = Walker::new();
         let node = Arc::new(Self::new(parts, walker, decode));
         let sandboxes = node.load_sandboxes(decode).await?;
+        for id in ids_in::<SandboxId>(&node.paths.pod_states())? {
+            if node.sandbox(&id).is_none() {
+                tracing::warn!(sandbox.id = %id, "sandbox without a record is ended");
+                node.release_unreadable_sandbox(&id).await;
+            }
+        }
         node.load_containers(decode).await?;
-        join_all(
-            sandboxes
-                .into_iter()
-                .map(|(sandbox, phase)| node.recover_sandbox(sandbox, phase)),
-        )
-        .await;
+        let pins = node.pins()?;
+        let recovered = sandboxes.into_iter().map(|(sandbox, phase)| {
+            let connected = sandbox.netns.as_ref().is_none_or(|pin| pins.contains(pin));
+            node.recover_sandbox(sandbox, phase, connected)
+        });
+        join_all(recovered)
+            .await
+            .into_iter()
+            .collect::<Result<(), Error>>()?;
         node.finish_removals().await;
         node.collect_layers();
-        tokio::spawn(node.release_unowned());
+        let unowned = node.unowned_pins(pins);
+        let networks = node.release_unowned();
+        tokio::spawn(async move {
+            networks.await;
+            let _ = tokio::task::spawn_blocking(move || release_pins(&unowned)).await;
+        });
         asked
             .serve(&node)
             .map_err(Error::at("start the thread that measures writable layers"))?;
         Ok(node)
     }
 
+    /// The names under which network namespaces are there.
+    fn pins(&self) -> Result<HashSet<PathBuf>, Error> {
+        let dir = &self.paths.netns;
+        let pins = netns::list(dir).map_err(Error::at(format!("read {}", dir.display())))?;
+        let live = pins.into_iter().filter(|pin| pin.live);
+        Ok(live.map(|pin| pin.path).collect())
+    }
+
     async fn load_sandboxes(&self, decode: Decode) -> Result<Vec<(Arc<Sandbox>, Phase)>, Error> {
         let mut loaded = Vec::new();
         for id in ids_in::<SandboxId>(&self.paths.sandboxes())? {
             let path = self.paths.sandbox_record(&id);
-            let Some(record) = self.read_record::<sandbox::Record>(&path) else {
+            let Some(record) = self.read_record::<sandbox::Record>(&path)? else {
                 self.release_unreadable_sandbox(&id).await;
                 continue;
             };
@@ -125,7 +150,7 @@ impl Node {
     async fn load_containers(self: &Arc<Self>, decode: Decode) -> Result<(), Error> {
         for id in ids_in::<ContainerId>(&self.paths.containers())? {
             let path = self.paths.container_record(&id);
-            let record = self.read_record::<container::Record>(&path);
+            let record = self.read_record::<container::Record>(&path)?;
             let record = match record {
                 Some(record) if self.sandbox(&record.sandbox).is_some() => record,
                 ownerless => {
@@ -166,7 +191,12 @@ impl Node {
     }
 
     /// Brings one sandbox and its containers to the state that they are really in.
-    async fn recover_sandbox(self: &Arc<Self>, sandbox: Arc<Sandbox>, phase: Phase) {
+    async fn recover_sandbox(
+        self: &Arc<Self>,
+        sandbox: Arc<Sandbox>,
+        phase: Phase,
+        connected: bool,
+    ) -> Result<(), Error> {
         let _turn = sandbox.turn.lock().await;
         let attachment = match &*sandbox.lock() {
             sandbox::State::Stopping { attachment, .. } => attachment.clone(),
@@ -177,7 +207,7 @@ impl Node {
                 tracing::info!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "half-made sandbox is undone");
                 self.undo_sandbox(&sandbox).await;
             }
-            Phase::Ready => match self.reconnect(&sandbox).await {
+            Phase::Ready if connected => match self.reconnect(&sandbox).await? {
                 Some((supervisor, entries)) => {
                     let user_namespace = sandbox::user::of(&sandbox.config, &supervisor);
                     let user_namespace = user_namespace.unwrap_or_else(|error| {
@@ -195,8 +225,16 @@ impl Node {
                 }
                 None => self.merge_lost(&sandbox).await,
             },
-            Phase::Stopping => {
-                let reconnected = self.reconnect(&sandbox).await;
+            // Without a network it is being stopped, or somebody has broken it.
+            Phase::Ready | Phase::Stopping => {
+                let reconnected = match self.reconnect(&sandbox).await {
+                    Err(error) if phase == Phase::Stopping => {
+                        // Its stop goes on without.
+                        tracing::warn!(%error, "sandbox is to be stopped");
+                        None
+                    }
+                    reconnected => reconnected?,
+                };
                 let supervisor = reconnected.as_ref().map(|(one, _)| one.clone());
                 match reconnected {
                     Some((one, entries)) => self.merge_living(&sandbox, &one, entries).await,
@@ -205,7 +243,7 @@ impl Node {
                 sandbox.set_state(sandbox::State::Stopping {
                     supervisor,
                     attachment,
-                    requested: true,
+                    requested: phase == Phase::Stopping,
                 });
             }
             Phase::Stopped => {
@@ -217,26 +255,37 @@ impl Node {
                 sandbox.set_state(sandbox::State::Removing);
             }
         }
+        Ok(())
     }
 
-    async fn reconnect(&self, sandbox: &Sandbox) -> Option<(Supervisor, Entries)> {
+    /// The supervisor with what it has; `None` if there is none any more.
+    async fn reconnect(&self, sandbox: &Sandbox) -> Result<Option<(Supervisor, Entries)>, Error> {
         let supervisor = Supervisor::connect(&self.paths.pod_state(&sandbox.id)).await;
         let connected = match supervisor {
             Ok(supervisor) if supervisor.was_ready() => {
                 supervisor.list().await.map(|list| (supervisor, list))
             }
-            Ok(_) => return None,
+            Ok(_) => return Ok(None),
             Err(error) => Err(error),
         };
         match connected {
             Ok((supervisor, list)) => {
                 let entries = list.into_iter().map(|listed| (listed.entry.id, listed));
-                Some((supervisor, entries.collect()))
+                Ok(Some((supervisor, entries.collect())))
             }
-            Err(error) => {
+            Err(error @ supervisor::Error::Gone) => {
                 tracing::warn!(sandbox.id = %sandbox.id, pod = sandbox.pod(), %error, "no supervisor: sandbox is not ready");
-                None
+                Ok(None)
             }
+            // It may live, and its containers with it.
+            Err(error) => Err(Error::wrap(
+                format!(
+                    "reconnect to sandbox {} of pod {}",
+                    sandbox.id,
+                    sandbox.pod()
+                ),
+                error,
+            )),
         }
     }
 
@@ -248,10 +297,14 @@ impl Node {
         mut entries: Entries,
     ) {
         for container in self.containers_of(&sandbox.id) {
-            let entry = entries.remove(&container.id.object());
-            let ended =
-                container.with_state(|state| !matches!(state, container::State::Created(_)));
-            match entry {
+            if container.with_state(|state| !matches!(state, container::State::Created(_))) {
+                // Its end is on record, and counts: what the supervisor has yet is forgotten with the rest.
+                if entries.contains_key(&container.id.object()) {
+                    self.run_late_hooks(&container, Point::Poststop).await;
+                }
+                continue;
+            }
+            match entries.remove(&container.id.object()) {
                 Some(Listed { entry, fds, exit }) => {
                     let (pidfd, kept) = Kept::new(&entry.held, fds);
                     if let Some(pidfd) = pidfd.filter(|_| entry.exited.is_none()) {
@@ -277,7 +330,7 @@ impl Node {
                     self.note_exit(&container, exit, Some(supervisor)).await;
                 }
                 // On file but no longer in the table: forgotten just before the daemon died.
-                None if !ended => {
+                None => {
                     if let Some(exit) = self.exit_on_file(&container) {
                         self.note_exit(&container, exit, None).await;
                     } else if self.has_processes(&container) {
@@ -287,7 +340,6 @@ impl Node {
                             .await;
                     }
                 }
-                None => {}
             }
         }
         self.end_unknown_processes(sandbox, supervisor, entries.into_values())
@@ -298,15 +350,32 @@ impl Node {
     async fn merge_lost(&self, sandbox: &Sandbox) {
         for container in self.containers_of(&sandbox.id) {
             if container.with_state(|state| !matches!(state, container::State::Created(_))) {
+                if self.has_processes(&container) {
+                    // On record, but what it left was not cleared up.
+                    self.kill_cgroup(&container).await;
+                    self.release(&container).await;
+                }
                 continue;
             }
             if let Some(exit) = self.exit_on_file(&container) {
                 self.note_exit(&container, exit, None).await;
                 continue;
             }
+            if self.was_never_started(&container) {
+                continue;
+            }
             let what = "the pod's supervisor was gone when carpel started";
             self.end_lost(&container, what).await;
         }
+    }
+
+    /// Whether there is no trace of a start: its cgroup, which a reboot takes, and its log, which stays.
+    fn was_never_started(&self, container: &Container) -> bool {
+        let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let cgroup = self.cgroups.open(&container.cgroup);
+        let log = container.log_path.as_ref();
+        cgroup.oom_kills().is_err_and(gone)
+            && log.is_some_and(|log| log.symlink_metadata().is_err_and(gone))
     }
 
     fn has_processes(&self, container: &Container) -> bool {
@@ -380,10 +449,15 @@ impl Node {
     }
 
     /// Retries, for as long as the daemon lives, the clean-up of networks whose pods are gone or to be stopped:
-    /// a plugin's DEL that failed leaks an address until it succeeds.
+    /// a plugin's DEL that failed leaks an address until it succeeds. Beside that, records that could not be written.
     pub async fn release_networks(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.settings.network_retry).await;
+            for sandbox in self.sandboxes() {
+                if let Ok(_turn) = sandbox.turn.try_lock() {
+                    self.write_late(&sandbox);
+                }
+            }
             let cached = futures::stream::iter(self.network.cached());
             let retry = |id| self.release_network(id);
             cached.for_each_concurrent(RETRIED_AT_A_TIME, retry).await;
@@ -406,14 +480,16 @@ impl Node {
         }
     }
 
-    fn read_record<T: DeserializeOwned>(&self, path: &Path) -> Option<T> {
+    /// `None`: there is none, or it was damaged.
+    fn read_record<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, Error> {
         match record::read(path) {
-            Ok(found) => found,
-            Err(error) => {
+            Ok(found) => Ok(found),
+            Err(error @ ReadError::Damaged { .. }) => {
                 tracing::error!(path = %path.display(), error = crate::error::chain(&error), "damaged record, quarantined");
                 self.quarantine(path);
-                None
+                Ok(None)
             }
+            Err(error @ ReadError::Io { .. }) => Err(Error::wrap("read what is there", error)),
         }
     }
 

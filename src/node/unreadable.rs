@@ -1,6 +1,10 @@
 //! What is left of pods and containers whose records cannot be read: nobody knows how they were meant, so
 //! they are ended, and what they held is released. Their records stay in quarantine, for a person to read.
 
+use std::collections::HashSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +15,9 @@ use super::{Node, report};
 use crate::cgroup::Cgroups;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
+use crate::network::netns::unpin;
 use crate::sandbox::Sandbox;
-use crate::supervisor::{Listed, Supervisor};
+use crate::supervisor::{self, Listed, Supervisor};
 
 /// How long killed processes, and a supervisor that is asked to end, may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
@@ -21,7 +26,16 @@ impl Node {
     /// Ends a pod of which only the id is known: its processes, its supervisor, its network and its files.
     pub(super) async fn release_unreadable_sandbox(&self, id: &SandboxId) {
         let state = self.paths.pod_state(id);
-        if let Ok(supervisor) = Supervisor::connect(&state).await {
+        let connected = match Supervisor::connect(&state).await {
+            Err(supervisor::Error::Gone) => None,
+            Ok(supervisor) => Some(supervisor),
+            Err(error) => {
+                // The next start finds it by its state folder.
+                tracing::warn!(sandbox.id = %id, %error, "sandbox without a record is not ended");
+                return;
+            }
+        };
+        if let Some(supervisor) = connected {
             let cgroup = own_cgroup(supervisor.pid(), id);
             let listed = supervisor.list().await.unwrap_or_default();
             end_processes(&supervisor, listed.into_iter()).await;
@@ -42,14 +56,24 @@ impl Node {
         );
         report(
             &format!("network namespace of sandbox {id}"),
-            crate::network::netns::unpin(&self.paths.netns(id)).map_err(Error::at("release")),
+            unpin(&self.paths.netns(id)).map_err(Error::at("release")),
         );
-        for files in [state, self.paths.sandbox(id)] {
+        let (dir, record) = (self.paths.sandbox(id), self.paths.sandbox_record(id));
+        for removed in [super::remove_tree(&state), remove_but_record(&dir, &record)] {
             report(
                 &format!("files of sandbox {id}"),
-                super::remove_tree(&files).map_err(Error::at("remove")),
+                removed.map_err(Error::at("remove")),
             );
         }
+    }
+
+    /// Those of the pins that carpel made for sandboxes which are not there any more.
+    pub(super) fn unowned_pins(&self, mut pins: HashSet<PathBuf>) -> HashSet<PathBuf> {
+        pins.retain(|pin| {
+            let id = self.paths.pinned(pin);
+            id.is_some_and(|id| self.sandbox(&id).is_none())
+        });
+        pins
     }
 
     /// Ends a container that has no sandbox: it was half made or half removed, or the sandbox's record could
@@ -59,6 +83,7 @@ impl Node {
         id: ContainerId,
         owner: Option<(SandboxId, String)>,
     ) {
+        let is_read = owner.is_some();
         if let Some((sandbox, cgroup)) = owner {
             let beside = cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
             let beside = Cgroups::path(beside, &sandbox.to_string());
@@ -66,7 +91,14 @@ impl Node {
             self.end_cgroup(beside).await;
         }
         let node = Arc::clone(self);
-        let deleted = tokio::task::spawn_blocking(move || node.delete_container_files(&id)).await;
+        let deleted = tokio::task::spawn_blocking(move || {
+            if !is_read {
+                let (dir, record) = (node.paths.container(&id), node.paths.container_record(&id));
+                remove_but_record(&dir, &record).map_err(Error::at("its folder"))?;
+            }
+            node.delete_container_files(&id)
+        })
+        .await;
         report(
             &format!("files of container {id}"),
             deleted
@@ -107,6 +139,36 @@ impl Node {
         if let Ok(Err(error)) = ended.await {
             tracing::warn!(%error, "cgroup {path} remains");
         }
+    }
+}
+
+/// Takes pins away whose namespaces no process is in. The others may be those of another daemon on this machine.
+pub(super) fn release_pins(pins: &HashSet<PathBuf>) {
+    if pins.is_empty() {
+        return;
+    }
+    let namespace = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let used: HashSet<_> = processes
+        .filter_map(|process| namespace(&process.path().join("ns/net")).ok())
+        .collect();
+    for pin in pins {
+        let what = format!("network namespace {} without a record", pin.display());
+        match namespace(pin) {
+            Ok(namespace) if used.contains(&namespace) => {
+                tracing::warn!("{what} is in use, and stays");
+            }
+            _ => report(&what, unpin(pin).map_err(Error::at("release"))),
+        }
+    }
+}
+
+/// Removes a folder. A record in it that could not be put aside stays, and the folder with it.
+fn remove_but_record(dir: &Path, record: &Path) -> io::Result<()> {
+    super::remove_entries_but(dir, record)?;
+    match std::fs::remove_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -156,7 +156,7 @@ impl Node {
         let id = &sandbox.id;
         failpoint::hit("adopt:dead")?;
         let spawned = Supervisor::spawn(&self.binary, &self.paths.pod_state(id), id).await;
-        let (supervisor, mut child) = spawned.map_err(Error::at(format!(
+        let (supervisor, spawned) = spawned.map_err(Error::at(format!(
             "start another supervisor of sandbox {id}"
         )))?;
         let ready = async {
@@ -170,14 +170,15 @@ impl Node {
             Ok(adopted)
         };
         let ready = ready.await;
-        // The process as spawned ends now: the pod's supervisor is its clone.
-        if ready.is_err() {
-            let _ = child.kill();
+        // The process as spawned ends with the setup: the pod's supervisor is its clone.
+        if ready.is_ok() {
+            orphans::reap_later(spawned);
+        } else {
+            orphans::end(&spawned).await;
             if let Some(pidfd) = supervisor.pidfd() {
                 orphans::end(&pidfd).await;
             }
         }
-        tokio::task::spawn_blocking(move || child.wait());
         ready.map(|adopted| (supervisor, adopted))
     }
 

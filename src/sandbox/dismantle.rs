@@ -1,10 +1,12 @@
 //! Taking a sandbox apart. Every part may be gone already, so that this can be repeated after any crash.
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use carpel_wire::RequestBody;
 
-use super::{Phase, Sandbox, State};
+use super::{Phase, Record, Sandbox, State};
 use crate::error::Error;
 use crate::failpoint;
 use crate::network;
@@ -15,13 +17,21 @@ use crate::supervisor::Supervisor;
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 impl Node {
-    /// Undoes a sandbox that could not be made. What cannot be undone now (a plugin's DEL that fails)
-    /// stays with the network's cache, whose clean-up goes on in the background.
+    /// Undoes a sandbox that could not be made. A plugin's DEL that fails now stays with the network's cache, whose
+    /// clean-up goes on in the background. What else cannot be undone keeps its record, and is undone by the next
+    /// daemon.
     pub(crate) async fn undo_sandbox(&self, sandbox: &Sandbox) {
         if let Err(error) = self.dismantle(sandbox).await {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "undo of a sandbox is not complete");
         }
-        if let Err(error) = self.delete_sandbox_files(sandbox) {
+        let gone = |path: &Path| {
+            let looked = path.symlink_metadata();
+            looked.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        // The state folder is the last to go of all but the network.
+        let is_gone =
+            gone(&self.paths.pod_state(&sandbox.id)) && sandbox.netns.as_deref().is_none_or(gone);
+        if is_gone && let Err(error) = self.delete_sandbox_files(sandbox) {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "files of an undone sandbox remain");
         }
         self.forget_sandbox(sandbox);
@@ -32,27 +42,37 @@ impl Node {
     /// # Errors
     /// The first thing that could not be taken down; the rest has been tried.
     pub(crate) async fn dismantle(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let network = self.disconnect_network(sandbox).await;
+        let network = match self.disconnect_network(sandbox).await {
+            Ok(()) => Ok(()),
+            // Nobody comes back for the pin. Without it the plugins can still free addresses.
+            failed => self.unpin(sandbox).and(failed),
+        };
         let supervisor = self.end_supervisor(sandbox).await;
         network.and(supervisor)
     }
 
-    /// Runs the chain's DEL while the namespace still exists, then drops its pin.
+    /// Runs the chain's DEL while the namespace still exists, then drops its pin. The next try needs it too: a
+    /// device that was lent to the pod is in there.
     pub(crate) async fn disconnect_network(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let Some(pin) = &sandbox.netns else {
+        if sandbox.netns.is_none() {
             return Ok(());
-        };
+        }
         let deleted = self.network.del(&sandbox.id).await;
-        // Without the namespace the plugins can still free addresses, so a failed DEL does not keep it.
-        network::netns::unpin(pin).map_err(Error::at(format!(
-            "release the network namespace of sandbox {}",
-            sandbox.id
-        )))?;
         deleted.map_err(Error::at(format!(
             "release the network of pod {}",
             sandbox.pod()
         )))?;
-        Ok(())
+        self.unpin(sandbox)
+    }
+
+    fn unpin(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let Some(pin) = &sandbox.netns else {
+            return Ok(());
+        };
+        network::netns::unpin(pin).map_err(Error::at(format!(
+            "release the network namespace of sandbox {}",
+            sandbox.id
+        )))
     }
 
     /// Ends the supervisor, whoever started it, and removes its cgroup.
@@ -106,7 +126,7 @@ impl Node {
     }
 
     /// Writes down how far the end of a sandbox has come. On a full disk it goes on without: removing
-    /// makes room, and a new daemon finds out what is left.
+    /// makes room, it is written later, and a new daemon finds out what is left.
     pub(crate) fn note_phase(&self, sandbox: &Sandbox, phase: Phase) {
         if let Err(error) = self.write_sandbox(sandbox, phase) {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "state is not on disk");
@@ -114,9 +134,24 @@ impl Node {
     }
 
     pub(crate) fn write_sandbox(&self, sandbox: &Sandbox, phase: Phase) -> Result<(), Error> {
-        self.write_record(
-            &self.paths.sandbox_record(&sandbox.id),
-            &sandbox.record(phase),
-        )
+        let path = self.paths.sandbox_record(&sandbox.id);
+        let latest = || sandbox.record(phase);
+        let write = |record: &Record| self.write_record(&path, record);
+        sandbox.turns.write(latest, write)
+    }
+
+    /// Writes those records of a sandbox, whose turn it is, and its containers that could not be written when it
+    /// was time.
+    pub(crate) fn write_late(&self, sandbox: &Sandbox) {
+        if sandbox.turns.is_behind() {
+            self.note_phase(sandbox, sandbox.phase());
+        }
+        for container in self.containers_of(&sandbox.id) {
+            if container.turns.is_behind()
+                && let Err(error) = self.write_container(&container)
+            {
+                tracing::warn!(container.id = %container.id, %error, "state is not on disk");
+            }
+        }
     }
 }

@@ -37,6 +37,7 @@ use crate::network::Attachment;
 use crate::selinux::Labels;
 use crate::spec::config::{SandboxConfig, Scope};
 use crate::stats::Rate;
+use crate::store::record::Turns;
 use crate::supervisor::Supervisor;
 use crate::timeline::Timeline;
 
@@ -63,6 +64,8 @@ pub struct Sandbox {
     pub(crate) selinux: Option<Labels>,
     limits: Mutex<PodLimits>,
     state: watch::Sender<State>,
+    /// At its record.
+    pub(crate) turns: Turns,
 }
 
 /// Where a sandbox is in its life.
@@ -155,6 +158,7 @@ impl Sandbox {
             turn: tokio::sync::Mutex::default(),
             state: watch::Sender::new(state),
             told_stopped: AtomicBool::new(false),
+            turns: Turns::default(),
             rate: Rate::default(),
             selinux: record.selinux.clone(),
             limits: Mutex::new(PodLimits {
@@ -297,6 +301,19 @@ impl Sandbox {
                 .map(|attachment| attachment.ips.clone())
                 .unwrap_or_default(),
             _ => Vec::new(),
+        }
+    }
+
+    /// The phase that its record is to tell of.
+    pub(crate) fn phase(&self) -> Phase {
+        match *self.lock() {
+            State::Making => Phase::Making,
+            State::Stopping {
+                requested: true, ..
+            } => Phase::Stopping,
+            State::Ready(_) | State::Stopping { .. } => Phase::Ready,
+            State::Stopped { .. } => Phase::Stopped,
+            State::Removing => Phase::Removing,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::{EventKind, Node};
+use crate::node::{EventKind, Node, orphans};
 use crate::nri::Gate;
 use crate::selinux::Selinux;
 use crate::spec::config::{PidScope, SandboxConfig};
@@ -50,10 +50,15 @@ impl Node {
     ) -> Result<SandboxId, Error> {
         if let Some(existing) = self.sandbox_named(&config.name) {
             // A start that is being undone ends first.
-            drop(existing.turn.lock().await);
+            let turn = existing.turn.lock().await;
             if existing.is_ready() {
                 return Ok(existing.id);
             }
+            if matches!(*existing.lock(), State::Making) && self.sandbox(&existing.id).is_some() {
+                // It has panicked: nobody makes it any more.
+                self.undo_sandbox(&existing).await;
+            }
+            drop(turn);
             if self.sandbox(&existing.id).is_some() {
                 return Err(Error::FailedPrecondition(format!(
                     "sandbox {} of pod {} attempt {} exists and is not ready: stop and remove it first",
@@ -143,15 +148,15 @@ impl Node {
 
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
-        let (first, mut child) = spawned.map_err(Error::at(at("start the supervisor")))?;
+        let (first, spawned) = spawned.map_err(Error::at(at("start the supervisor")))?;
         timeline.note("start supervisor", start);
 
         let pod = self.make_pod(sandbox, &first).await;
-        // The process as spawned ends now: the pod's supervisor is its clone.
-        if pod.is_err() {
-            let _ = child.kill();
+        // The process as spawned ends with the setup: the pod's supervisor is its clone.
+        match &pod {
+            Ok(_) => orphans::reap_later(spawned),
+            Err(_) => drop(orphans::end(&spawned).await),
         }
-        tokio::task::spawn_blocking(move || child.wait());
         let (attachment, user_namespace) = pod?;
 
         let ips = attachment
@@ -300,6 +305,7 @@ impl Node {
             cgroup_parent: config.cgroup_parent.clone(),
             dns: config.dns.clone(),
             annotations: config.annotations.clone(),
+            hostname: config.hostname.clone(),
         };
         let attachment = self
             .network

@@ -66,6 +66,8 @@ impl Node {
         failpoint::hit("stop-sandbox:containers-stopped")?;
         self.disconnect_network(sandbox).await?;
         failpoint::hit("stop-sandbox:network-deleted")?;
+        // The supervisor and its file of exits are the last that know of them.
+        self.write_late(sandbox);
         self.end_supervisor(sandbox).await?;
         let attachment = match &*sandbox.lock() {
             State::Stopping { attachment, .. } => attachment.clone(),

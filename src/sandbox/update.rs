@@ -9,7 +9,7 @@ use std::sync::Arc;
 use carpel_api::nri::Event;
 use tracing::Instrument;
 
-use super::{Phase, Sandbox, State};
+use super::{Phase, Sandbox};
 use crate::container::Asked;
 use crate::error::Error;
 use crate::failpoint;
@@ -59,14 +59,10 @@ impl Node {
 
     /// Says whether the sandbox is there still.
     fn update_sandbox_in_turn(&self, sandbox: &Sandbox, change: PodLimits) -> Result<bool, Error> {
-        let phase = match *sandbox.lock() {
-            State::Making | State::Removing => return Ok(false),
-            State::Stopping {
-                requested: true, ..
-            } => Phase::Stopping,
-            State::Ready(_) | State::Stopping { .. } => Phase::Ready,
-            State::Stopped { .. } => Phase::Stopped,
-        };
+        let phase = sandbox.phase();
+        if matches!(phase, Phase::Making | Phase::Removing) {
+            return Ok(false);
+        }
         let before = sandbox.limits();
         sandbox.set_limits(PodLimits {
             overhead: change.overhead.or_else(|| before.overhead.clone()),

@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_deep_tree_is_labelled_with_few_descriptors() {
-        const DEPTH: usize = 20_000;
+        const DEPTH: usize = 5_000;
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let top = dir.path().join("top");
         fs::create_dir(&top).unwrap();

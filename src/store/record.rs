@@ -18,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat, renameat_with};
 use serde::Serialize;
@@ -40,6 +41,37 @@ pub enum Durability<'a> {
     Now,
     /// Within a second, by the syncer's thread.
     Soon(&'a Syncer),
+}
+
+/// The turns at a record that is written from several sides: each takes what is to be written when its turn has come,
+/// so what lands last is never what was true earlier.
+#[derive(Debug, Default)]
+pub struct Turns {
+    /// Whether the last could not write.
+    behind: Mutex<bool>,
+}
+
+impl Turns {
+    /// Waits for a turn, and has `write` write what is the `latest` then.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn write<T, E>(
+        &self,
+        latest: impl FnOnce() -> T,
+        write: impl FnOnce(&T) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = write(&latest());
+        *behind = written.is_err();
+        written
+    }
+
+    /// Whether what is on disk is older than what was to be written last.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        *self.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why a record could not be read.
@@ -309,6 +341,33 @@ mod tests {
         remove(&path, Durability::Soon(&syncer)).unwrap();
         assert!(read::<Fact>(&path).unwrap().is_none());
         assert_eq!(entries(folder.path()).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn what_lands_last_is_the_latest() {
+        let (turns, now, landed) = (Turns::default(), AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        now.fetch_add(1, Ordering::SeqCst);
+                        let latest = || now.load(Ordering::SeqCst);
+                        let written = turns.write(latest, |number| {
+                            std::thread::sleep(std::time::Duration::from_micros(number % 7 * 50));
+                            landed.store(*number, Ordering::SeqCst);
+                            Ok::<(), io::Error>(())
+                        });
+                        written.unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(landed.into_inner(), 160);
+        assert!(!turns.is_behind());
+        turns.write(|| (), |()| Err(())).unwrap_err();
+        assert!(turns.is_behind());
+        turns.write(|| (), |()| Ok::<_, ()>(())).unwrap();
+        assert!(!turns.is_behind());
     }
 
     #[test]

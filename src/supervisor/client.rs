@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carpel_wire::{
-    Adopt, Entry, Event, ExitRecord, MAX_MESSAGE, ObjectId, Reply, Request, RequestBody,
-    SignalScope, Start, UserStart,
+    Adopt, Entry, Event, ExitRecord, FdIndex, Held, MAX_MESSAGE, ObjectId, Reply, Request,
+    RequestBody, SignalScope, Start, UserStart,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::oneshot;
@@ -22,7 +22,11 @@ use crate::telemetry::trace;
 
 /// The longest wait for a supervisor's reply. It never blocks, so this is only passed when the machine
 /// stands still.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a killed process may take to be gone.
+const DEATH: Duration = Duration::from_secs(10);
+/// Between two looks whether it is.
+const PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -158,6 +162,22 @@ pub struct Listed {
     pub exit: ExitWait,
 }
 
+impl Listed {
+    /// Whether all came that a process which runs is known by: the kernel leaves out what the daemon has no room for.
+    fn is_whole(&self) -> bool {
+        let Held {
+            pidfd,
+            streams: [stdout, stderr],
+            log,
+            stdin,
+        } = self.entry.held;
+        let named = [pidfd, stdout, stderr, log, stdin];
+        let mut named = named.into_iter().flatten();
+        self.entry.exited.is_some()
+            || named.all(|FdIndex(index)| usize::from(index) < self.fds.len())
+    }
+}
+
 impl std::fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Supervisor({})", self.pid())
@@ -172,6 +192,7 @@ impl Supervisor {
     pub async fn connect(dir: &Path) -> Result<Self, Error> {
         let connection = Connection::connect(dir).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Gone,
+            io::ErrorKind::WouldBlock => Error::Silent,
             _ => Error::Io(error),
         })?;
         let hello = connection.receive(|message, pidfds| (carpel_wire::decode(message), pidfds));
@@ -189,6 +210,9 @@ impl Supervisor {
             Ok(Event::Hello { version, .. }) => return Err(Error::Version(version)),
             _ => return Err(Error::Version(0)),
         };
+        if ready && pidfds.len() < 1 + usize::from(reaper_pid.is_some()) {
+            return Err(no_room());
+        }
         let mut own = Own::new(reaper_pid, pidfds);
         if !ready {
             // It lives, as it has just spoken.
@@ -310,20 +334,19 @@ impl Supervisor {
         user: Option<UserStart>,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Started, Error> {
-        self.start_with_patience(start, user, fds, Duration::ZERO)
-            .await
+        self.start_within(start, user, fds, REPLY_TIMEOUT).await
     }
 
-    /// As [`Supervisor::start`], of a process whose Plan may take this long by itself.
+    /// As [`Supervisor::start`], of a process that may take so long until its program runs.
     ///
     /// # Errors
-    /// As [`Supervisor::start`].
-    pub async fn start_with_patience(
+    /// As [`Supervisor::start`]; [`Error::Silent`] if it takes longer. [`Supervisor::discard`] ends it then.
+    pub async fn start_within(
         &self,
         start: Start,
         user: Option<UserStart>,
         fds: &[BorrowedFd<'_>],
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Started, Error> {
         let id = start.id;
         let exit = self.expect_exit(id);
@@ -335,7 +358,7 @@ impl Supervisor {
         let request = async {
             let pending = self.send(body, fds).await?;
             failpoint::hit("start:sent").map_err(Error::Failpoint)?;
-            pending.wait_for(self, REPLY_TIMEOUT + patience).await
+            pending.wait_for(self, limit).await
         };
         let reply = async { trace::note(request.await) }.instrument(span).await;
         match reply {
@@ -353,6 +376,24 @@ impl Supervisor {
                 })
             }
         }
+    }
+
+    /// Kills a process that nobody waits for any more, and has it forgotten. Whether it is gone; that is not
+    /// awaited for ever.
+    pub async fn discard(&self, id: ObjectId) -> bool {
+        self.0.lock().exits.remove(&id);
+        let gone = async {
+            loop {
+                let killed = self.signal(id, libc::SIGKILL, SignalScope::Process).await;
+                let forgotten = self.request(RequestBody::Forget { id }, &[]).await;
+                match (killed, forgotten) {
+                    (Ok(_), Ok((Reply::Busy, _))) => tokio::time::sleep(PAUSE).await,
+                    (_, Ok((Reply::Done | Reply::NotFound, _))) => return true,
+                    _ => return false,
+                }
+            }
+        };
+        tokio::time::timeout(DEATH, gone).await.unwrap_or(false)
     }
 
     /// Hands a container over that another supervisor has started, with the descriptors that `adopt` names.
@@ -375,12 +416,18 @@ impl Supervisor {
     /// Every process in the supervisor's table, with what it holds for those that run.
     ///
     /// # Errors
-    /// As [`Supervisor::request`]. Only one may be under way at a time.
+    /// As [`Supervisor::request`], and if descriptors of a process that runs did not come. Only one may be under way
+    /// at a time.
     pub async fn list(&self) -> Result<Vec<Listed>, Error> {
         self.0.lock().entries.clear();
         self.expect(RequestBody::List, &[], |reply| *reply == Reply::Done)
             .await?;
-        Ok(std::mem::take(&mut self.0.lock().entries))
+        let listed = std::mem::take(&mut self.0.lock().entries);
+        if listed.iter().all(Listed::is_whole) {
+            Ok(listed)
+        } else {
+            Err(no_room())
+        }
     }
 
     /// Sends a signal. `false`: the process has exited.
@@ -501,6 +548,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// What the kernel would say if it did not leave out descriptors that there is no room for.
+fn no_room() -> Error {
+    Error::Io(io::Error::from_raw_os_error(libc::EMFILE))
 }
 
 /// A request as it is sent, no longer than it must be: whoever sends it may have to wait.

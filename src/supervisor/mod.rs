@@ -15,5 +15,5 @@ mod client;
 mod socket;
 mod spawn;
 
-pub use client::{Error, Exit, ExitWait, Listed, Lost, Reaper, Started, Supervisor};
+pub use client::{Error, Exit, ExitWait, Listed, Lost, REPLY_TIMEOUT, Reaper, Started, Supervisor};
 pub use spawn::Binary;

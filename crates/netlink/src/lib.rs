@@ -7,11 +7,14 @@
 //! attribute of a newer kernel cannot make a message unreadable.
 
 pub mod addr;
+pub mod bridge;
 pub mod ipnet;
 pub mod link;
 pub mod macvlan;
 pub mod message;
 mod moving;
+mod namespace;
+pub mod neighbour;
 pub mod netfilter;
 pub mod route;
 pub mod traffic;
@@ -300,6 +303,13 @@ pub fn as_u32(value: &[u8]) -> u32 {
     value
         .first_chunk()
         .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// An attribute's value as a short number of the machine's byte order; 0 if it is too short.
+pub fn as_u16(value: &[u8]) -> u16 {
+    value
+        .first_chunk()
+        .map_or(0, |bytes| u16::from_ne_bytes(*bytes))
 }
 
 /// An attribute's value as text, without the NUL that ends it.

@@ -13,7 +13,7 @@ use super::{Answer, Batch, Socket, as_text, as_u32, attributes};
 
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_GETLINK: u16 = 18;
 pub(super) const RTM_SETLINK: u16 = 19;
 
 const HEADER: usize = 16;
@@ -25,9 +25,19 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 const IFLA_PROMISCUITY: u16 = 30;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_XDP_ATTACHED: u16 = 2;
+
+const IFF_LOOPBACK: u32 = 0x8;
+const IFF_NOARP: u32 = 0x80;
+const IFF_LOWER_UP: u32 = 0x1_0000;
 
 /// A hardware address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +75,37 @@ impl std::fmt::Display for Mac {
     }
 }
 
+/// What a link has passed on, and what it has not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub received_packets: u64,
+    pub sent_packets: u64,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    pub receive_errors: u64,
+    pub send_errors: u64,
+    pub receive_drops: u64,
+    pub send_drops: u64,
+}
+
+impl Counters {
+    /// Reads the head of `struct rtnl_link_stats64`.
+    fn parse(value: &[u8]) -> Option<Counters> {
+        let mut numbers = value.chunks_exact(8);
+        let mut next = || Some(u64::from_ne_bytes(numbers.next()?.try_into().ok()?));
+        Some(Counters {
+            received_packets: next()?,
+            sent_packets: next()?,
+            received_bytes: next()?,
+            sent_bytes: next()?,
+            receive_errors: next()?,
+            send_errors: next()?,
+            receive_drops: next()?,
+            send_drops: next()?,
+        })
+    }
+}
+
 /// What is known of a link.
 #[derive(Clone, Debug, Default)]
 pub struct Link {
@@ -72,6 +113,11 @@ pub struct Link {
     pub name: String,
     pub mac: Mac,
     pub up: bool,
+    /// The other end, or the cable, is up as well.
+    pub carrier: bool,
+    pub is_loopback: bool,
+    /// It asks nobody for hardware addresses.
+    pub no_arp: bool,
     pub all_multicast: bool,
     /// Packets that may wait to be sent.
     pub queue: u32,
@@ -83,20 +129,33 @@ pub struct Link {
     pub master: Option<u32>,
     /// Index of the other end, in the other end's network namespace.
     pub peer: Option<u32>,
+    /// Which network namespace the other end is in, as this one numbers others; none for this one.
+    pub peer_netns: Option<i32>,
     /// `veth`, `bridge`, …; empty for hardware.
     pub kind: String,
     /// What is particular to links of the kind, as attributes.
     pub details: Vec<u8>,
+    /// Of what kind its master is, and what it is as one's port, as attributes.
+    pub port_kind: String,
+    pub port: Vec<u8>,
+    /// A program of the kernel's looks at packets before anything else does.
+    pub xdp: bool,
+    /// Known only of links that were listed in full.
+    pub counters: Option<Counters>,
     pub alias: String,
 }
 
 impl Link {
     fn parse(answer: &Answer) -> Option<Link> {
         let header = answer.payload.first_chunk::<HEADER>()?;
+        let flags = as_u32(&header[8..]);
         let mut link = Link {
             index: as_u32(&header[4..]),
-            up: as_u32(&header[8..]) & LinkFlags::Up.bits() != 0,
-            all_multicast: as_u32(&header[8..]) & LinkFlags::Allmulti.bits() != 0,
+            up: flags & LinkFlags::Up.bits() != 0,
+            carrier: flags & IFF_LOWER_UP != 0,
+            is_loopback: flags & IFF_LOOPBACK != 0,
+            no_arp: flags & IFF_NOARP != 0,
+            all_multicast: flags & LinkFlags::Allmulti.bits() != 0,
             ..Link::default()
         };
         for attribute in attributes(&answer.payload, HEADER) {
@@ -110,19 +169,30 @@ impl Link {
                 IFLA_MASTER => link.master = Some(as_u32(value)),
                 IFLA_IFALIAS => link.alias = as_text(value),
                 IFLA_PROMISCUITY => link.promiscuity = as_u32(value),
-                IFLA_LINKINFO => {
-                    for inner in attributes(value, 0) {
-                        match inner.kind() {
-                            IFLA_INFO_KIND => link.kind = as_text(inner.value()),
-                            IFLA_INFO_DATA => link.details = inner.value().to_vec(),
-                            _ => {}
-                        }
-                    }
+                IFLA_LINK_NETNSID => link.peer_netns = Some(as_u32(value).cast_signed()),
+                IFLA_STATS64 => link.counters = Counters::parse(value),
+                IFLA_XDP => {
+                    link.xdp = attributes(value, 0)
+                        .any(|inner| inner.kind() == IFLA_XDP_ATTACHED && inner.value() != [0]);
                 }
+                IFLA_LINKINFO => link.read_info(value),
                 _ => {}
             }
         }
         Some(link)
+    }
+
+    fn read_info(&mut self, info: &[u8]) {
+        for inner in attributes(info, 0) {
+            let value = inner.value();
+            match inner.kind() {
+                IFLA_INFO_KIND => self.kind = as_text(value),
+                IFLA_INFO_DATA => self.details = value.to_vec(),
+                IFLA_INFO_SLAVE_KIND => self.port_kind = as_text(value),
+                IFLA_INFO_SLAVE_DATA => self.port = value.to_vec(),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -262,6 +332,12 @@ impl Socket {
             .iter()
             .filter_map(Link::parse)
             .collect())
+    }
+
+    /// All links with what they have passed on.
+    pub fn links_in_full(&mut self) -> io::Result<Vec<Link>> {
+        let answers = self.dump(RTM_GETLINK, &LinkMessage::default())?;
+        Ok(answers.iter().filter_map(Link::parse).collect())
     }
 
     /// Makes a bridge; one that is there already is fine.

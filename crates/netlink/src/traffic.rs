@@ -186,6 +186,18 @@ impl Socket {
         Ok(answers.iter().find_map(parse))
     }
 
+    /// The disciplines of all links, by the index of the link and with their names.
+    pub fn disciplines(&mut self) -> io::Result<Vec<(u32, String)>> {
+        let asked = message(0, 0, 0, 0, Attributes::default());
+        let parse = |answer: &Answer| {
+            let header = answer.payload.first_chunk::<HEADER>()?;
+            let name = attributes(&answer.payload, HEADER).find(|one| one.kind() == KIND)?;
+            Some((as_u32(&header[4..]), as_text(name.value())))
+        };
+        let answers = self.dump_bytes(RTM_GETQDISC, &asked)?;
+        Ok(answers.iter().filter_map(parse).collect())
+    }
+
     /// Takes all limits and filters from a link; fine if it has none.
     pub fn unlimit(&mut self, index: u32) -> io::Result<()> {
         for (handle, parent) in [(FIRST_HANDLE, ROOT), (INGRESS_HANDLE, INGRESS)] {

@@ -6,8 +6,8 @@ use netlink_packet_route::link::{
 use rustix::io;
 
 use super::{
-    Batch, Socket, attributes,
-    link::{Link, RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK},
+    Batch, Socket, as_u16, as_u32, attributes,
+    link::{Link, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK},
     message::Attributes,
 };
 
@@ -18,7 +18,14 @@ const VLAN: u16 = 2;
 /// The message is for the bridge, not for the link itself.
 const MASTER: u16 = 1;
 
-const PVID_UNTAGGED: u16 = 1 << 1 | 1 << 2;
+/// Size of `struct ifinfomsg`.
+const INFO: usize = 16;
+const IFLA_EXT_MASK: u16 = 29;
+const RTEXT_FILTER_BRVLAN: u32 = 2;
+
+const PVID: u16 = 1 << 1;
+const UNTAGGED: u16 = 1 << 2;
+const PVID_UNTAGGED: u16 = PVID | UNTAGGED;
 const RANGE_BEGIN: u16 = 1 << 3;
 const RANGE_END: u16 = 1 << 4;
 
@@ -38,6 +45,16 @@ pub fn default_of(bridge: &Link) -> u16 {
         .find(|one| one.kind() == IFLA_BR_VLAN_DEFAULT_PVID)
         .and_then(|one| one.value().try_into().ok().map(u16::from_ne_bytes))
         .unwrap_or(0)
+}
+
+/// A VLAN that a port of a bridge is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Membership {
+    pub id: u16,
+    /// What comes in without a tag is in it.
+    pub is_own: bool,
+    /// What goes out by the port has no tag.
+    pub untagged: bool,
 }
 
 /// Consecutive numbers, as first and last.
@@ -104,6 +121,32 @@ impl Batch {
 }
 
 impl Socket {
+    /// The VLANs of every bridge and port, by the index of the link.
+    pub fn memberships(&mut self) -> io::Result<Vec<(u32, Membership)>> {
+        let mut asked = vec![0; INFO];
+        asked[0] = AF_BRIDGE;
+        let mask = Attributes::default().bytes(IFLA_EXT_MASK, &RTEXT_FILTER_BRVLAN.to_ne_bytes());
+        asked.extend(mask.into_bytes());
+        let mut found = Vec::new();
+        for answer in self.dump_bytes(RTM_GETLINK, &asked)? {
+            let Some(index) = answer.payload.get(4..8).map(as_u32) else {
+                continue;
+            };
+            for spec in attributes(&answer.payload, INFO).filter(|one| one.kind() == IFLA_AF_SPEC) {
+                for one in attributes(spec.value(), 0).filter(|one| one.kind() == VLAN) {
+                    let flags = as_u16(one.value());
+                    let membership = Membership {
+                        id: one.value().get(2..).map_or(0, as_u16),
+                        is_own: flags & PVID != 0,
+                        untagged: flags & UNTAGGED != 0,
+                    };
+                    found.push((index, membership));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Makes a bridge keep VLANs apart, if the kernel can.
     pub fn filter_vlans(&mut self, bridge: u32) -> io::Result<()> {
         let mut message = LinkMessage::default();

@@ -182,7 +182,9 @@ impl Supervisor {
             Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
             None => None,
         };
-        if pod.reaper.is_none() {
+        // One that an earlier supervisor made is no child of this one, which is not told of its end.
+        let ended = |reaper: &Reaper| sys::wait_readable(reaper.pidfd.borrow(), 0);
+        if pod.reaper.as_ref().is_none_or(ended) {
             pod.reaper = Some(Reaper::spawn(user)?);
         }
         Ok(())

@@ -461,43 +461,37 @@ fn a_terminal_is_the_console_and_the_log() {
 fn what_has_no_label_does_not_run() {
     const LABEL: &[u8] = b"no_u:no_r:no_t:s0\0";
     let (_pod, mut daemon) = Pod::ready(false);
-    let rootfs = Rootfs::new();
     let label = &LABEL[..LABEL.len() - 1];
-    let mut run = Run::container(1, &rootfs, &["true"]);
-    run.late_steps = vec![Step::ExecLabel { label }];
-    let reply = daemon.start(&run);
+    let run = |daemon: &mut Daemon, steps: Vec<Step<'_>>, late_steps: Vec<Step<'_>>| {
+        let rootfs = Rootfs::new();
+        daemon.start(&Run {
+            steps,
+            late_steps,
+            ..Run::container(1, &rootfs, &["true"])
+        })
+    };
+    let reply = run(&mut daemon, vec![], vec![Step::ExecLabel { label }]);
     // Without any security module there may be no file for it.
-    assert!(
-        matches!(
-            reply,
-            Reply::StepFailed {
-                step: 8,
-                errno: 22 | 2
-            }
-        ),
-        "{reply:?}"
+    let refused = matches!(
+        reply,
+        Reply::StepFailed {
+            step: 8,
+            errno: 22 | 2
+        }
     );
-    run.late_steps.clear();
-    run.steps = vec![
-        Step::MaskLabel { label: LABEL },
-        Step::Mask { path: b"/tmp\0" },
-    ];
-    let reply = daemon.start(&run);
-    assert!(
-        matches!(reply, Reply::StepFailed { step: 7, errno: 22 }),
-        "{reply:?}"
-    );
+    assert!(refused, "{reply:?}");
+    let path = b"/tmp\0";
+    let steps = vec![Step::MaskLabel { label: LABEL }, Step::Mask { path }];
+    let reply = run(&mut daemon, steps, vec![]);
+    let refused = matches!(reply, Reply::StepFailed { step: 7, errno: 22 });
+    assert!(refused, "{reply:?}");
     // Root may give a tmpfs any; the mount is used up by it.
-    run.steps = vec![
+    let steps = vec![
         new_fs(b"tmpfs\0", b""),
         Step::RootLabel { mount: SLOT, label },
-        attach(b"/tmp\0"),
+        attach(path),
     ];
-    let reply = daemon.start(&run);
-    assert!(
-        matches!(reply, Reply::StepFailed { step: 8, errno: 9 }),
-        "{reply:?}"
-    );
-    run.steps.clear();
-    assert_eq!(output(&mut daemon, run), "");
+    let reply = run(&mut daemon, steps, vec![]);
+    let refused = matches!(reply, Reply::StepFailed { step: 8, errno: 9 });
+    assert!(refused, "{reply:?}");
 }

@@ -250,6 +250,40 @@ async fn containers_that_share_their_processes_go_on() {
 }
 
 #[tokio::test]
+async fn a_reaper_that_dies_after_its_supervisor_is_replaced() {
+    let node = TestNode::start().await;
+    let mut config = node.pod("one");
+    config.namespaces().set_pid(NamespaceMode::Pod);
+    let pod = node.run_pod(&config).await;
+    let shared = |name: &str| {
+        let mut config = sleeper(name);
+        let security = config.linux.get_or_insert_default();
+        let security = security.security_context.get_or_insert_default();
+        let namespaces = security.namespace_options.get_or_insert_default();
+        namespaces.set_pid(NamespaceMode::Pod);
+        config
+    };
+    let first = node.start_container(&pod, &shared("first")).await;
+    let before = node.exec(&first, "readlink /proc/self/ns/pid").await;
+    let successor = kill_supervisor(&node, &pod).await;
+    let children = host::children(node.daemon_pid().unwrap());
+    let is_reaper = |pid: &i32| {
+        *pid != successor
+            && std::fs::read_link(format!("/proc/{pid}/ns/pid"))
+                .is_ok_and(|namespace| namespace.to_string_lossy() == before.trim())
+    };
+    let reaper = children.into_iter().find(|pid| {
+        is_reaper(pid) && host::proc_status(*pid, "NSpid").is_some_and(|pids| pids.ends_with("\t1"))
+    });
+    host::kill_9(reaper.expect("no reaper"));
+    node.wait_exit(&first).await;
+    let second = node.start_container(&pod, &shared("second")).await;
+    let after = node.exec(&second, "readlink /proc/self/ns/pid").await;
+    assert_ne!(after, before);
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn a_pod_in_the_hosts_namespaces_goes_on() {
     let node = TestNode::start().await;
     let mut config = node.pod("one");

@@ -2,9 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use carpel_integration::request::sleeper;
 use carpel_integration::{ContainerConfigExt, PodConfigExt, TestNode, host, sh};
+use tonic::Code;
+
+use crate::{node_with_container, refused};
 
 /// The cgroup folders of a container: one in each hierarchy that has it.
 fn folders(node: &TestNode, parent: &str, id: &str) -> Vec<PathBuf> {
@@ -202,5 +207,90 @@ async fn every_process_of_a_container_dies_with_it() {
     assert!(pids.len() >= 4, "{pids:?}");
     node.try_stop(&id, 0).await.unwrap();
     assert!(pids.iter().all(|pid| !host::runs(*pid)));
+    node.finish().await;
+}
+
+/// Has every process in a cgroup, and those that enter it, stand still, or go on.
+fn freeze(folders: &[PathBuf], still: bool) {
+    let names = [
+        ("freezer.state", ["THAWED", "FROZEN"]),
+        ("cgroup.freeze", ["0", "1"]),
+    ];
+    let found = folders.iter().find_map(|dir| {
+        let (name, words) = names.iter().find(|(name, _)| dir.join(name).exists())?;
+        Some((dir.join(name), words[usize::from(still)]))
+    });
+    let (file, word) = found.expect("a freezer");
+    fs::write(file, word).unwrap();
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_begin_in_time_never_runs() {
+    let (node, _, id) = node_with_container().await;
+    let folders = folders(&node, node.cgroup_parent(), &id);
+    let before = host::cgroup_pids(node.cgroup_parent());
+    freeze(&folders, true);
+    let late = node.try_exec(&id, &["touch", "/ran"], 1).await;
+    freeze(&folders, false);
+    refused(late, Code::DeadlineExceeded, "took longer than 1 s");
+    let deadline = Instant::now() + host::soon();
+    while host::cgroup_pids(node.cgroup_parent()) != before {
+        assert!(Instant::now() < deadline, "{}", node.daemon_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(node.exec(&id, "ls /ran 2>/dev/null | wc -l").await, "0\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_ever_for_a_start() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let id = node.try_create(&pod, &sleeper("a")).await.unwrap();
+    let parents = host::cgroup_dirs(node.cgroup_parent());
+    // The pod's supervisor stands still, so that the start does.
+    freeze(&parents, true);
+    let ends = async {
+        let deadline = Instant::now() + host::soon();
+        let is_there = |dir: PathBuf| dir.to_string_lossy().contains(&id);
+        while !parents.iter().flat_map(|dir| host::tree(dir)).any(is_there) {
+            assert!(Instant::now() < deadline, "{}", node.daemon_log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let begin = Instant::now();
+        let ended = tokio::join!(
+            node.try_stop(&id, 0),
+            node.try_remove(&id),
+            node.try_stop_pod(&pod.id)
+        );
+        freeze(&parents, false);
+        let took = begin.elapsed();
+        for outcome in [ended.0, ended.1, ended.2] {
+            refused(outcome, Code::DeadlineExceeded, "its start is under way");
+        }
+        assert!(took < host::patience(Duration::from_secs(12)), "{took:?}");
+    };
+    let (started, ()) = tokio::join!(node.try_start(&id), ends);
+    started.unwrap();
+    // Repeated, it is done.
+    node.try_stop(&id, 0).await.unwrap();
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_in_a_containers_cgroup_ends_with_it_wherever_it_came_from() {
+    let (node, _, id) = node_with_container().await;
+    let folders = folders(&node, node.cgroup_parent(), &id);
+    // As one that was cloned and then lost sight of.
+    let mut stray = Command::new("sleep").arg("1000").spawn().unwrap();
+    for dir in &folders {
+        fs::write(dir.join("cgroup.procs"), stray.id().to_string()).unwrap();
+    }
+    node.try_stop(&id, 0).await.unwrap();
+    let deadline = Instant::now() + host::soon();
+    while stray.try_wait().unwrap().is_none() || folders.iter().any(|dir| dir.exists()) {
+        assert!(Instant::now() < deadline, "{}", node.daemon_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     node.finish().await;
 }

@@ -156,6 +156,20 @@ at_each! {
 }
 
 #[tokio::test]
+async fn a_panic_while_a_pod_is_made_costs_that_request_and_leaves_nothing() {
+    for name in ["run:recorded", "run:supervisor-ready", "run:network-added"] {
+        let mut node = TestNode::start().await;
+        assert!(node.terminate_daemon().await.success());
+        node.start_daemon(Some(&format!("{name}:panic"))).await;
+        let status = node.try_run_pod(&node.pod("one")).await;
+        let status = status.expect_err("one request fails");
+        assert!(status.message().contains("panic"), "{name}: {status}");
+        assert!(node.pods().await.is_empty(), "{name}");
+        Life::default().end(node, name).await;
+    }
+}
+
+#[tokio::test]
 async fn a_crash_within_a_chain_of_debians_plugins_leaves_no_address() {
     for name in [
         "run:netns-pinned",

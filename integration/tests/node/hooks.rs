@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use carpel_integration::request::sleeper;
 use carpel_integration::v1::{CdiDevice, ContainerState};
@@ -228,6 +229,49 @@ async fn a_hook_that_fails_fails_the_start_by_its_name() {
         );
         assert!(status.message.contains(named), "{status:?}");
         assert_eq!(hooked.read("order"), "stopped\n");
+        node.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_the_hooks_of_a_start() {
+    for point in ["createRuntime", "createContainer", "poststart"] {
+        let hooked = Hooked::new();
+        let slow = "sleep 3600 & echo $! > $DIR/child; echo $$ > $DIR/self; touch $DIR/begun; wait";
+        let slow = hooked.script("slow", slow);
+        let node = hooked
+            .node(json!({point: [{"path": slow, "timeout": 600}]}))
+            .await;
+        let pod = node.run_pod(&node.pod("one")).await;
+        let id = node.try_create(&pod, &sleeper("a")).await.unwrap();
+        let stop = async {
+            let deadline = Instant::now() + host::soon();
+            while !hooked.path("begun").exists() {
+                assert!(Instant::now() < deadline, "{}", node.daemon_log());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            node.try_stop(&id, 1).await
+        };
+        let (started, stopped) = tokio::join!(node.try_start(&id), stop);
+        stopped.unwrap();
+        if point == "poststart" {
+            started.unwrap();
+        } else {
+            refused(started, Code::FailedPrecondition, "while its hooks run");
+        }
+        let status = node.status(&id).await;
+        assert_eq!(status.state(), ContainerState::ContainerExited, "{point}");
+        if point != "createContainer" {
+            // Those of the host's; the others are the container's processes.
+            for name in ["self", "child"] {
+                let pid = hooked.read(name).trim().parse().unwrap();
+                let deadline = Instant::now() + host::soon();
+                while host::runs(pid) {
+                    assert!(Instant::now() < deadline, "{point}: {name}");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        }
         node.finish().await;
     }
 }

@@ -405,6 +405,91 @@ async fn the_folder_of_configurations_is_watched() {
     node.finish().await;
 }
 
+/// What the kubelet says of the node's pod addresses.
+async fn set_pod_cidr(node: &TestNode, cidr: &str) -> Result<(), tonic::Status> {
+    let request = v1::UpdateRuntimeConfigRequest {
+        runtime_config: Some(v1::RuntimeConfig {
+            network_config: Some(v1::NetworkConfig {
+                pod_cidr: cidr.into(),
+            }),
+        }),
+    };
+    let mut runtime = node.cri.runtime();
+    runtime.update_runtime_config(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_template_becomes_the_nodes_network_when_the_kubelet_says_its_addresses() {
+    let files = tempfile::tempdir().unwrap();
+    let template = files.path().join("cni.template");
+    // As nodes of other runtimes have it.
+    let text = r#"{ "cniVersion": "1.0.0", "name": "templated", "plugins": [{
+        "type": "bridge", "bridge": "carpel0", "isGateway": true, "ipMasq": true,
+        "ipam": { "type": "host-local", "dataDir": "DIR",
+          "ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
+          "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}] } }] }"#;
+    fs::write(
+        &template,
+        text.replace("DIR", &files.path().display().to_string()),
+    )
+    .unwrap();
+    let config = format!("[network]\nconf_template = \"{}\"\n", template.display());
+    let node = TestNode::builder()
+        .no_network()
+        .config(&config)
+        .start()
+        .await;
+    assert!(!network_ready(&node).await.status);
+    set_pod_cidr(&node, "10.123.4.0/24,fd12:3::/64")
+        .await
+        .unwrap();
+    wait_network_ready(&node, true).await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let status = node.pod_status(&pod).await;
+    let network = status.network.expect("a network");
+    assert!(network.ip.starts_with("10.123.4."), "{network:?}");
+    assert!(
+        network.additional_ips[0].ip.starts_with("fd12:3::"),
+        "{network:?}"
+    );
+    // A template that is none is not the kubelet's fault, and changes nothing.
+    fs::write(&template, "{{.Nothing}}").unwrap();
+    let status = set_pod_cidr(&node, "10.123.5.0/24").await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status}");
+    assert!(
+        status.message().contains("line 1: there is no .Nothing"),
+        "{status}"
+    );
+    node.remove_pods().await;
+    fs::remove_file(node.conf_dir().join("10-carpel.conflist")).unwrap();
+    wait_network_ready(&node, false).await;
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_bad_file_is_passed_over_and_told() {
+    let node = TestNode::start().await;
+    fs::write(node.conf_dir().join("05-bad.conflist"), "{ not json").unwrap();
+    let deadline = Instant::now() + host::soon();
+    let condition = loop {
+        let condition = network_ready(&node).await;
+        if !condition.reason.is_empty() {
+            break condition;
+        }
+        assert!(Instant::now() < deadline, "nobody tells of the bad file");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(condition.status, "{condition:?}");
+    assert_eq!(condition.reason, "InvalidConfigPassedOver");
+    assert!(
+        condition.message.contains("05-bad.conflist: not JSON"),
+        "{condition:?}"
+    );
+    node.run_pod(&node.pod("one")).await;
+    fs::remove_file(node.conf_dir().join("05-bad.conflist")).unwrap();
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn the_built_in_network_is_there_only_when_asked_for() {
     let node = TestNode::builder()

@@ -1,10 +1,11 @@
 //! A timeline as a picture: one lane for each pod and container, a bar for each span, a scale above.
 //!
-//! It stands for itself (no fonts, scripts or styles from elsewhere) and is legible on light and dark.
+//! It is legible on light and dark.
 
 use std::fmt::Write;
 
 use super::timeline::{Timeline, millis};
+use crate::cli::svg::{escape, head};
 
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 16.0;
@@ -24,17 +25,7 @@ const COLOURS: [&str; 6] = [
 pub fn draw(timelines: &[Timeline]) -> String {
     let lanes = timelines.iter().map(lane_height);
     let height = MARGIN * 2.0 + lanes.sum::<f64>();
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
-         viewBox=\"0 0 {WIDTH} {height}\" font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
-         <style>\n\
-         .paper {{ fill: #ffffff }} .ink {{ fill: #1c1e21 }} .faint {{ fill: #6a7078 }} .line {{ stroke: #d8dce1 }}\n\
-         @media (prefers-color-scheme: dark) {{\n\
-         .paper {{ fill: #16181b }} .ink {{ fill: #e8eaed }} .faint {{ fill: #9aa1a9 }} .line {{ stroke: #33383e }}\n\
-         }}\n\
-         </style>\n\
-         <rect class=\"paper\" width=\"{WIDTH}\" height=\"{height}\"/>\n"
-    );
+    let mut svg = head(WIDTH, height);
     let mut top = MARGIN;
     for timeline in timelines {
         lane(&mut svg, timeline, top);
@@ -110,22 +101,6 @@ fn ticks(total: u64) -> Vec<u64> {
 /// A time on the scale: without decimals that say nothing.
 fn tick_label(us: u64) -> String {
     format!("{} ms", us as f64 / 1000.0)
-}
-
-fn escape(text: &str) -> String {
-    let mut escaped = String::new();
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            // Not allowed in XML at all.
-            c if c.is_control() => escaped.push('?'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

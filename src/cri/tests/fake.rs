@@ -28,6 +28,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::image::pull::{LayerProgress, Phase, PullState, PulledManifest, Wanted};
 use crate::image::reference::Reference;
 use crate::image::{Artifact, Platforms, Unused};
+use crate::network::Checked;
 use crate::sandbox::PodLimits;
 use crate::spec::config::{ContainerConfig, SandboxConfig};
 use crate::stats::{
@@ -165,6 +166,7 @@ impl Domain for Fake {
         self.sandbox(id).map(|_| SandboxInfo {
             pid: Some(42),
             netns: Some("/run/netns/x".into()),
+            port_mappings: Vec::new(),
             cgroup: "/pods/x".into(),
             selinux: None,
             timeline: vec![Span {
@@ -522,6 +524,10 @@ impl Domain for Fake {
         Ok(())
     }
 
+    fn network_warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn network_status(&self) -> Result<(), NotReady> {
         match self.network_down {
             false => Ok(()),
@@ -530,6 +536,10 @@ impl Domain for Fake {
                 message: "no network configuration in /etc/cni/net.d".into(),
             }),
         }
+    }
+
+    async fn check_network(&self, _: &SandboxId) -> Result<Option<Checked>, Error> {
+        Ok(None)
     }
 
     fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {

@@ -261,6 +261,7 @@ impl Shared {
         };
         match (streamed, unpacked) {
             (Ok(()), Ok(staged)) => {
+                tracing::debug!(layer = %descriptor.digest, bytes = descriptor.size, "layer unpacked");
                 self.progress.set(job.position, Phase::Unpacked);
                 Ok(staged)
             }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use progress::{LayerProgress, Phase, PullProgress, PullState, PulledManifest};
 
 use super::reference::Reference;
-use super::registry::{self, Credentials, Registries};
+use super::registry::{self, Credentials, Registries, Remote};
 use super::store::New;
 use super::trust::Policy;
 use super::{Error, Image, ImageStore};
@@ -120,22 +120,27 @@ impl ImageStore {
                 source,
             })?;
         let remote = Arc::new(remote);
-        let resolving = async {
-            let resolved = resolve::resolve(&remote, &wanted.reference, self).await?;
-            trusted::check(sources.policy, &remote, &wanted.reference, &resolved).await?;
-            Ok(resolved)
+        let pulling = async {
+            let resolved = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Failure::Cancelled),
+                resolved = resolve(self, sources.policy, &remote, &wanted.reference) => resolved?,
+            };
+            progress.resolved(&image, &resolved);
+            let fetch = Fetch::new(
+                self,
+                sources.registries,
+                Arc::clone(&remote),
+                &resolved,
+                progress,
+                cancel,
+            );
+            self.take(fetch, &wanted.reference, resolved, cancel).await
         };
         let pulled = tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(Failure::Cancelled),
-            resolved = resolving => match resolved {
-                Ok(resolved) => {
-                    progress.resolved(&image, &resolved);
-                    let fetch = Fetch::new(self, sources.registries, Arc::clone(&remote), &resolved, progress, cancel);
-                    self.take(fetch, &wanted.reference, resolved, cancel).await
-                }
-                Err(failure) => Err(failure),
-            },
+            pulled = pulling => pulled,
+            never = progress.log(&image) => match never {},
         };
         let (took, bytes) = (begin.elapsed(), progress.received());
         let outcome = match &pulled {
@@ -218,6 +223,18 @@ impl ImageStore {
     pub(super) fn configuration(&self, id: super::ImageId) -> Option<String> {
         self.read(|index| Some(index.images.get(&id)?.record.config.clone()))
     }
+}
+
+/// What a name stands for, if the policy allows it.
+async fn resolve(
+    store: &ImageStore,
+    policy: &Policy,
+    remote: &Remote,
+    reference: &Reference,
+) -> Result<Resolved, Failure> {
+    let resolved = resolve::resolve(remote, reference, store).await?;
+    trusted::check(policy, remote, reference, &resolved).await?;
+    Ok(resolved)
 }
 
 impl Failure {

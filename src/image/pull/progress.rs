@@ -1,10 +1,15 @@
 //! How far a pull is, for whoever wants to look: the state now, and no history.
 
+use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::resolve::Resolved;
 use crate::image::registry::Observer;
 use crate::store::blobs::Digest;
+
+/// How often the log is told of a pull.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How far one layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +63,29 @@ impl PullProgress {
     #[must_use]
     pub fn state(&self) -> PullState {
         self.lock().clone()
+    }
+
+    /// Tells the log, now and then, how far a pull is that takes long.
+    pub(super) async fn log(&self, image: &str) -> Infallible {
+        loop {
+            tokio::time::sleep(LOG_INTERVAL).await;
+            let layers = self.state().layers;
+            let sum = |bytes: fn(&LayerProgress) -> u64| layers.iter().map(bytes).sum::<u64>();
+            let is_done =
+                |layer: &&LayerProgress| matches!(layer.phase, Phase::Unpacked | Phase::Shared);
+            tracing::info!(
+                image,
+                layers = layers.len(),
+                layers_done = layers.iter().filter(is_done).count(),
+                bytes = sum(|layer| layer.done),
+                of = sum(|layer| if layer.phase == Phase::Shared {
+                    0
+                } else {
+                    layer.total
+                }),
+                "image is being pulled"
+            );
+        }
     }
 
     pub(super) fn resolved(&self, reference: &str, resolved: &Resolved) {

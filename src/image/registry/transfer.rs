@@ -13,6 +13,7 @@ use super::endpoint::{Endpoint, Range, Wanted};
 use super::parts::{Part, Parts};
 use super::remote::Observer;
 use super::retry::Attempts;
+use super::transport::Body;
 use crate::store::blobs::Digest;
 
 /// A blob on its way.
@@ -92,32 +93,8 @@ impl<'a> Transfer<'a> {
         if self.parts.begin() == Some(self.position) {
             return self.take_parts(endpoint).await;
         }
-        let range = Range {
-            from: self.position,
-            until: None,
-        };
-        let wanted = wanted_blob(&self.what, self.digest, range);
-        let answer = endpoint.get(&wanted).await?;
-        let Self { what, size, .. } = &*self;
-        let size = *size;
-        let from = match answer.status() {
-            StatusCode::PARTIAL_CONTENT => begin(answer.headers())?,
-            // The registry knows no ranges: what has come before comes again.
-            _ => 0,
-        };
-        if from > self.position {
-            return Err(Error::Protocol(format!("sends another range of {what}")));
-        }
-        if let Some(length) = length(answer.headers())
-            && from.saturating_add(length) != size
-        {
-            let all = from.saturating_add(length);
-            return Err(Error::Content(format!(
-                "{what} has {all} bytes, not {size}"
-            )));
-        }
-        let mut body = answer.into_body();
-        let mut skip = self.position - from;
+        let (mut body, mut skip) = self.rest(endpoint).await?;
+        let size = self.size;
         while self.position < size {
             let end = self.parts.begin().unwrap_or(size);
             if self.position == end {
@@ -144,6 +121,32 @@ impl<'a> Transfer<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Asks for the rest of it; returns the answer's body, and how many bytes of that have come before.
+    async fn rest(&self, endpoint: &Endpoint) -> Result<(Body, u64), Error> {
+        let Self { what, size, .. } = self;
+        let range = Range {
+            from: self.position,
+            until: None,
+        };
+        let answer = endpoint.get(&wanted_blob(what, self.digest, range)).await?;
+        let from = match answer.status() {
+            StatusCode::PARTIAL_CONTENT => begin(answer.headers())?,
+            // The registry knows no ranges: what has come before comes again.
+            _ => 0,
+        };
+        if from > self.position {
+            return Err(Error::Protocol(format!("sends another range of {what}")));
+        }
+        if let Some(length) = length(answer.headers())
+            && from.saturating_add(length) != *size
+        {
+            let all = from.saturating_add(length);
+            let text = format!("{what} has {all} bytes, not {size}");
+            return Err(Error::Content(text));
+        }
+        Ok((answer.into_body(), self.position - from))
     }
 
     /// Takes what has been fetched ahead, while more is. When there is no more of it, the rest comes as usual.

@@ -87,7 +87,7 @@ async fn the_environment_is_the_specified_one_and_no_more() {
 #[tokio::test]
 async fn a_plugin_gets_the_capabilities_that_it_declares() {
     let all = json!({"portMappings": true, "bandwidth": true, "dns": true, "ips": true, "cgroupPath": true,
-        "io.kubernetes.cri.pod-annotations": true});
+        "ipRanges": true, "aliases": true, "io.kubernetes.cri.pod-annotations": true});
     let some = json!({"dns": true, "bandwidth": false, "unknown": true});
     let node = Node::with(&json!({"cniVersion": "1.0.0", "name": "n", "plugins": [
         {"type": "all", "capabilities": all}, {"type": "some", "capabilities": some}, {"type": "none"}]}));
@@ -113,6 +113,8 @@ async fn a_plugin_gets_the_capabilities_that_it_declares() {
     });
     let rate = ("kubernetes.io/egress-bandwidth".to_owned(), "1M".to_owned());
     pod.annotations = BTreeMap::from([rate]);
+    pod.hostname = Some("web".into());
+    network.set_pod_cidr("10.7.0.0/24,fd07::/64").unwrap();
     add(&network, &pod).await.unwrap();
     let dns = json!({"servers": ["10.0.0.10"], "searches": [], "options": []});
     let expected = json!({
@@ -121,6 +123,8 @@ async fn a_plugin_gets_the_capabilities_that_it_declares() {
             {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "127.0.0.1"}],
         "bandwidth": {"egressRate": 1_000_000, "egressBurst": u32::MAX},
         "dns": dns,
+        "ipRanges": [[{"subnet": "10.7.0.0/24"}], [{"subnet": "fd07::/64"}]],
+        "aliases": ["web-0", "web"],
         "cgroupPath": "/kubepods/pod1",
         "io.kubernetes.cri.pod-annotations": {"kubernetes.io/egress-bandwidth": "1M"}});
     assert_eq!(node.input("all", "ADD")["runtimeConfig"], expected);
@@ -335,6 +339,133 @@ async fn status_is_that_of_the_plugins_and_is_never_waited_for() {
         node.order().len() <= 4,
         "questions do not run plugins one for one"
     );
+}
+
+#[tokio::test]
+async fn check_asks_every_plugin_with_the_last_result() {
+    let node = Node::with(&network(&["a", "b"]));
+    node.good("a", RESULT);
+    let no = r#"{"cniVersion":"1.0.0","code":99,"msg":"the link is gone"}"#;
+    node.plugin(
+        "b",
+        &format!("[ $verb = ADD ] && echo '{RESULT}'\n[ $verb = CHECK -a -e $dir/gone ] && echo '{no}' && exit 1; exit 0"),
+    );
+    let network = node.open();
+    let pod = pod();
+    assert_eq!(network.check(&pod.sandbox).await.unwrap(), None);
+    add(&network, &pod).await.unwrap();
+    node.order();
+    let fine = Checked::Fine {
+        network: "testnet".into(),
+    };
+    assert_eq!(network.check(&pod.sandbox).await.unwrap(), Some(fine));
+    assert_eq!(node.order(), ["CHECK a", "CHECK b"]);
+    let said: Value = serde_json::from_str(RESULT).unwrap();
+    for plugin in ["a", "b"] {
+        assert_eq!(node.input(plugin, "CHECK")["prevResult"], said);
+    }
+    assert_eq!(
+        node.env("b", "CHECK")["CNI_CONTAINERID"],
+        pod.sandbox.to_string()
+    );
+    fs::write(node.call("gone"), "").unwrap();
+    let Some(Checked::Wrong { problem, .. }) = network.check(&pod.sandbox).await.unwrap() else {
+        panic!("the plugin complains");
+    };
+    let expected = "network testnet: plugin b: CHECK: the link is gone (code 99)";
+    assert_eq!(problem, expected);
+}
+
+#[tokio::test]
+async fn check_is_not_run_where_it_is_unknown_or_unwanted() {
+    let (mut old, mut unwanted) = (network(&["a"]), network(&["a"]));
+    old["cniVersion"] = json!("0.3.1");
+    unwanted["disableCheck"] = json!(true);
+    for (conf, part) in [(old, "0.4.0"), (unwanted, "disableCheck")] {
+        let node = Node::with(&conf);
+        node.good(
+            "a",
+            &RESULT.replace("1.0.0", conf["cniVersion"].as_str().unwrap()),
+        );
+        let network = node.open();
+        let pod = pod();
+        add(&network, &pod).await.unwrap();
+        node.order();
+        let Some(Checked::NotChecked { why, .. }) = network.check(&pod.sandbox).await.unwrap()
+        else {
+            panic!("nobody is asked");
+        };
+        assert!(why.contains(part) && node.order().is_empty(), "{why}");
+    }
+}
+
+/// What a test's template becomes for a range.
+fn filled(subnet: &str) -> String {
+    format!(
+        r#"{{"cniVersion":"1.0.0","name":"made","plugins":[{{"type":"a","subnet":"{subnet}"}}]}}"#
+    )
+}
+
+#[tokio::test]
+async fn a_configuration_is_made_of_the_template_where_there_is_none() {
+    let mut node = Node::new();
+    node.good("a", RESULT);
+    let template = node.dir.path().join("template");
+    node.settings.conf_template = Some(template.clone());
+    let network = node.open();
+    let set = |range: &str| {
+        network
+            .set_pod_cidr(range)
+            .map_err(|error| error.to_string())
+    };
+    let made = node.settings.conf_dir.join("10-carpel.conflist");
+    let missing = set("10.7.0.0/24").unwrap_err();
+    assert!(
+        missing.contains("No such file") && !made.exists(),
+        "{missing}"
+    );
+    for (bad, why) in [
+        ("{{.PodCIDR", "line 1: {{ without }}"),
+        (
+            "{\"name\":\"{{.PodCIDR}}\"}",
+            "is no network configuration when filled in: network name",
+        ),
+    ] {
+        fs::write(&template, bad).unwrap();
+        let error = set("10.7.0.0/24").unwrap_err();
+        assert!(error.contains(why) && !made.exists(), "{error}");
+    }
+    fs::write(&template, filled("{{.PodCIDR}}")).unwrap();
+    assert_eq!(
+        set("10.7.0.0/33").unwrap_err().split(':').next(),
+        Some(
+            "pod CIDR \"10.7.0.0/33\" is not a subnet, or one of IPv4 and one of IPv6, with room for pods"
+        )
+    );
+    // Made, used, and made anew for another range while nobody has touched it.
+    for range in ["10.7.0.0/24", "10.7.0.0/24", "10.8.0.0/24"] {
+        set(range).unwrap();
+        assert_eq!(fs::read_to_string(&made).unwrap(), filled(range));
+    }
+    eventually("in use", || {
+        network.status().is_ok_and(|name| name == "made")
+    })
+    .await;
+    assert_eq!(
+        fs::metadata(&made).unwrap().permissions().mode() & 0o777,
+        0o644
+    );
+    fs::write(&made, filled("mine")).unwrap();
+    set("10.9.0.0/24").unwrap();
+    assert_eq!(fs::read_to_string(&made).unwrap(), filled("mine"));
+    // Somebody else's is enough; without one it is made anew.
+    fs::remove_file(&made).unwrap();
+    node.conf("20-other.conflist", &filled("other"));
+    set("10.9.0.0/24").unwrap();
+    assert!(!made.exists());
+    fs::remove_dir_all(&node.settings.conf_dir).unwrap();
+    set("fd09::/64,10.9.0.0/24").unwrap();
+    assert_eq!(fs::read_to_string(&made).unwrap(), filled("fd09::/64"));
 }
 
 #[tokio::test]

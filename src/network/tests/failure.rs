@@ -279,6 +279,38 @@ async fn a_damaged_entry_is_put_aside_and_the_network_in_use_deletes() {
 }
 
 #[tokio::test]
+async fn a_damaged_entry_waits_for_a_network_to_delete_it() {
+    let node = Node::with(&network(&["a"]));
+    node.good("a", RESULT);
+    let network = node.open();
+    let pod = pod();
+    add(&network, &pod).await.unwrap();
+    node.order();
+    drop(network);
+    let file = format!("{}.json", pod.sandbox);
+    let damaged = node.settings.cache_dir.join(&file);
+    fs::write(&damaged, "carpel-cni-1 0000").unwrap();
+    let conf = node.settings.conf_dir.join("10-net.conflist");
+    let away = node.dir.path().join("away");
+    fs::rename(&conf, &away).unwrap();
+    let network = node.open();
+    for _ in 0..2 {
+        let text = network.del(&pod.sandbox).await.unwrap_err().to_string();
+        assert!(
+            text.contains("is damaged") && text.contains("no network"),
+            "{text}"
+        );
+        assert_eq!(network.cached(), [pod.sandbox]);
+    }
+    drop(network);
+    fs::rename(&away, &conf).unwrap();
+    let network = node.open();
+    network.del(&pod.sandbox).await.unwrap();
+    assert_eq!(node.order(), ["DEL a"]);
+    assert_eq!(node.cache_files(), [format!("{file}.corrupt")]);
+}
+
+#[tokio::test]
 async fn a_cache_that_cannot_be_written_stops_an_add_before_it_begins() {
     let node = Node::with(&network(&["a"]));
     node.good("a", RESULT);

@@ -42,6 +42,7 @@ impl Node {
             cache_dir: at("cache"),
             timeout: Duration::from_secs(20),
             default_network: None,
+            conf_template: None,
         };
         Self { dir, settings }
     }
@@ -135,6 +136,7 @@ fn pod() -> PodNetwork {
         cgroup_parent: None,
         dns: None,
         annotations: BTreeMap::new(),
+        hostname: None,
     }
 }
 

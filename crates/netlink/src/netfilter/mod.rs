@@ -7,8 +7,8 @@
 
 pub mod conntrack;
 pub mod expression;
+pub mod listing;
 pub mod rule;
-
 pub mod set;
 mod userdata;
 
@@ -42,12 +42,25 @@ const HEADER: usize = 4;
 pub enum Family {
     V4,
     V6,
+    /// IPv4 and IPv6.
+    Inet,
+    Arp,
     /// Frames on bridges.
     Bridge,
+    /// Everything that comes in or goes out by a link.
+    Netdev,
 }
 
 impl Family {
     pub const IP: [Family; 2] = [Family::V4, Family::V6];
+    const ALL: [Family; 6] = [
+        Family::Inet,
+        Family::V4,
+        Family::Arp,
+        Family::Netdev,
+        Family::Bridge,
+        Family::V6,
+    ];
 
     pub fn of(addr: IpAddr) -> Family {
         if addr.is_ipv4() {
@@ -59,16 +72,31 @@ impl Family {
 
     fn number(self) -> u8 {
         match self {
+            Family::Inet => 1,
             Family::V4 => 2,
+            Family::Arp => 3,
+            Family::Netdev => 5,
             Family::Bridge => 7,
             Family::V6 => 10,
         }
     }
 
     fn from_number(number: u8) -> Option<Family> {
-        [Family::V4, Family::V6, Family::Bridge]
+        Family::ALL
             .into_iter()
             .find(|family| family.number() == number)
+    }
+
+    /// The family's name, as the nft command has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Inet => "inet",
+            Family::V4 => "ip",
+            Family::Arp => "arp",
+            Family::Netdev => "netdev",
+            Family::Bridge => "bridge",
+            Family::V6 => "ip6",
+        }
     }
 
     /// Bytes in an address.
@@ -126,6 +154,12 @@ fn payload(family: Option<Family>, attributes: Attributes) -> Vec<u8> {
     let mut bytes = vec![family.map_or(0, Family::number), 0, 0, 0];
     bytes.extend(attributes.into_bytes());
     bytes
+}
+
+impl Default for Transaction {
+    fn default() -> Transaction {
+        Transaction::new()
+    }
 }
 
 impl Transaction {

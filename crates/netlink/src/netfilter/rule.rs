@@ -11,7 +11,7 @@ use super::{
 use crate::{Answer, Socket, attributes, message::Attributes};
 
 const NEWRULE: u8 = 6;
-const GETRULE: u8 = 7;
+pub(super) const GETRULE: u8 = 7;
 const DELRULE: u8 = 8;
 
 const NLM_F_APPEND: u16 = 0x800;
@@ -56,7 +56,7 @@ impl Rule {
 }
 
 /// The value of an attribute in an attribute.
-fn nested(value: &[u8], path: &[u16]) -> Option<Vec<u8>> {
+pub(super) fn nested(value: &[u8], path: &[u16]) -> Option<Vec<u8>> {
     let Some((first, rest)) = path.split_first() else {
         return Some(value.into());
     };

@@ -13,7 +13,7 @@ use crate::{Batch, Socket, attributes, message::Attributes};
 const NEWSET: u8 = 9;
 const GETSET: u8 = 10;
 const NEWSETELEM: u8 = 12;
-const GETSETELEM: u8 = 13;
+pub(super) const GETSETELEM: u8 = 13;
 const DELSETELEM: u8 = 14;
 
 const IS_MAP: u32 = 0x8;

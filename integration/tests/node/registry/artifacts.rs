@@ -112,7 +112,7 @@ async fn an_artifact_is_pulled_and_mounted_as_its_files() {
     node.wait_exit(&id).await;
     assert_eq!(node.log(&pod, "c").stdout(), "0\n");
 
-    let mut config = sleeper("d");
+    let mut config = userns::inside(sleeper("d"));
     config.image.as_mut().expect("an image").image = name.clone();
     let part = format!(
         "container \"d\": config.image: {name} is an artifact (application/x-model) and no container image"
