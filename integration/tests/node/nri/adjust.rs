@@ -148,8 +148,6 @@ async fn variables_arguments_mounts_limits_and_hooks() {
     let state: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.join("state")).unwrap()).unwrap();
     assert_eq!(state["annotations"]["from"], "plugin");
-    drop(first);
-    drop(last);
     node.finish().await;
 }
 
