@@ -1,5 +1,7 @@
 //! OCI hooks: programs that run at points of a container's life, as a base spec or a CDI device asks for them.
 
+mod user_namespace;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Code;
 
-use crate::{refused, userns};
+use crate::refused;
 
 /// A folder with a base spec and the programs and traces of its hooks.
 struct Hooked(TempDir);
@@ -424,21 +426,6 @@ async fn the_daemon_may_die_on_the_way_of_hooks() {
             assert_eq!(hooked.read("order"), before, "{armed}");
         }
     }
-}
-
-#[tokio::test]
-async fn a_pod_with_a_user_namespace_has_no_hooks_in_sight_of_the_host() {
-    let hooked = Hooked::new();
-    let note = hooked.script("note", "cat > $DIR/state");
-    let node = hooked.node(json!({"createContainer": hook(&note)})).await;
-    let pod = node.run_pod(&userns::pod(&node, "one")).await;
-    refused(
-        node.try_create(&pod, &userns::inside(sleeper("a"))).await,
-        Code::Unimplemented,
-        "createContainer hook",
-    );
-    assert_eq!(hooked.read("state"), "");
-    node.finish().await;
 }
 
 #[tokio::test]
