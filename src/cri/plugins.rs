@@ -45,7 +45,7 @@ fn cannot<T>(field: &str) -> Result<T, String> {
 /// As an update has it: 0 is what is not said.
 fn change(wanted: &nri::LinuxResources) -> Result<cri::LinuxContainerResources, String> {
     let mut unified = wanted.unified.clone();
-    let memory = wanted.memory.clone().unwrap_or_default();
+    let memory = wanted.memory.unwrap_or_default();
     let cpu = wanted.cpu.clone().unwrap_or_default();
     for (field, said) in [
         ("memory.kernel", memory.kernel.is_some_and(|v| v.value != 0)),

@@ -35,6 +35,9 @@ use crate::stats::Walker;
 use crate::store::record::{self, ReadError};
 use crate::supervisor::{self, Exit, Listed, Supervisor};
 
+/// A pod's overhead, and the resources that it has as a whole.
+pub type PodResources = (Option<Resources>, Option<Resources>);
+
 /// How a record's verbatim request becomes a checked configuration again: `cri/` knows.
 #[derive(Clone, Copy)]
 pub struct Decode {
@@ -46,7 +49,7 @@ pub struct Decode {
     /// the message that asks for them. Then their score, if they say one, and whether the node has cgroup v2.
     pub amend: Amend,
     /// What a pod is to have: overhead and resources, by its request and what was changed since.
-    pub pod_resources: fn(&[u8], &PodLimits) -> (Option<Resources>, Option<Resources>),
+    pub pod_resources: fn(&[u8], &PodLimits) -> PodResources,
     /// Kernel settings that plugins want, of a pod with such a network and IPC namespace.
     pub sysctls: fn(Sysctls, Scope, Scope) -> Result<Sysctls, Error>,
 }

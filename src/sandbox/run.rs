@@ -13,7 +13,8 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::{EventKind, Node, orphans};
+use crate::node::orphans::Ending;
+use crate::node::{EventKind, Node};
 use crate::nri::Gate;
 use crate::selinux::Selinux;
 use crate::spec::config::{PidScope, SandboxConfig};
@@ -149,13 +150,14 @@ impl Node {
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
         let (first, spawned) = spawned.map_err(Error::at(at("start the supervisor")))?;
+        let spawned = Ending::new(spawned);
         timeline.note("start supervisor", start);
 
         let pod = self.make_pod(sandbox, &first).await;
         // The process as spawned ends with the setup: the pod's supervisor is its clone.
         match &pod {
-            Ok(_) => orphans::reap_later(spawned),
-            Err(_) => drop(orphans::end(&spawned).await),
+            Ok(_) => drop(spawned),
+            Err(_) => spawned.end().await,
         }
         let (attachment, user_namespace) = pod?;
 
