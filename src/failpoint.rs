@@ -51,6 +51,9 @@ pub const VOLUMES: &[&str] = &["create:volumes", "start:volumes"];
 /// Those that the start of a container with hooks passes besides.
 pub const HOOKS: &[&str] = &["start:bundle", "start:hooks"];
 
+/// Those that the start of a container with network devices passes besides.
+pub const NET_DEVICES: &[&str] = &["start:net-devices"];
+
 /// Those that only a pod with a user namespace passes.
 pub const USER_NAMESPACE: &[&str] = &["run:user-namespace", "start:user-namespace"];
 
@@ -73,9 +76,17 @@ pub const PULL: &[&str] = &[
 pub fn hit(name: &str) -> Result<(), Error> {
     static ARMED: OnceLock<Option<String>> = OnceLock::new();
     static FAILED: AtomicBool = AtomicBool::new(false);
-    let listed = [NAMES, ADOPTION, EXIT, VOLUMES, HOOKS, USER_NAMESPACE, PULL]
-        .iter()
-        .any(|names| names.contains(&name));
+    let lists = [
+        NAMES,
+        ADOPTION,
+        EXIT,
+        VOLUMES,
+        HOOKS,
+        NET_DEVICES,
+        USER_NAMESPACE,
+        PULL,
+    ];
+    let listed = lists.iter().any(|names| names.contains(&name));
     debug_assert!(listed, "failpoint {name} is not listed");
     let Some(armed) = ARMED.get_or_init(|| std::env::var("CARPEL_FAILPOINT").ok()) else {
         return Ok(());

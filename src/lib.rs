@@ -18,6 +18,7 @@ pub mod image;
 pub mod metrics;
 pub mod network;
 pub mod node;
+pub mod nri;
 pub mod sandbox;
 pub mod seccomp;
 pub mod selinux;

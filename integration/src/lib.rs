@@ -31,6 +31,7 @@ pub mod lan;
 pub mod leaks;
 pub mod log;
 pub mod node;
+pub mod nri;
 pub mod registry;
 pub mod request;
 pub mod streams;

@@ -190,7 +190,15 @@ impl TestNode {
         ] {
             std::fs::create_dir(dir.path().join(sub)).expect("a folder");
         }
-        std::fs::write(dir.path().join("config.toml"), &options.config).expect("a file");
+        let mut config = options.config.clone();
+        let socket = format!("socket = {:?}\n", dir.path().join("run/nri.sock"));
+        // One node's plugins are no other's.
+        match config.find("[nri]\n").map(|at| at + "[nri]\n".len()) {
+            Some(_) if config.contains("socket = ") => {}
+            Some(at) => config.insert_str(at, &socket),
+            None => config.push_str(&format!("\n[nri]\n{socket}")),
+        }
+        std::fs::write(dir.path().join("config.toml"), config).expect("a file");
         let node = Self {
             cri: Cri::new(&dir.path().join("run/carpel.sock")),
             net: options.net.take().unwrap_or_default(),

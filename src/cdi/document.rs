@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 
 use super::name::{check_device, check_kind};
+use crate::spec::net_devices;
 
 /// The versions that are known, oldest first.
 pub(super) const VERSIONS: [&str; 8] = [
@@ -59,7 +60,7 @@ pub(super) struct ContainerEdits {
     #[serde(alias = "additionalGIDs", deserialize_with = "or_null")]
     pub additional_gids: Vec<u32>,
     #[serde(deserialize_with = "or_null")]
-    pub net_devices: Vec<IgnoredAny>,
+    pub net_devices: Vec<NetDevice>,
     pub intel_rdt: Option<IntelRdt>,
 }
 
@@ -107,6 +108,13 @@ pub(super) struct Hook {
     pub env: Vec<String>,
     #[serde(default)]
     pub timeout: Option<i64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct NetDevice {
+    pub host_interface_name: String,
+    pub name: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -247,6 +255,16 @@ impl ContainerEdits {
         for (index, hook) in self.hooks.iter().enumerate() {
             hook.check()
                 .map_err(|why| format!("hooks[{index}].{why}"))?;
+        }
+        for (index, device) in self.net_devices.iter().enumerate() {
+            let fields = [
+                ("hostInterfaceName", &device.host_interface_name),
+                ("name", &device.name),
+            ];
+            for (field, name) in fields {
+                net_devices::check_name(name)
+                    .map_err(|why| format!("netDevices[{index}].{field}: {name:?} {why}"))?;
+            }
         }
         Ok(())
     }

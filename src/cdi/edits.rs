@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use oci_spec::runtime::{
-    Hook as OciHook, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount as OciMount, Spec,
-};
+use oci_spec::runtime::{Hook as OciHook, LinuxDevice, LinuxDeviceType, Spec};
 
 use super::Error;
-use super::document::{ContainerEdits, DeviceNode, Hook, Mount};
-use crate::spec::{hooks, mounts};
+use super::document::{ContainerEdits, DeviceNode, Hook, Mount, NetDevice};
+use crate::spec::{devices, hooks, mounts, net_devices};
 
 /// The edits of some devices, in the order in which they are made.
 #[derive(Debug, Default)]
@@ -20,27 +18,23 @@ pub struct Edits {
     mounts: Vec<Mount>,
     hooks: Vec<Hook>,
     groups: Vec<u32>,
+    net_devices: Vec<NetDevice>,
 }
 
 impl Edits {
     pub(super) fn add(&mut self, path: &Path, edits: &ContainerEdits) -> Result<(), Error> {
-        let refuse = |what| {
-            Err(Error::Unsupported {
-                path: path.to_owned(),
-                what,
-            })
-        };
-        if !edits.net_devices.is_empty() {
-            return refuse("netDevices");
-        }
         if edits.intel_rdt.is_some() {
-            return refuse("intelRdt");
+            return Err(Error::Unsupported {
+                path: path.to_owned(),
+                what: rdt(),
+            });
         }
         self.env.extend(edits.env.iter().cloned());
         self.nodes.extend(edits.device_nodes.iter().cloned());
         self.mounts.extend(edits.mounts.iter().cloned());
         self.hooks.extend(edits.hooks.iter().cloned());
         self.groups.extend(&edits.additional_gids);
+        self.net_devices.extend(edits.net_devices.iter().cloned());
         Ok(())
     }
 
@@ -59,6 +53,10 @@ impl Edits {
             hooks::push(spec, &hook.hook_name, oci_hook(hook));
         }
         self.add_groups(spec);
+        for device in &self.net_devices {
+            net_devices::add(spec, &device.host_interface_name, &device.name)
+                .map_err(Error::Edit)?;
+        }
         Ok(())
     }
 
@@ -68,6 +66,7 @@ impl Edits {
             && self.mounts.is_empty()
             && self.hooks.is_empty()
             && self.groups.is_empty()
+            && self.net_devices.is_empty()
     }
 
     fn set_variables(&self, spec: &mut Spec) {
@@ -104,9 +103,6 @@ impl Edits {
         let owner = spec.process().as_ref().map_or((0, 0), |process| {
             (process.user().uid(), process.user().gid())
         });
-        let Some(linux) = spec.linux_mut() else {
-            return Ok(());
-        };
         for wanted in &self.nodes {
             let node = node(wanted, owner)?;
             let access = match wanted.permissions.as_str() {
@@ -114,23 +110,12 @@ impl Edits {
                 "none" => "",
                 permissions => permissions,
             };
-            if node.typ() != LinuxDeviceType::P && !access.is_empty() {
-                let mut rule = LinuxDeviceCgroup::default();
-                rule.set_allow(true)
-                    .set_typ(Some(node.typ()))
-                    .set_major(Some(node.major()))
-                    .set_minor(Some(node.minor()))
-                    .set_access(Some(access.to_owned()));
-                let mut resources = linux.resources().clone().unwrap_or_default();
-                let mut rules = resources.devices().clone().unwrap_or_default();
-                rules.push(rule);
-                resources.set_devices(Some(rules));
-                linux.set_resources(Some(resources));
-            }
-            let mut nodes = linux.devices().clone().unwrap_or_default();
-            nodes.retain(|known| known.path() != node.path());
-            nodes.push(node);
-            linux.set_devices(Some(nodes));
+            let host = if wanted.host_path.is_empty() {
+                &wanted.path
+            } else {
+                &wanted.host_path
+            };
+            devices::add(spec, node, Path::new(host), access).map_err(Error::Edit)?;
         }
         Ok(())
     }
@@ -141,14 +126,22 @@ impl Edits {
         }
         let mut all = spec.mounts().clone().unwrap_or_default();
         for wanted in &self.mounts {
-            let mount = mount(wanted)?;
-            all.retain(|known| known.destination() != mount.destination());
-            all.push(mount);
+            let (source, target) = (&wanted.host_path, &wanted.container_path);
+            let mount = mounts::extra(target, &wanted.typ, source, &wanted.options);
+            mounts::replace(&mut all, mount.map_err(Error::Edit)?);
         }
-        // Stable: a folder comes before what lies in it, and all else stays in its order.
-        all.sort_by_key(|mount| mount.destination().components().count());
         spec.set_mounts(Some(all));
         Ok(())
+    }
+}
+
+/// Why no class of Intel's resource director can be had.
+fn rdt() -> &'static str {
+    const RESCTRL: &str = "/sys/fs/resctrl/schemata";
+    if Path::new(RESCTRL).exists() {
+        "intelRdt, which carpel cannot do"
+    } else {
+        "intelRdt, and resctrl is not mounted on /sys/fs/resctrl: this machine has no such classes"
     }
 }
 
@@ -164,37 +157,6 @@ fn oci_hook(hook: &Hook) -> OciHook {
         oci.set_env(Some(hook.env.clone()));
     }
     oci
-}
-
-fn mount(wanted: &Mount) -> Result<OciMount, Error> {
-    let source = PathBuf::from(&wanted.host_path);
-    let path = mounts::normal(&wanted.container_path);
-    let refuse = |why: &str| Error::Edit(format!("mount on {}: {why}", wanted.container_path));
-    let path = path.ok_or_else(|| refuse("not a path below the root"))?;
-    mounts::check(&path, &source).map_err(|error| Error::Edit(error.to_string()))?;
-    let bind = wanted.typ == "bind"
-        || wanted
-            .options
-            .iter()
-            .any(|option| option == "bind" || option == "rbind");
-    if bind {
-        if let Err(error) = fs::metadata(&source) {
-            return Err(refuse(&format!("host path {}: {error}", wanted.host_path)));
-        }
-        if !source.is_absolute() {
-            return Err(refuse("its host path is not absolute"));
-        }
-    } else if wanted.typ.is_empty() {
-        return Err(refuse("neither a type nor a bind mount"));
-    }
-    let typ = if bind { "bind" } else { &wanted.typ };
-    let mut mount = OciMount::default();
-    mount
-        .set_destination(path.into())
-        .set_typ(Some(typ.to_owned()))
-        .set_source(Some(source))
-        .set_options(Some(wanted.options.clone()));
-    Ok(mount)
 }
 
 /// The node, with what its specification leaves out taken from the host's.

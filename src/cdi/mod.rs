@@ -48,7 +48,7 @@ pub enum Error {
     },
     #[error("{} and {} both describe it", .first.display(), .second.display())]
     Conflict { first: PathBuf, second: PathBuf },
-    #[error("{} asks for {what}, which carpel cannot do", .path.display())]
+    #[error("{} asks for {what}", .path.display())]
     Unsupported { path: PathBuf, what: &'static str },
     #[error("folder {}: {source}", .path.display())]
     Folder { path: PathBuf, source: io::Error },

@@ -280,6 +280,11 @@ impl Cgroup {
         &self.path
     }
 
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        !matches!(self.join(), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// What a process needs to enter.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 //!
 //! Every call has a deadline, and every error says what a person can do about it.
 
+mod lists;
+
 use std::fmt;
 use std::future::Future;
 use std::io::ErrorKind;
@@ -178,22 +180,17 @@ calls! {
     runtime: version(VersionRequest) -> VersionResponse, "Version", QUERY;
     runtime: status(StatusRequest) -> StatusResponse, "Status", QUERY;
     runtime: runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse, "RuntimeConfig", QUERY;
-    runtime: list_pod_sandbox(ListPodSandboxRequest) -> ListPodSandboxResponse, "ListPodSandbox", QUERY;
     runtime: pod_sandbox_status(PodSandboxStatusRequest) -> PodSandboxStatusResponse, "PodSandboxStatus", QUERY;
     runtime: run_pod_sandbox(RunPodSandboxRequest) -> RunPodSandboxResponse, "RunPodSandbox", CHANGE;
     runtime: stop_pod_sandbox(StopPodSandboxRequest) -> StopPodSandboxResponse, "StopPodSandbox", CHANGE;
     runtime: remove_pod_sandbox(RemovePodSandboxRequest) -> RemovePodSandboxResponse, "RemovePodSandbox", CHANGE;
-    runtime: list_containers(ListContainersRequest) -> ListContainersResponse, "ListContainers", QUERY;
     runtime: container_status(ContainerStatusRequest) -> ContainerStatusResponse, "ContainerStatus", QUERY;
     runtime: create_container(CreateContainerRequest) -> CreateContainerResponse, "CreateContainer", CHANGE;
     runtime: start_container(StartContainerRequest) -> StartContainerResponse, "StartContainer", CHANGE;
     runtime: remove_container(RemoveContainerRequest) -> RemoveContainerResponse, "RemoveContainer", CHANGE;
-    runtime: list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse, "ListContainerStats", QUERY;
-    runtime: list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse, "ListPodSandboxStats", QUERY;
     runtime: exec(ExecRequest) -> ExecResponse, "Exec", QUERY;
     runtime: attach(AttachRequest) -> AttachResponse, "Attach", QUERY;
     runtime: port_forward(PortForwardRequest) -> PortForwardResponse, "PortForward", QUERY;
-    images: list_images(ListImagesRequest) -> ListImagesResponse, "ListImages", QUERY;
     images: image_status(ImageStatusRequest) -> ImageStatusResponse, "ImageStatus", QUERY;
     images: remove_image(RemoveImageRequest) -> RemoveImageResponse, "RemoveImage", CHANGE;
     images: image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse, "ImageFsInfo", QUERY;

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -154,14 +154,18 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = UnixListener::from_std(listener).context("socket")?;
     let endpoint = config.listen.clone();
 
+    let node = OnceLock::new();
     let outcome = tokio::select! {
-        outcome = answer(config, host, cgroups, listener) => outcome,
+        outcome = answer(config, host, cgroups, listener, &node) => outcome,
         signal = &mut stop => {
             tracing::info!(signal, "stopping; pods keep running");
             Ok(())
         }
     };
     notify(&[NotifyState::Stopping]);
+    if let Some(node) = node.get() {
+        node.stop_plugins().await;
+    }
     // Gone while we hold the root's lock, so that it is ours and no successor's.
     let _ = std::fs::remove_file(endpoint.path());
     outcome
@@ -173,12 +177,13 @@ async fn answer(
     host: HostFacts,
     cgroups: Cgroups,
     listener: UnixListener,
+    made: &OnceLock<Arc<Node>>,
 ) -> anyhow::Result<()> {
     let endpoint = config.listen.clone();
     let calls = trace::CallLayer {
         enabled: config.telemetry.traces.is_some(),
     };
-    let services = services(config, host, cgroups).await?;
+    let services = services(config, host, cgroups, made).await?;
     tracing::info!(%endpoint, version = env!("CARGO_PKG_VERSION"), "serving");
     notify(&[
         NotifyState::Ready,
@@ -209,7 +214,12 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>
 }
 
 /// The node, recovered, behind its gRPC services.
-async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::Result<Routes> {
+async fn services(
+    config: Config,
+    host: HostFacts,
+    cgroups: Cgroups,
+    made: &OnceLock<Arc<Node>>,
+) -> anyhow::Result<Routes> {
     let supervisor = config.libexec.find_supervisor()?;
     let binary = Binary::load(&supervisor)
         .with_context(|| format!("supervisor {}", supervisor.display()))?;
@@ -268,11 +278,15 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
             false => None,
         },
         cdi: Cdi::new(config.cdi.dirs.clone(), config.cdi.annotations),
+        nri: config.nri.settings(),
     };
     let decode = Decode {
         sandbox: cri::decode_sandbox,
         container: cri::decode_container,
         resources: cri::decode_resources,
+        amend: cri::plugins::amend,
+        pod_resources: cri::plugins::pod_resources,
+        sysctls: cri::plugins::sysctls,
     };
     let streaming = streaming_server(&config).await?;
     let urls = streaming.urls();
@@ -283,6 +297,8 @@ async fn services(config: Config, host: HostFacts, cgroups: Cgroups) -> anyhow::
     );
     let node = node.context("recover")?;
     node.set_user_namespaces(user_namespaces);
+    let _ = made.set(Arc::clone(&node));
+    node.start_plugins().await;
     tokio::spawn(streaming.serve(Arc::clone(&node)));
     tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));
     tokio::spawn(load_apparmor_profile(Arc::clone(&node)));

@@ -43,6 +43,8 @@ pub struct Layer {
     #[serde(default)]
     pub cdi: CdiLayer,
     #[serde(default)]
+    pub nri: NriLayer,
+    #[serde(default)]
     pub network: NetworkLayer,
     #[serde(default)]
     pub image: ImageLayer,
@@ -77,6 +79,17 @@ pub struct RuntimeLayer {
 pub struct CdiLayer {
     pub dirs: Option<Vec<AbsolutePath>>,
     pub annotations: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NriLayer {
+    pub enabled: Option<bool>,
+    pub socket: Option<AbsolutePath>,
+    pub plugin_dir: Option<AbsolutePath>,
+    pub config_dir: Option<AbsolutePath>,
+    pub registration_timeout_seconds: Option<NonZeroU8>,
+    pub request_timeout_seconds: Option<NonZeroU8>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -22,6 +22,7 @@ pub use value::{
 use crate::image::pinned::NamePattern;
 use crate::image::registry::RegistryHost;
 use crate::image::trust::{Policy, PolicyError};
+use crate::nri;
 use crate::spec::base::{self, BaseSpec};
 
 /// Where the configuration is read from unless a flag says otherwise.
@@ -44,6 +45,7 @@ pub struct Config {
     pub cgroup: Cgroup,
     pub runtime: Runtime,
     pub cdi: Cdi,
+    pub nri: Plugins,
     pub network: Network,
     pub image: Images,
     pub registry: Registry,
@@ -92,6 +94,45 @@ pub struct Cdi {
     pub dirs: Vec<PathBuf>,
     /// Whether a container's annotations may name devices, as those of device plugins do.
     pub annotations: bool,
+}
+
+/// Plugins that have a say in how containers are made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plugins {
+    pub enabled: bool,
+    /// Where they connect.
+    pub socket: PathBuf,
+    /// Folder of those that are started with the daemon.
+    pub plugin_dir: PathBuf,
+    /// Folder of their configurations.
+    pub config_dir: PathBuf,
+    /// How long one may take from its connection to its registration.
+    #[serde(
+        rename = "registration_timeout_seconds",
+        serialize_with = "whole_seconds"
+    )]
+    pub registration_timeout: Duration,
+    /// How long one may take to answer.
+    #[serde(rename = "request_timeout_seconds", serialize_with = "whole_seconds")]
+    pub request_timeout: Duration,
+}
+
+impl Plugins {
+    /// For the daemon's own code; `None`: there are none.
+    #[must_use]
+    pub fn settings(&self) -> Option<nri::Settings> {
+        self.enabled.then(|| nri::Settings {
+            socket: self.socket.clone(),
+            folders: nri::Folders {
+                plugins: self.plugin_dir.clone(),
+                config: self.config_dir.clone(),
+            },
+            times: nri::Times {
+                registration: self.registration_timeout,
+                request: self.request_timeout,
+            },
+        })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -220,6 +261,14 @@ impl Default for Config {
                 dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
                 annotations: true,
             },
+            nri: Plugins {
+                enabled: true,
+                socket: "/var/run/nri/nri.sock".into(),
+                plugin_dir: "/opt/nri/plugins".into(),
+                config_dir: "/etc/nri/conf.d".into(),
+                registration_timeout: Duration::from_secs(5),
+                request_timeout: Duration::from_secs(2),
+            },
             network: Network {
                 conf_dir: "/etc/cni/net.d".into(),
                 bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
@@ -304,6 +353,17 @@ impl Config {
             self.cdi.dirs = dirs.into_iter().map(PathBuf::from).collect();
         }
         set(&mut self.cdi.annotations, layer.cdi.annotations);
+        let nri = layer.nri;
+        set(&mut self.nri.enabled, nri.enabled);
+        set(&mut self.nri.socket, nri.socket);
+        set(&mut self.nri.plugin_dir, nri.plugin_dir);
+        set(&mut self.nri.config_dir, nri.config_dir);
+        if let Some(seconds) = nri.registration_timeout_seconds {
+            self.nri.registration_timeout = Duration::from_secs(seconds.get().into());
+        }
+        if let Some(seconds) = nri.request_timeout_seconds {
+            self.nri.request_timeout = Duration::from_secs(seconds.get().into());
+        }
         let network = layer.network;
         set(&mut self.network.conf_dir, network.conf_dir);
         if let Some(dirs) = network.bin_dirs {

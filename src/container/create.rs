@@ -4,14 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use carpel_api::nri::Event;
+
 use super::volumes::Images;
-use super::{Container, Prepared, Record, State};
+use super::{Container, Prepared, Record, State, net_devices};
 use crate::cdi;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::Image;
-use crate::node::{ContainerLabels, EventKind, Node};
+use crate::node::{ContainerLabels, EventKind, Newcomer, Node};
+use crate::nri::Subject;
 use crate::sandbox::{self, Sandbox, files};
 use crate::selinux::Label;
 use crate::spec::config::{ContainerConfig, IdMap, MountSource, PidScope, UserNamespace};
@@ -99,8 +102,11 @@ impl Node {
             devices,
             labels,
         };
-        let made = self.prepare(id, &sandbox, config, request, &found).await;
+        let mut told = None;
+        let made = self.prepare(id, &sandbox, config, request, &found, &mut told);
+        let made = made.await;
         if made.is_err() {
+            self.untell_plugins(told).await;
             self.delete_container_files(&id)?;
         }
         made
@@ -113,6 +119,7 @@ impl Node {
         config: ContainerConfig,
         request: Vec<u8>,
         found: &Found,
+        told: &mut Option<Subject>,
     ) -> Result<ContainerId, Error> {
         let Found {
             images,
@@ -136,15 +143,30 @@ impl Node {
         let user = user::resolve(&rootfs, image_user(image), security)
             .map_err(|error| invalid(&config, &error))?;
         check_mapped(&config, &user, sandbox.config.user_namespace)?;
-        let cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
+        let mut cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
         let mut source = self.source(&id, sandbox, &config, found, &user, &cgroup)?;
         self.base.apply(&mut source.spec);
         devices
             .apply(&mut source.spec)
             .map_err(|error| Error::InvalidArgument(cdi_failed(&config, "CDI_devices", &error)))?;
+        // Until it is in the tables no plugin is synchronized.
+        let gate = self.nri.gate().await;
+        let new = Newcomer {
+            id: &id,
+            sandbox,
+            config: &config,
+            image,
+            request: &request,
+        };
+        let adjusted = self.ask_plugins(&new, &mut source, told).await?;
+        cgroup = adjusted.cgroup.unwrap_or(cgroup);
+        source.net_devices = net_devices::find(sandbox, &config, &source)?;
         if hooks::any(&source.spec) {
-            check_hooks(&config, &source)?;
-            source.bundle = Some(self.paths.bundle(&id));
+            let bundle = self.paths.bundle(&id);
+            if source.in_user_namespace() && hooks::in_sight(&source.spec) {
+                source.cover = Some(super::hooks::cover(&bundle));
+            }
+            source.bundle = Some(bundle);
         }
         let compiled = plan::compile_container(&source, &self.host)
             .map_err(|error| invalid(&config, &error))?;
@@ -181,12 +203,29 @@ impl Node {
             compiled: Arc::new(compiled),
         });
         let container = Arc::new(Container::new(record, config, pid_namespace, state));
+        if let Some(limits) = adjusted.limits {
+            container.set_limits(limits);
+        }
         container.timeline.note_span("rootfs", start, made - start);
         container
             .timeline
             .note_span("spec and plan", made, resolved - made);
         self.write_container(&container)?;
         failpoint::hit("create:recorded")?;
+        self.enter_container(&container, sandbox)?;
+        drop(gate);
+        self.announce_container(EventKind::Created, &container);
+        container.timeline.note("record", resolved);
+        self.nri.carry_out(adjusted.wanted).await;
+        let told = self.tell_of_container(Event::PostCreateContainer, &container);
+        if let Err(error) = told.await {
+            tracing::warn!(container.id = %id, %error, "creation of a container");
+        }
+        Ok(id)
+    }
+
+    /// From here on a container is found.
+    fn enter_container(&self, container: &Arc<Container>, sandbox: &Sandbox) -> Result<(), Error> {
         // Under the sandbox's lock: a sandbox that stops meanwhile either sees this container or refuses it.
         let state = sandbox.lock();
         if !matches!(&*state, sandbox::State::Ready(_)) {
@@ -195,11 +234,8 @@ impl Node {
                 sandbox.id
             )));
         }
-        self.insert_container(&container);
-        drop(state);
-        self.announce_container(EventKind::Created, &container);
-        container.timeline.note("record", resolved);
-        Ok(id)
+        self.insert_container(container);
+        Ok(())
     }
 
     /// The OCI spec of a container and what goes with it.
@@ -325,24 +361,6 @@ struct Found {
 
 fn cdi_failed(config: &ContainerConfig, field: &str, why: &dyn std::fmt::Display) -> String {
     format!("container {:?}: config.{field}: {why}", config.name.name)
-}
-
-/// Of a pod with a user namespace nothing can be made in the sight of the host's mounts, which are not its own.
-fn check_hooks(config: &ContainerConfig, source: &Source) -> Result<(), Error> {
-    let in_sight = [hooks::Point::CreateRuntime, hooks::Point::CreateContainer];
-    for point in in_sight {
-        if let (true, Some(hook)) = (
-            source.in_user_namespace(),
-            hooks::of(&source.spec, point).first(),
-        ) {
-            return Err(Error::Unimplemented(format!(
-                "container {:?}: {} is not supported in a pod with a user namespace",
-                config.name.name,
-                hooks::describe(point, hook)
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// What of the host a container mounts is looked at before anything is made, and made where it is missing.

@@ -78,7 +78,7 @@ impl Node {
         // The cgroup goes with what it tells, and hooks take their time.
         self.write_exit(container, &exited);
         let _ = failpoint::hit("exit:recorded");
-        self.release_cgroup(container).await;
+        self.release(container).await;
         self.run_late_hooks(container, Point::Poststop).await;
         self.finish(container, exited);
         let _ = failpoint::hit("exit:told");
@@ -93,6 +93,7 @@ impl Node {
                 )
                 .await;
         }
+        self.tell_stopped(container).await;
     }
 
     /// There is no supervisor any more, so nobody writes the container's log: it is killed.
@@ -103,7 +104,7 @@ impl Node {
             None if orphans::has_ended(&running.pidfd) => libc::SIGKILL,
             None => UNKNOWN_STATUS,
         };
-        self.release_cgroup(container).await;
+        self.release(container).await;
         self.run_late_hooks(container, Point::Poststop).await;
         self.finish(
             container,
@@ -123,6 +124,7 @@ impl Node {
                         .to_owned(),
             },
         );
+        self.tell_stopped(container).await;
     }
 
     pub(crate) async fn kill_cgroup(&self, container: &Container) {
@@ -158,8 +160,15 @@ impl Node {
         self.announce_container(EventKind::Stopped, container);
     }
 
-    /// Kills what is left in the container's cgroup and removes it. Missing is fine.
-    pub(crate) async fn release_cgroup(&self, container: &Container) {
+    /// Gives back what a container that does not run any more has had of the host: its cgroup, and interfaces. Missing
+    /// is fine.
+    pub(crate) async fn release(&self, container: &Container) {
+        self.release_cgroup(container).await;
+        self.return_net_devices(container).await;
+    }
+
+    /// Kills what is left in the container's cgroup and removes it.
+    async fn release_cgroup(&self, container: &Container) {
         self.end_orphans(container).await;
         let cgroup = self.cgroups.open(&container.cgroup);
         let own_pids = has_own_pids(container);

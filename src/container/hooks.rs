@@ -14,10 +14,11 @@
 //! before the program may fail the start; what runs after is only reported. Poststop hooks run once more if the daemon
 //! dies while they run. A container without hooks passes none of this.
 
+mod sight;
+
 use std::fs::File;
-use std::io::{IoSliceMut, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::Duration;
@@ -31,7 +32,8 @@ use oci_spec::runtime::Hook;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -41,8 +43,11 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::node::Node;
+use crate::spec::config::UserNamespace;
 use crate::spec::env::DEFAULT_PATH;
-use crate::spec::hooks::{self, Point};
+use crate::spec::hooks::{self, Point, ROOTFS};
+
+pub(super) use sight::cover;
 
 /// How long the container's process may take until its file system is there.
 const ARRIVAL: Duration = Duration::from_secs(60);
@@ -58,6 +63,8 @@ pub(crate) struct HookFds {
     pub(crate) creating: Option<OwnedFd>,
     pub(crate) created: Option<OwnedFd>,
     pub(crate) output: Option<OwnedFd>,
+    pub(crate) host_mounts: Option<OwnedFd>,
+    pub(crate) cover: Option<OwnedFd>,
 }
 
 /// The daemon's ends.
@@ -65,7 +72,9 @@ pub(super) struct Meeting {
     channel: UnixStream,
     creating: File,
     created: File,
-    output: OwnedFd,
+    output: Receiver,
+    /// How long all hooks together may take.
+    patience: Duration,
 }
 
 /// Hooks that are under way while a container starts.
@@ -79,12 +88,14 @@ impl Node {
     pub(super) fn prepare_hooks(
         &self,
         container: &Container,
+        user: Option<UserNamespace>,
     ) -> Result<Option<(HookFds, Meeting)>, Error> {
-        let spec = &container.source.spec;
-        if container.source.bundle.is_none() {
+        let source = &container.source;
+        let spec = &source.spec;
+        let Some(bundle) = &source.bundle else {
             return Ok(None);
-        }
-        self.make_bundle(container)?;
+        };
+        let config = self.make_bundle(container)?;
         failpoint::hit("start:bundle")?;
         let before = [
             Point::CreateRuntime,
@@ -97,21 +108,27 @@ impl Node {
         {
             return Ok(None);
         }
-        let made = meeting().map_err(Error::at(format_args!(
-            "prepare the hooks of container {}",
-            container.id
-        )))?;
-        Ok(Some(made))
+        let at = |doing: &str| format!("{doing} for the hooks of container {}", container.id);
+        let (mut fds, meeting) =
+            meeting(patience(container)).map_err(Error::at(at("make a socket")))?;
+        if let (Some(cover), Some(user)) = (&source.cover, user) {
+            let mounts = sight::host_mounts();
+            fds.host_mounts = Some(mounts.map_err(Error::at(at("copy the host's mounts")))?);
+            let covered = sight::covered(bundle, cover, &config, user);
+            fds.cover = Some(covered.map_err(Error::at(at("cover the bundle")))?);
+        }
+        Ok(Some((fds, meeting)))
     }
 
-    /// The bundle as other runtimes have it: config.json, and a folder for the root file system.
-    fn make_bundle(&self, container: &Container) -> Result<(), Error> {
+    /// The bundle as other runtimes have it: config.json, which is returned, and a folder for the root file system.
+    fn make_bundle(&self, container: &Container) -> Result<Vec<u8>, Error> {
         let at = || format!("make the bundle of container {}", container.id);
         let bundle = self.paths.bundle(&container.id);
         crate::node::make_dir(&bundle).map_err(Error::at(at()))?;
-        crate::node::make_dir(&bundle.join("rootfs")).map_err(Error::at(at()))?;
+        crate::node::make_dir(&bundle.join(ROOTFS)).map_err(Error::at(at()))?;
         let config = serde_json::to_vec(&container.source.spec).map_err(Error::at(at()))?;
-        std::fs::write(bundle.join("config.json"), config).map_err(Error::at(at()))
+        std::fs::write(bundle.join("config.json"), &config).map_err(Error::at(at()))?;
+        Ok(config)
     }
 
     /// Removes what [`Node::make_bundle`] made.
@@ -131,14 +148,23 @@ impl Node {
             creating,
             created,
             output,
+            patience,
         } = meeting;
-        let output = tokio::spawn(read_output(output));
+        // Whatever becomes of the processes that have the other end.
+        let output = timeout(ARRIVAL + patience + AFTER_EXIT, read_output(output));
+        let output = tokio::spawn(async { output.await.unwrap_or_default() });
         let meeting = tokio::spawn(async move {
-            let arrived = tokio::task::spawn_blocking(move || arrival(channel)).await;
-            let arrived = arrived.map_err(Error::at("wait for the container's process"))?;
-            // It failed on its way, and has said why.
-            let Some((pid, mut channel)) = arrived else {
-                return Ok(());
+            let pid = match timeout(ARRIVAL, arrival(&channel)).await {
+                Ok(Some(pid)) => pid,
+                // It failed on its way, and has said why.
+                Ok(None) => return Ok(()),
+                // The channel closes, and it gives up.
+                Err(_) => {
+                    let limit = ARRIVAL.as_secs();
+                    return Err(Error::Internal(format!(
+                        "hooks: the container's process was not there after {limit} s"
+                    )));
+                }
             };
             for (mut file, status) in [(&creating, "creating"), (&created, "created")] {
                 let text = state.json(status, Some(pid));
@@ -155,7 +181,7 @@ impl Node {
             }
             failpoint::hit("start:hooks")?;
             // One that has gone meanwhile says so by itself.
-            let _ = channel.write_all(b"!");
+            let _ = channel.try_write(b"!");
             Ok(())
         });
         UnderWay { meeting, output }
@@ -216,11 +242,11 @@ pub(super) fn patience(container: &Container) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn meeting() -> std::io::Result<(HookFds, Meeting)> {
-    let (ours, theirs) = UnixStream::pair()?;
+fn meeting(patience: Duration) -> io::Result<(HookFds, Meeting)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     // So that the kernel says who writes, by the pid that it has here.
     setsockopt(&ours, sockopt::PassCred, &true)?;
-    ours.set_read_timeout(Some(ARRIVAL))?;
+    ours.set_nonblocking(true)?;
     let file = || memfd_create("state", MemfdFlags::CLOEXEC).map(File::from);
     let (creating, created) = (file()?, file()?);
     let (output, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -229,47 +255,47 @@ fn meeting() -> std::io::Result<(HookFds, Meeting)> {
         creating: Some(creating.try_clone()?.into()),
         created: Some(created.try_clone()?.into()),
         output: Some(writer),
+        ..HookFds::default()
     };
     let meeting = Meeting {
-        channel: ours,
+        channel: UnixStream::from_std(ours)?,
         creating,
         created,
-        output,
+        output: Receiver::from_owned_fd(output)?,
+        patience,
     };
     Ok((fds, meeting))
 }
 
-/// Waits for the container's process. `None`: it will not come.
-fn arrival(channel: UnixStream) -> Option<(u32, UnixStream)> {
+/// Waits for the container's process: its pid. `None`: it will not come.
+async fn arrival(channel: &UnixStream) -> Option<u32> {
+    let sender = channel
+        .async_io(Interest::READABLE, || sender(channel))
+        .await;
+    u32::try_from(sender.ok().flatten()?).ok()
+}
+
+/// Reads a byte: who wrote it.
+fn sender(channel: &UnixStream) -> io::Result<Option<i32>> {
     let mut byte = [0];
     let mut space = nix::cmsg_space!(UnixCredentials);
-    let pid = {
-        let mut buffers = [IoSliceMut::new(&mut byte)];
-        let received = recvmsg::<()>(
-            channel.as_raw_fd(),
-            &mut buffers,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        )
-        .ok()?;
-        if received.bytes != 1 {
-            return None;
-        }
-        received.cmsgs().ok()?.find_map(|message| match message {
-            ControlMessageOwned::ScmCredentials(sender) => Some(sender.pid()),
-            _ => None,
-        })?
-    };
-    Some((u32::try_from(pid).ok()?, channel))
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let fd = channel.as_raw_fd();
+    let received = recvmsg::<()>(fd, &mut buffers, Some(&mut space), flags)?;
+    let mut messages = received.cmsgs()?;
+    let pid = messages.find_map(|message| match message {
+        ControlMessageOwned::ScmCredentials(sender) => Some(sender.pid()),
+        _ => None,
+    });
+    Ok(pid.filter(|_| received.bytes == 1))
 }
 
 /// The beginning of what comes, on one line. The rest is read, so that nobody waits, and lost.
-async fn read_output(output: OwnedFd) -> String {
+async fn read_output(mut output: Receiver) -> String {
     let mut kept = Vec::new();
-    if let Ok(mut output) = Receiver::from_owned_fd(output) {
-        let _ = (&mut output).take(MAX_OUTPUT).read_to_end(&mut kept).await;
-        let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
-    }
+    let _ = (&mut output).take(MAX_OUTPUT).read_to_end(&mut kept).await;
+    let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
     one_line(&kept)
 }
 

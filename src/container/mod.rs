@@ -20,6 +20,7 @@ mod exit;
 pub(crate) mod hooks;
 mod kept;
 mod log;
+mod net_devices;
 pub(crate) mod processes;
 mod start;
 mod stop;
@@ -82,6 +83,8 @@ pub struct Container {
     pub(crate) remembered: Remembered,
     limits: Mutex<Limits>,
     state: Mutex<State>,
+    /// What plugins have heard of its end. Locked while they are told.
+    pub(crate) heard: tokio::sync::Mutex<Heard>,
     /// At its record, for which an exit waits as well.
     pub(crate) turns: Turns,
     /// How it ended, on record while what it leaves is cleared up and before anybody is told.
@@ -127,6 +130,14 @@ pub enum Told {
     },
     Exited(Exited),
     Removing(Option<Exited>),
+}
+
+/// What plugins have heard of a container's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Heard {
+    Nothing,
+    Stopped,
+    Removed,
 }
 
 /// The limits of a container, which may be others than it was created with.
@@ -234,6 +245,10 @@ impl Container {
             remembered,
             limits: Mutex::new(limits),
             state: Mutex::new(state),
+            heard: tokio::sync::Mutex::new(match exited {
+                true => Heard::Stopped,
+                false => Heard::Nothing,
+            }),
             turns: Turns::default(),
             ending: OnceLock::new(),
             exited: tokio::sync::watch::Sender::new(exited),

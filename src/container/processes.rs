@@ -210,6 +210,8 @@ impl Made {
             FdSource::HookChannel => hooks.channel.take(),
             FdSource::HookState { created: false } => hooks.creating.take(),
             FdSource::HookState { created: true } => hooks.created.take(),
+            FdSource::HostMounts => hooks.host_mounts.take(),
+            FdSource::BundleCover => hooks.cover.take(),
             // One for each point that has hooks.
             FdSource::HookOutput => hooks.output.as_ref()?.try_clone().ok(),
             _ => None,

@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
+use carpel_api::nri::Event;
 use carpel_wire::{FdIndex, Output, PidNamespace, Reply, RequestBody, Start, UserStart};
 use tokio::sync::futures::Notified;
 
@@ -77,6 +78,10 @@ impl Node {
                 // Before anyone can learn of its exit.
                 self.announce_container(EventKind::Started, container);
                 self.watch_container(container, running, started.exit);
+                let told = self.tell_of_container(Event::PostStartContainer, container);
+                if let Err(error) = told.await {
+                    tracing::warn!(container.id = %container.id, %error, "start of a container");
+                }
                 tokio::select! {
                     () = self.run_late_hooks(container, Point::Poststart) => {}
                     () = interrupt => {}
@@ -88,7 +93,7 @@ impl Node {
                 // Or it goes on by itself: the supervisor is gone, or has lost it when it had just been cloned.
                 self.kill_cgroup(container).await;
                 supervisor.discard(container.id.object()).await;
-                self.release_cgroup(container).await;
+                self.release(container).await;
                 self.run_late_hooks(container, Point::Poststop).await;
                 let exited = Exited {
                     started_at: 0,
@@ -103,6 +108,7 @@ impl Node {
                     tracing::warn!(container.id = %container.id, %error, "failed start is not on disk");
                 }
                 self.announce_container(EventKind::Stopped, container);
+                self.tell_stopped(container).await;
                 Err(error)
             }
         }
@@ -117,6 +123,8 @@ impl Node {
     ) -> Result<(Started, Kept), Error> {
         let start = Instant::now();
         let sandbox = self.sandbox_of(container)?;
+        self.tell_of_container(Event::StartContainer, container)
+            .await?;
         let label = container.source.mount_label();
         let rootfs = match rootfs {
             Some(rootfs) => rootfs,
@@ -137,7 +145,10 @@ impl Node {
         if container.pid_namespace == PidNamespace::Pod {
             share_pids(supervisor, &sandbox).await?;
         }
-        let (hook_fds, meeting) = self.prepare_hooks(container)?.unzip();
+        self.take_net_devices(container).await?;
+        let user = sandbox.config.user_namespace;
+        let hooks = tokio::task::block_in_place(|| self.prepare_hooks(container, user))?;
+        let (hook_fds, meeting) = hooks.unzip();
         let made = Made {
             rootfs: Some(rootfs),
             images: images.into_iter().map(Some).collect(),

@@ -53,7 +53,12 @@ impl Node {
         let stop = async move {
             // A start that is under way ends first.
             drop(turn_to_end(&container, grace).await?);
-            node.stop_running(&container, grace).await
+            let ran = container.running().is_some();
+            node.stop_running(&container, grace).await?;
+            if ran {
+                node.tell_stopped(&container).await;
+            }
+            Ok(())
         };
         let stop = tokio::spawn(stop.in_current_span());
         stop.await.map_err(Error::at("stop the container"))?
@@ -152,7 +157,8 @@ impl Node {
             tracing::warn!(container.id = %container.id, %error, "removal is not on disk");
         }
         failpoint::hit("remove:begun")?;
-        self.release_cgroup(container).await;
+        self.tell_removed(container).await;
+        self.release(container).await;
         let (node, id) = (Arc::clone(self), container.id);
         tokio::task::spawn_blocking(move || node.delete_container_files(&id))
             .await

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use carpel_api::nri::Event;
 use rustix::fs::{Mode, OFlags};
 use tracing::Instrument;
 
@@ -12,7 +13,15 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::node::Node;
+use crate::nri::Wanted;
 use crate::spec::config::{Ceiling, Resources};
+
+/// Who wants other limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    Client,
+    Plugin,
+}
 
 /// Lays a request over the limits that a container has.
 pub type Merge = Box<dyn FnOnce(&Container) -> Result<Limits, Error> + Send>;
@@ -29,18 +38,51 @@ impl Node {
         id: &ContainerId,
         merge: Merge,
     ) -> Result<(), Error> {
+        self.change(id, merge, Asker::Client).await
+    }
+
+    /// As [`Node::update_container`], for a plugin: no plugin is asked about it.
+    pub(crate) async fn change_limits(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        merge: Merge,
+    ) -> Result<(), Error> {
+        self.change(id, merge, Asker::Plugin).await
+    }
+
+    async fn change(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        merge: Merge,
+        asker: Asker,
+    ) -> Result<(), Error> {
         let container = self.require_container(id)?;
         let node = Arc::clone(self);
         // A task of its own: the request may be cancelled, the change is not left half made.
         let update = async move {
-            let _turn = container.turn.lock().await;
-            node.update_in_turn(&container, merge).await
+            let turn = container.turn.lock().await;
+            let wanted = node.update_in_turn(&container, merge, asker).await?;
+            // What plugins want of others is done without keeping this one's turn, for which those may wait.
+            drop(turn);
+            node.nri.carry_out(wanted).await;
+            if asker == Asker::Client {
+                let told = node.tell_of_container(Event::PostUpdateContainer, &container);
+                if let Err(error) = told.await {
+                    tracing::warn!(container.id = %container.id, %error, "update of a container");
+                }
+            }
+            Ok(())
         };
         let update = tokio::spawn(update.in_current_span());
         update.await.map_err(Error::at("update the container"))?
     }
 
-    async fn update_in_turn(&self, container: &Arc<Container>, merge: Merge) -> Result<(), Error> {
+    async fn update_in_turn(
+        &self,
+        container: &Arc<Container>,
+        merge: Merge,
+        asker: Asker,
+    ) -> Result<Wanted, Error> {
         let runs = match container.status() {
             Status::Created => false,
             Status::Running(_) => true,
@@ -53,6 +95,10 @@ impl Node {
             }
         };
         let limits = merge(container)?;
+        let (limits, wanted) = match asker {
+            Asker::Client => self.ask_about_limits(container, limits).await?,
+            Asker::Plugin => (limits, Wanted::default()),
+        };
         let before = container.limits();
         if runs {
             self.set_limits(container, &limits.resources).await?;
@@ -71,7 +117,7 @@ impl Node {
             container.set_limits(before);
             return Err(error);
         }
-        Ok(())
+        Ok(wanted)
     }
 
     /// Sets the limits of a running container.

@@ -23,6 +23,7 @@ mod network;
 mod node;
 mod node_calls;
 mod platform;
+pub mod plugins;
 mod pull;
 mod runtime;
 mod sandboxes;
@@ -36,7 +37,7 @@ pub mod validate;
 mod verbose;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 

@@ -60,7 +60,7 @@ pub type Merge =
 
 /// What is not set in `change` stays as it was asked for. A swap limit that only forbade swap goes on doing
 /// so beside another memory limit.
-fn merge(
+pub(super) fn merge(
     asked: cri::LinuxContainerResources,
     change: cri::LinuxContainerResources,
 ) -> cri::LinuxContainerResources {
@@ -118,13 +118,22 @@ pub fn pod_limits(
     Option<cri::LinuxContainerResources>,
     Option<cri::LinuxContainerResources>,
 ) {
-    let sent = cri::PodSandboxConfig::decode(&*detail.request).unwrap_or_default();
+    asked_of_pod(&detail.request, &detail.limits)
+}
+
+pub(super) fn asked_of_pod(
+    request: &[u8],
+    limits: &PodLimits,
+) -> (
+    Option<cri::LinuxContainerResources>,
+    Option<cri::LinuxContainerResources>,
+) {
+    let sent = cri::PodSandboxConfig::decode(request).unwrap_or_default();
     let sent = sent.linux.unwrap_or_default();
     let last = |changed: &Option<recorded::Asked>, sent| match changed {
         Some(asked) => cri::LinuxContainerResources::decode(&*asked.0).ok(),
         None => sent,
     };
-    let limits = &detail.limits;
     (
         last(&limits.overhead, sent.overhead),
         last(&limits.resources, sent.resources),

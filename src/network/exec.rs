@@ -173,10 +173,15 @@ impl Bins {
         {
             return Ok(Program { path, name });
         }
+        self.own(kind)
+    }
+
+    /// Finds carpel's own plugin of a type, whatever the folders have.
+    pub(super) fn own(&self, kind: &str) -> Result<Program, Failure> {
         match &self.own {
             Some(own) if SHIPPED.contains(&kind) => Ok(Program {
                 path: own.clone(),
-                name,
+                name: kind.to_owned(),
             }),
             _ => Err(Failure::NotFound {
                 searched: self

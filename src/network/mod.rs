@@ -21,6 +21,7 @@ mod cache;
 mod chain;
 mod conf;
 mod current;
+mod device;
 mod examine;
 mod exec;
 mod folder;

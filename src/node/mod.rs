@@ -10,6 +10,7 @@ mod joint;
 mod labels;
 pub mod orphans;
 mod paths;
+mod plugins;
 mod recover;
 mod tables;
 mod unreadable;
@@ -30,6 +31,7 @@ pub use images::Pull;
 use joint::Joint;
 pub(crate) use labels::ContainerLabels;
 pub use paths::Paths;
+pub(crate) use plugins::Newcomer;
 pub use recover::Decode;
 use recover::report;
 use tables::Table;
@@ -46,6 +48,7 @@ use crate::image::registry::Registries;
 use crate::image::trust::Policy;
 use crate::image::{Image, ImageStore};
 use crate::network::Network;
+use crate::nri::{self, Nri};
 use crate::sandbox::Sandbox;
 use crate::selinux::Selinux;
 use crate::spec::base::BaseSpec;
@@ -83,6 +86,8 @@ pub struct Parts {
     pub syncer: Syncer,
     pub cdi: Cdi,
     pub base: BaseSpec,
+    /// `None`: no plugins.
+    pub nri: Option<nri::Settings>,
     /// `None` where it is off, or shall not be used.
     pub selinux: Option<Selinux>,
 }
@@ -110,6 +115,8 @@ pub struct Node {
     syncer: Syncer,
     pub(crate) cdi: Cdi,
     pub(crate) base: BaseSpec,
+    pub(crate) nri: Arc<Nri>,
+    pub(crate) decode: Decode,
     sandboxes: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
     user_namespaces: OnceLock<Result<(), String>>,
@@ -134,7 +141,7 @@ pub enum Lookup {
 }
 
 impl Node {
-    fn new(parts: Parts, walker: Walker) -> Self {
+    fn new(parts: Parts, walker: Walker, decode: Decode) -> Self {
         Self {
             paths: parts.paths,
             settings: parts.settings,
@@ -157,6 +164,8 @@ impl Node {
             syncer: parts.syncer,
             cdi: parts.cdi,
             base: parts.base,
+            nri: Arc::new(Nri::new(parts.nri)),
+            decode,
             sandboxes: Table::default(),
             containers: Table::default(),
             user_namespaces: OnceLock::new(),

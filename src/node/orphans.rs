@@ -99,14 +99,35 @@ pub(crate) async fn end(pidfd: &OwnedFd) -> Option<i32> {
     reap(pidfd).or_else(|| sys::reaped_status(pidfd))
 }
 
-/// Waits until a child has ended, in a task of its own, and reaps it.
-pub(crate) fn reap_later(pidfd: OwnedFd) {
-    tokio::spawn(async move {
-        if let Ok(pidfd) = sys::async_fd(pidfd) {
-            let _ = pidfd.readable().await;
-            reap(pidfd.get_ref());
+/// A child that ends by itself, sooner or later: it is reaped then, in a task of its own, whatever becomes of whoever has
+/// started it.
+pub(crate) struct Ending(Option<OwnedFd>);
+
+impl Ending {
+    pub(crate) fn new(pidfd: OwnedFd) -> Self {
+        Self(Some(pidfd))
+    }
+
+    /// Ends it now.
+    pub(crate) async fn end(mut self) {
+        if let Some(pidfd) = self.0.take() {
+            end(&pidfd).await;
         }
-    });
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.0.take() else {
+            return;
+        };
+        tokio::spawn(async move {
+            if let Ok(pidfd) = sys::async_fd(pidfd) {
+                let _ = pidfd.readable().await;
+                reap(pidfd.get_ref());
+            }
+        });
+    }
 }
 
 /// Reaps a process if it is a child and has ended. Its wait status.

@@ -10,11 +10,12 @@
 //! undone is reported and tried again when it is asked for. But what this daemon cannot read or reach now, for want
 //! of descriptors or of a disk that answers, may be sound: it is left as it is, and the start fails, to be tried again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use carpel_api::nri;
 use carpel_wire::{ObjectId, UNKNOWN_STATUS};
 use futures::StreamExt;
 use futures::future::join_all;
@@ -26,13 +27,16 @@ use crate::container::{self, Container, Exited, Kept, Limits, Prepared, Running}
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::network::netns;
-use crate::sandbox::{self, Live, Phase, Sandbox};
-use crate::spec::config::{ContainerConfig, Resources, SandboxConfig};
+use crate::sandbox::{self, Live, Phase, PodLimits, Sandbox};
+use crate::spec::config::{ContainerConfig, Resources, SandboxConfig, Scope};
 use crate::spec::hooks::Point;
 use crate::spec::plan;
 use crate::stats::Walker;
 use crate::store::record::{self, ReadError};
 use crate::supervisor::{self, Exit, Listed, Supervisor};
+
+/// A pod's overhead, and the resources that it has as a whole.
+pub type PodResources = (Option<Resources>, Option<Resources>);
 
 /// How a record's verbatim request becomes a checked configuration again: `cri/` knows.
 #[derive(Clone, Copy)]
@@ -41,10 +45,26 @@ pub struct Decode {
     pub container: fn(&[u8]) -> Result<ContainerConfig, Error>,
     /// Of limits that were changed.
     pub resources: fn(&[u8]) -> Result<Resources, Error>,
+    /// What plugins want, laid over what was asked for last (or else when the container was created): the limits, and
+    /// the message that asks for them. Then their score, if they say one, and whether the node has cgroup v2.
+    pub amend: Amend,
+    /// What a pod is to have: overhead and resources, by its request and what was changed since.
+    pub pod_resources: fn(&[u8], &PodLimits) -> PodResources,
+    /// Kernel settings that plugins want, of a pod with such a network and IPC namespace.
+    pub sysctls: fn(Sysctls, Scope, Scope) -> Result<Sysctls, Error>,
 }
 
 /// How many networks that were not released are tried again at a time.
 const RETRIED_AT_A_TIME: usize = 4;
+type Amend = fn(
+    Option<&[u8]>,
+    &[u8],
+    &nri::LinuxResources,
+    Option<i64>,
+    bool,
+) -> Result<(Resources, Vec<u8>), Error>;
+
+type Sysctls = BTreeMap<String, String>;
 
 /// The processes that a supervisor has in its table.
 type Entries = HashMap<ObjectId, Listed>;
@@ -60,7 +80,7 @@ impl Node {
             .make()
             .map_err(Error::at("make the daemon's folders"))?;
         let (walker, asked) = Walker::new();
-        let node = Arc::new(Self::new(parts, walker));
+        let node = Arc::new(Self::new(parts, walker, decode));
         let sandboxes = node.load_sandboxes(decode).await?;
         for id in ids_in::<SandboxId>(&node.paths.pod_states())? {
             if node.sandbox(&id).is_none() {
@@ -336,7 +356,7 @@ impl Node {
                 if self.has_processes(&container) {
                     // On record, but what it left was not cleared up.
                     self.kill_cgroup(&container).await;
-                    self.release_cgroup(&container).await;
+                    self.release(&container).await;
                 }
                 continue;
             }
@@ -370,7 +390,7 @@ impl Node {
     async fn end_lost(&self, container: &Container, what: &str) {
         let alive = self.has_processes(container);
         self.kill_cgroup(container).await;
-        self.release_cgroup(container).await;
+        self.release(container).await;
         self.run_late_hooks(container, Point::Poststop).await;
         let (exit_code, reason, why) = if alive {
             (128 + libc::SIGKILL, "Error", "so the container was killed")
@@ -392,6 +412,7 @@ impl Node {
                 message: format!("{what}, {why}"),
             },
         );
+        self.tell_stopped(container).await;
     }
 
     async fn finish_removals(self: &Arc<Self>) {

@@ -23,7 +23,8 @@ use crate::container::Adopted;
 use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
 use crate::failpoint;
-use crate::node::{EventKind, Node, orphans};
+use crate::node::orphans::{self, Ending};
+use crate::node::{EventKind, Node};
 use crate::spec::config::PidScope;
 use crate::spec::plan::{self, Namespace};
 use crate::supervisor::{Reaper, Supervisor};
@@ -159,6 +160,7 @@ impl Node {
         let (supervisor, spawned) = spawned.map_err(Error::at(format!(
             "start another supervisor of sandbox {id}"
         )))?;
+        let spawned = Ending::new(spawned);
         let ready = async {
             failpoint::hit("adopt:spawned")?;
             let adopted = self.adopt_containers(id, &supervisor).await?;
@@ -172,9 +174,9 @@ impl Node {
         let ready = ready.await;
         // The process as spawned ends with the setup: the pod's supervisor is its clone.
         if ready.is_ok() {
-            orphans::reap_later(spawned);
+            drop(spawned);
         } else {
-            orphans::end(&spawned).await;
+            spawned.end().await;
             if let Some(pidfd) = supervisor.pidfd() {
                 orphans::end(&pidfd).await;
             }

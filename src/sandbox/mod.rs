@@ -22,6 +22,7 @@ pub(crate) mod user;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,8 @@ pub struct Sandbox {
     pub netns: Option<PathBuf>,
     /// Whoever changes this sandbox has its turn.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Whether plugins have been told that it has stopped.
+    pub(crate) told_stopped: AtomicBool,
     /// How fast its CPU time grows.
     pub(crate) rate: Rate,
     /// `None` if it has none.
@@ -154,6 +157,7 @@ impl Sandbox {
             timeline: Timeline::default(),
             turn: tokio::sync::Mutex::default(),
             state: watch::Sender::new(state),
+            told_stopped: AtomicBool::new(false),
             turns: Turns::default(),
             rate: Rate::default(),
             selinux: record.selinux.clone(),

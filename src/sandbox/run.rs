@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use carpel_api::nri::Event;
 use carpel_wire::{Reply, Setup};
 
 use super::{Live, Phase, Record, Sandbox, State, files, user};
@@ -12,7 +13,9 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::ids::SandboxId;
 use crate::network::{self, Attachment, PodNetwork};
-use crate::node::{EventKind, Node, orphans};
+use crate::node::orphans::Ending;
+use crate::node::{EventKind, Node};
+use crate::nri::Gate;
 use crate::selinux::Selinux;
 use crate::spec::config::{PidScope, SandboxConfig};
 use crate::spec::plan::{self, Compiled};
@@ -70,9 +73,14 @@ impl Node {
         let id = SandboxId::random();
         let sandbox = self.take_place(id, config, request)?;
         let _turn = sandbox.turn.lock().await;
-        match self.construct(&sandbox).await {
-            Ok(live) => {
+        let constructed = match self.construct(&sandbox).await {
+            Ok(live) => self.agree(&sandbox, live).await,
+            Err(error) => Err(error),
+        };
+        match constructed {
+            Ok((live, gate)) => {
                 sandbox.set_state(State::Ready(live.clone()));
+                drop(gate);
                 self.announce_sandbox(EventKind::Created, &sandbox);
                 self.announce_sandbox(EventKind::Started, &sandbox);
                 self.watch_supervisor(&sandbox, live.supervisor);
@@ -83,6 +91,22 @@ impl Node {
                 Err(error)
             }
         }
+    }
+
+    /// Asks plugins whether they agree to a pod. From then on until it is ready none is synchronized.
+    async fn agree(&self, sandbox: &Sandbox, live: Live) -> Result<(Live, Gate<'_>), Error> {
+        let gate = self.nri.gate().await;
+        let told = self.tell_of_pod(Event::RunPodSandbox, sandbox, Some(&live));
+        let Err(error) = told.await else {
+            return Ok((live, gate));
+        };
+        for event in [Event::StopPodSandbox, Event::RemovePodSandbox] {
+            let undone = self.tell_of_pod(event, sandbox, Some(&live)).await;
+            if let Err(error) = undone {
+                tracing::warn!(sandbox.id = %sandbox.id, %error, "a pod that was not made");
+            }
+        }
+        Err(error)
     }
 
     /// Puts a sandbox into the table, with labels that no other has.
@@ -126,13 +150,14 @@ impl Node {
         let start = Instant::now();
         let spawned = Supervisor::spawn(&self.binary, &run_dir, &sandbox.id).await;
         let (first, spawned) = spawned.map_err(Error::at(at("start the supervisor")))?;
+        let spawned = Ending::new(spawned);
         timeline.note("start supervisor", start);
 
         let pod = self.make_pod(sandbox, &first).await;
         // The process as spawned ends with the setup: the pod's supervisor is its clone.
         match &pod {
-            Ok(_) => orphans::reap_later(spawned),
-            Err(_) => drop(orphans::end(&spawned).await),
+            Ok(_) => drop(spawned),
+            Err(_) => spawned.end().await,
         }
         let (attachment, user_namespace) = pod?;
 

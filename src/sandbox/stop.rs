@@ -1,8 +1,10 @@
 //! StopPodSandbox and RemovePodSandbox.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use carpel_api::nri::Event;
 use futures::future::join_all;
 
 use super::{Phase, Sandbox, State};
@@ -50,6 +52,17 @@ impl Node {
             .await
             .into_iter()
             .collect::<Result<(), Error>>()?;
+        for container in &containers {
+            // Of one that was about to be started when an earlier daemon died.
+            self.return_net_devices(container).await;
+        }
+        for container in &containers {
+            // Those that run are told of by now; nobody stops the others.
+            if *container.exited.borrow() {
+                self.tell_stopped(container).await;
+            }
+        }
+        self.tell_sandbox_stopped(sandbox).await;
         failpoint::hit("stop-sandbox:containers-stopped")?;
         self.disconnect_network(sandbox).await?;
         failpoint::hit("stop-sandbox:network-deleted")?;
@@ -105,9 +118,27 @@ impl Node {
             .await
             .into_iter()
             .collect::<Result<(), Error>>()?;
+        {
+            let _gate = self.nri.gate().await;
+            let told = self.tell_of_pod(Event::RemovePodSandbox, sandbox, None);
+            if let Err(error) = told.await {
+                tracing::warn!(sandbox.id = %sandbox.id, %error, "removal of a pod");
+            }
+        }
         self.delete_sandbox_files(sandbox)?;
         self.forget_sandbox(sandbox);
         self.announce_sandbox(EventKind::Deleted, sandbox);
         Ok(())
+    }
+
+    /// Tells plugins that a pod has stopped, once: it is as it was, but for its containers.
+    async fn tell_sandbox_stopped(&self, sandbox: &Sandbox) {
+        if sandbox.told_stopped.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let told = self.tell_of_pod(Event::StopPodSandbox, sandbox, None);
+        if let Err(error) = told.await {
+            tracing::warn!(sandbox.id = %sandbox.id, %error, "stop of a pod");
+        }
     }
 }

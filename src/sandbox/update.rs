@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use carpel_api::nri::Event;
 use tracing::Instrument;
 
 use super::{Phase, Sandbox};
@@ -43,7 +44,13 @@ impl Node {
         // A task of its own: the request may be cancelled, the record is not left behind what is in memory.
         let update = async move {
             let _turn = sandbox.turn.lock().await;
-            node.update_sandbox_in_turn(&sandbox, change)
+            node.ask_about_pod(&sandbox, &change).await?;
+            let updated = node.update_sandbox_in_turn(&sandbox, change)?;
+            let told = node.tell_of_pod(Event::PostUpdatePodSandbox, &sandbox, None);
+            if let Err(error) = told.await {
+                tracing::warn!(sandbox.id = %sandbox.id, %error, "update of a pod");
+            }
+            Ok::<_, Error>(updated)
         };
         let update = tokio::spawn(update.in_current_span());
         let updated = update.await.map_err(Error::at("update the sandbox"))??;

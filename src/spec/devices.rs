@@ -7,9 +7,10 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use super::config::Device;
+use super::{mounts, oci};
 
 /// The nodes that every container has: name, minor. All are of major 1, but tty (5:0), mode 0666.
 const DEFAULT: [(&str, i64, i64); 6] = [
@@ -107,6 +108,79 @@ pub(super) fn build(
         }
     }
     Ok(devices)
+}
+
+/// Gives a spec one more node, in the place of one at the same path, and lets it be used.
+///
+/// # Errors
+/// In a user namespace nobody makes nodes: the host's is bound, and `host` is not that one.
+pub(crate) fn add(
+    spec: &mut Spec,
+    node: LinuxDevice,
+    host: &Path,
+    access: &str,
+) -> Result<(), String> {
+    if oci::in_user_namespace(spec) && node.typ() != LinuxDeviceType::P {
+        let found = fs::metadata(host)
+            .ok()
+            .and_then(|found| from_metadata(host, &found));
+        let same = found.is_some_and(|found| {
+            let number = |node: &LinuxDevice| (node.typ(), node.major(), node.minor());
+            number(&found) == number(&node)
+        });
+        if !same {
+            return Err(format!(
+                "device node {}: in a pod with a user namespace it is the host's, and {} is not that device",
+                node.path().display(),
+                host.display()
+            ));
+        }
+        let path = node.path().to_string_lossy();
+        let bound = mounts::device(&path, host);
+        let mut all = spec.mounts().clone().unwrap_or_default();
+        mounts::replace(&mut all, bound);
+        spec.set_mounts(Some(all));
+    }
+    let Some(linux) = spec.linux_mut() else {
+        return Ok(());
+    };
+    let mut nodes = linux.devices().clone().unwrap_or_default();
+    nodes.retain(|known| known.path() != node.path());
+    let (typ, number) = (node.typ(), (node.major(), node.minor()));
+    nodes.push(node);
+    linux.set_devices(Some(nodes));
+    if typ != LinuxDeviceType::P && !access.is_empty() {
+        add_rule(spec, rule(true, Some(typ), Some(number), access));
+    }
+    Ok(())
+}
+
+/// Adds a rule of the devices that may be used; a later one counts more.
+pub(crate) fn add_rule(spec: &mut Spec, rule: LinuxDeviceCgroup) {
+    let Some(linux) = spec.linux_mut() else {
+        return;
+    };
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    rules.push(rule);
+    resources.set_devices(Some(rules));
+    linux.set_resources(Some(resources));
+}
+
+/// Takes the node at a path out of a spec. What may be used stays as it is.
+pub(crate) fn remove(spec: &mut Spec, path: &Path) {
+    let bound =
+        |mount: &oci_spec::runtime::Mount| mount.destination() == path && path.starts_with("/dev");
+    if let Some(linux) = spec.linux_mut() {
+        let mut nodes = linux.devices().clone().unwrap_or_default();
+        nodes.retain(|known| known.path() != path);
+        linux.set_devices(Some(nodes));
+    }
+    if oci::in_user_namespace(spec) {
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        mounts.retain(|mount| !bound(mount));
+        spec.set_mounts(Some(mounts));
+    }
 }
 
 impl Devices {

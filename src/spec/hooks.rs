@@ -97,6 +97,17 @@ pub fn any(spec: &Spec) -> bool {
     POINTS.iter().any(|&point| !of(spec, point).is_empty())
 }
 
+/// Whether a container is made in the sight of the host, as hooks before its start expect it.
+#[must_use]
+pub fn in_sight(spec: &Spec) -> bool {
+    [Point::CreateRuntime, Point::CreateContainer]
+        .iter()
+        .any(|&point| !of(spec, point).is_empty())
+}
+
+/// Where the root file system is, in the bundle.
+pub const ROOTFS: &str = "rootfs";
+
 /// In the order in which a container passes them.
 pub const POINTS: [Point; 5] = [
     Point::CreateRuntime,

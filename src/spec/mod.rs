@@ -18,6 +18,7 @@ pub mod env;
 pub mod hooks;
 pub mod host;
 pub mod mounts;
+pub mod net_devices;
 pub mod oci;
 pub mod plan;
 pub mod signal;

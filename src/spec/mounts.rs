@@ -119,6 +119,51 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Vec<OciMount>, Error> 
     Ok(mounts)
 }
 
+/// A mount that no request asks for, but the description of a device, say.
+///
+/// # Errors
+/// Why it cannot be in a container.
+pub(crate) fn extra(
+    destination: &str,
+    typ: &str,
+    source: &str,
+    options: &[String],
+) -> Result<OciMount, String> {
+    let refuse = |why: &str| Err(format!("mount on {destination}: {why}"));
+    let Some(path) = normal(destination) else {
+        return refuse("not a path below the root");
+    };
+    let host = Path::new(source);
+    check(&path, host).map_err(|error| error.to_string())?;
+    let is_bind = |option: &String| option == "bind" || option == "rbind";
+    let bind = typ == "bind" || options.iter().any(is_bind);
+    if bind {
+        if let Err(error) = std::fs::metadata(host) {
+            return refuse(&format!("host path {source}: {error}"));
+        }
+        if !host.is_absolute() {
+            return refuse("its host path is not absolute");
+        }
+    } else if typ.is_empty() {
+        return refuse("neither a type nor a bind mount");
+    }
+    let mut mount = OciMount::default();
+    mount
+        .set_destination(path.into())
+        .set_typ(Some(if bind { "bind" } else { typ }.to_owned()))
+        .set_source(Some(host.to_owned()))
+        .set_options(Some(options.to_vec()));
+    Ok(mount)
+}
+
+/// Takes a mount in, in the place of those at the same path.
+pub(crate) fn replace(all: &mut Vec<OciMount>, mount: OciMount) {
+    all.retain(|known| known.destination() != mount.destination());
+    all.push(mount);
+    // Stable: a folder comes before what lies in it, and all else stays in its order.
+    all.sort_by_key(|mount| mount.destination().components().count());
+}
+
 /// What may be mounted where.
 pub(crate) fn check(path: &str, source: &Path) -> Result<(), Error> {
     let refuse = |reason| {
@@ -232,12 +277,14 @@ pub(super) fn bind_devices(mounts: &mut Vec<OciMount>, devices: &Devices) {
     let bound: Vec<OciMount> = nodes
         .filter(|path| !on(path))
         .filter_map(|path| Some((path, devices.sources.get(path)?)))
-        .map(|(path, source)| {
-            let path = path.to_string_lossy();
-            mount(&path, "bind", source, &["rbind", "rprivate"])
-        })
+        .map(|(path, source)| device(&path.to_string_lossy(), source))
         .collect();
     mounts.extend(bound);
+}
+
+/// A node of the host's.
+pub(super) fn device(path: &str, source: &Path) -> OciMount {
+    mount(path, "bind", source, &["rbind", "rprivate"])
 }
 
 fn shm(input: &ContainerInput<'_>) -> OciMount {

@@ -24,6 +24,7 @@ use super::devices::{self, Devices};
 use super::env::{BinaryEnv, DEFAULT_PATH, Environment};
 use super::host::{CgroupLayout, HostFacts};
 use super::mounts;
+use super::net_devices::NetDevice;
 use super::user::User;
 use crate::apparmor;
 use crate::ids::ContainerId;
@@ -115,6 +116,13 @@ pub struct Source {
     /// The folder that hooks find the container's spec in. `None`: it has no hooks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<PathBuf>,
+    /// What of the bundle's path is covered for hooks of a pod with a user namespace, whose root is nobody on the host:
+    /// the first folder on the way that is not everybody's, or the bundle itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cover: Option<PathBuf>,
+    /// Interfaces of the host that are in the pod while the container runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net_devices: Vec<NetDevice>,
     /// Beside the spec, where it would be many times as long as all the rest.
     pub seccomp: Filter,
 }
@@ -123,12 +131,7 @@ impl Source {
     /// Whether the pod has a user namespace. The spec says which ids are mapped.
     #[must_use]
     pub fn in_user_namespace(&self) -> bool {
-        let linux = self.spec.linux().as_ref();
-        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-        namespaces
-            .into_iter()
-            .flatten()
-            .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
+        in_user_namespace(&self.spec)
     }
 
     /// The SELinux label of the container's files.
@@ -136,6 +139,15 @@ impl Source {
     pub fn mount_label(&self) -> Option<&str> {
         self.spec.linux().as_ref()?.mount_label().as_deref()
     }
+}
+
+pub(super) fn in_user_namespace(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    namespaces
+        .into_iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 /// What system calls are filtered by.
@@ -191,6 +203,8 @@ pub fn build(input: &ContainerInput<'_>) -> Result<Source, Error> {
         pid: pid_scope(security.pid, input.sandbox.pid),
         image_volumes: input.image_volumes.to_vec(),
         bundle: None,
+        cover: None,
+        net_devices: Vec::new(),
         seccomp: filter(security, capabilities)?,
     })
 }
@@ -463,6 +477,20 @@ fn namespaces(input: &ContainerInput<'_>) -> Vec<LinuxNamespace> {
         namespace
     };
     types.into_iter().map(own).collect()
+}
+
+/// Writes other limits into a spec. The rules of devices stay.
+pub fn set_limits(spec: &mut Spec, limits: &Resources) {
+    if let Some(process) = spec.process_mut() {
+        process.set_oom_score_adj(Some(limits.oom_score_adj));
+    }
+    if let Some(linux) = spec.linux_mut() {
+        let known = linux.resources().as_ref();
+        let devices = known.and_then(|known| known.devices().clone());
+        let mut resources = resources(limits);
+        resources.set_devices(devices);
+        linux.set_resources(Some(resources));
+    }
 }
 
 fn resources(wanted: &Resources) -> LinuxResources {

@@ -20,6 +20,7 @@ mod sandbox;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use carpel_wire::{FdIndex, PidNamespace, Step, UserStart};
@@ -99,6 +100,10 @@ pub enum FdSource {
     },
     /// What takes the output of hooks.
     HookOutput,
+    /// A copy of the host's mounts, for hooks of a pod with a user namespace: its root is the host's.
+    HostMounts,
+    /// A file system with the bundle in it, that covers what such hooks may not pass.
+    BundleCover,
     /// The process's end of its terminal, which is number 0 of its devpts.
     TerminalSlave,
 }
@@ -130,6 +135,12 @@ pub fn compile_container(source: &Source, host: &HostFacts) -> Result<Compiled, 
         composer.enter_user_namespace(process);
     } else {
         composer.oom_score(process);
+    }
+    // While the process still sees the supervisor's own procfs.
+    let linux = source.spec.linux().as_ref();
+    let sysctls = linux.and_then(|linux| linux.sysctl().clone());
+    for (key, value) in BTreeMap::from_iter(sysctls.unwrap_or_default()) {
+        sandbox::sysctl(&mut composer, &key, &value, None)?;
     }
     filesystem::compose(&mut composer, source, host)?;
     let tty = process.terminal().unwrap_or(false);

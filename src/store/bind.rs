@@ -200,7 +200,10 @@ fn map(clone: &OwnedFd, path: &Path, user_namespace: Option<BorrowedFd<'_>>) -> 
 }
 
 /// The kernel takes any propagation for any clone; of a private mount it would just do nothing.
-fn check_propagation(path: &Path, propagation: Propagation) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::NotShared`] and [`Error::NotSharedOrSlave`] if mounts could not travel the way that the propagation asks for.
+pub fn check_propagation(path: &Path, propagation: Propagation) -> Result<(), Error> {
     if propagation == Propagation::Private {
         return Ok(());
     }

@@ -15,7 +15,19 @@ pub mod carpel {
     tonic::include_proto!("carpel.v1");
 }
 
-/// The descriptors of all messages, an encoded `google.protobuf.FileDescriptorSet`: with them a message
+/// NRI: what the node's plugins and their runtime say to each other.
+#[allow(clippy::all, rustdoc::all, unused_qualifications)]
+pub mod nri {
+    include!(concat!(env!("OUT_DIR"), "/nri.pkg.api.v1alpha1.rs"));
+}
+
+/// The envelope that NRI's messages travel in.
+#[allow(clippy::all, rustdoc::all, unused_qualifications)]
+pub mod ttrpc {
+    include!(concat!(env!("OUT_DIR"), "/ttrpc.rs"));
+}
+
+/// The descriptors of the messages that are spoken by gRPC, an encoded `google.protobuf.FileDescriptorSet`: with them a message
 /// becomes JSON without generated code for it.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

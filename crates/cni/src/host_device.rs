@@ -2,6 +2,9 @@
 //!
 //! While the link is in the container its alias is its name on the machine, as the original notes it. A
 //! container that ends without a DEL sends a link of hardware back by itself.
+//!
+//! Asked by carpel itself (`keepAddresses`), for network devices of a container that are no attachment to a network,
+//! it takes the link's own addresses along, both ways, and raises it again on the machine if it was `up` there.
 
 use std::{
     fs,
@@ -10,12 +13,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use netlink_packet_route::AddressFamily;
 use serde::Deserialize;
 
 use crate::{
     container,
     error::{Code, Doing, Error},
     ipam::{self, Ipam},
+    ipnet::IpNet,
     netlink::{
         Socket,
         link::{Link, Mac},
@@ -41,6 +46,9 @@ struct RawConfig {
     kernelpath: String,
     #[serde(rename = "pciBusID")]
     pci: String,
+    #[serde(rename = "keepAddresses")]
+    keep_addresses: bool,
+    up: bool,
     dns: Dns,
     #[serde(rename = "runtimeConfig")]
     runtime: RawRuntime,
@@ -67,6 +75,14 @@ enum Device {
 struct Config {
     device: Device,
     dns: Dns,
+    keep: Option<Keep>,
+}
+
+/// That a link keeps its addresses.
+#[derive(Clone, Copy, Debug)]
+struct Keep {
+    /// Whether it was up on the machine.
+    up: bool,
 }
 
 impl Config {
@@ -112,6 +128,7 @@ impl Config {
         Ok(Config {
             device,
             dns: raw.dns,
+            keep: raw.keep_addresses.then_some(Keep { up: raw.up }),
         })
     }
 
@@ -172,18 +189,72 @@ fn find(device: &Device, host: &mut Socket) -> Result<Link, Error> {
     found.ok_or_else(|| Error::internal(format!("the machine has no device {wanted}")))
 }
 
-/// Moves the link into the container under the name that it has to have there.
-fn take_in(request: &Request, device: &Device, netns: &Netns) -> Result<Interface, Error> {
+/// The addresses that somebody has given to a link.
+fn lasting_addresses(socket: &mut Socket, index: u32) -> io::Result<Vec<IpNet>> {
+    let found = socket.addresses(index, AddressFamily::Unspec)?;
+    let lasting = found.into_iter().filter(|address| address.lasting);
+    Ok(lasting.map(|address| address.net).collect())
+}
+
+/// On the machine again: as it was before.
+fn settle_at_home(
+    host: &mut Socket,
+    name: &str,
+    keep: Keep,
+    addresses: &[IpNet],
+) -> io::Result<()> {
+    let Some(link) = host.link(name)? else {
+        return Ok(());
+    };
+    if keep.up {
+        host.raise(link.index, false)?;
+    }
+    for net in addresses {
+        host.add_address(link.index, *net)?;
+    }
+    Ok(())
+}
+
+/// A move that was made already is not an error for whoever asks again after a crash.
+fn taken_before(
+    device: &Device,
+    keep: Option<Keep>,
+    inside: &mut Socket,
+    name: &str,
+) -> Result<Option<Link>, Error> {
+    let (Device::Name(device), Some(_)) = (device, keep) else {
+        return Ok(None);
+    };
+    let found = inside.link(name);
+    let found = found.doing(Code::Internal, || format!("find {name} in the container"))?;
+    Ok(found.filter(|link| link.alias == *device))
+}
+
+/// Moves the link into the container under the name that it has to have there. With it come the addresses that it is to
+/// be given there again.
+fn take_in(
+    request: &Request,
+    config: &Config,
+    netns: &Netns,
+) -> Result<(Interface, Vec<IpNet>), Error> {
     let name = request.attachment()?.interface.as_str();
     let mut host = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
     let mut inside = netns.socket()?;
-    let link = find(device, &mut host)?;
+    if let Some(there) = taken_before(&config.device, config.keep, &mut inside, name)? {
+        let sandbox = request.netns.display().to_string();
+        return Ok((interface(name, there.mac, sandbox), Vec::new()));
+    }
+    let link = find(&config.device, &mut host)?;
     let moving = || format!("move {} into the container as {name}", link.name);
     if inside.link(name).doing(Code::Internal, moving)?.is_some() {
         return Err(Error::internal(format!(
             "the container has a link {name} already"
         )));
     }
+    let kept = match config.keep {
+        Some(_) => lasting_addresses(&mut host, link.index).doing(Code::Internal, moving)?,
+        None => Vec::new(),
+    };
     let moved = host
         .set_alias(link.index, &link.name)
         .and_then(|()| host.send_link(link.index, netns.as_fd(), name));
@@ -191,10 +262,13 @@ fn take_in(request: &Request, device: &Device, netns: &Netns) -> Result<Interfac
         bring_home(&mut inside, netns, &link);
         // Still here if it never left.
         let _ = host.set_alias(link.index, "");
+        if let Some(keep) = config.keep {
+            let _ = settle_at_home(&mut host, &link.name, keep, &kept);
+        }
     }
     moved.doing(Code::Internal, moving)?;
     let sandbox = request.netns.display().to_string();
-    Ok(interface(name, link.mac, sandbox))
+    Ok((interface(name, link.mac, sandbox), kept))
 }
 
 /// Takes back what went only half of the way. The first error is the one to report.
@@ -210,14 +284,15 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let config = Config::parse(request)?;
     let ipam = Ipam::find(request)?;
     let netns = Netns::open(&request.netns, request.own_netns_allowed)?;
-    let taken = if config.is_userspace() {
-        Interface {
+    let (taken, kept) = if config.is_userspace() {
+        let interface = Interface {
             name: request.attachment()?.interface.clone(),
             sandbox: request.netns.display().to_string(),
             ..Interface::default()
-        }
+        };
+        (interface, Vec::new())
     } else {
-        take_in(request, &config.device, &netns)?
+        take_in(request, &config, &netns)?
     };
     let mut has_addresses = false;
     let done = (|| {
@@ -236,6 +311,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         }
         if !config.is_userspace() {
             container::set_up(&netns, &taken.name, &result)?;
+            keep(&netns, &taken.name, &kept)?;
         }
         result.interfaces = vec![taken];
         Ok(result)
@@ -254,6 +330,23 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         }
     }
     done
+}
+
+/// Gives the link in the container the addresses that it had before.
+fn keep(netns: &Netns, name: &str, addresses: &[IpNet]) -> Result<(), Error> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let doing = || format!("give {name} its addresses");
+    let mut inside = netns.socket()?;
+    let link = inside.link(name).doing(Code::Internal, doing)?;
+    let index = link.map(|link| link.index);
+    let index = index.ok_or_else(|| Error::internal(format!("{}: it is gone", doing())))?;
+    for net in addresses {
+        let given = inside.add_address(index, *net);
+        given.doing(Code::Internal, || format!("give {name} {net}"))?;
+    }
+    Ok(())
 }
 
 /// Moves the link back to the machine under its old name, down; none is fine.
@@ -277,12 +370,21 @@ fn give_back(request: &Request, config: &Config, netns: &Netns) -> Result<(), Er
             moving()
         )));
     }
+    let kept = match config.keep {
+        Some(_) => lasting_addresses(&mut inside, link.index).doing(Code::Internal, moving)?,
+        None => Vec::new(),
+    };
     inside
         .send_link(link.index, netns.home(), old)
         .doing(Code::Internal, moving)?;
     let back = host.link(old).doing(Code::Internal, moving)?;
     back.map_or(Ok(()), |link| host.set_alias(link.index, ""))
-        .doing(Code::Internal, moving)
+        .doing(Code::Internal, moving)?;
+    match config.keep {
+        Some(keep) => settle_at_home(&mut host, old, keep, &kept)
+            .doing(Code::Internal, || format!("set {old} up as it was")),
+        None => Ok(()),
+    }
 }
 
 /// Moves the link back and frees the addresses.

@@ -293,3 +293,53 @@ fn many_at_once_leave_nothing() {
     });
     assert_eq!(lan.node.addresses(), [] as [String; 0]);
 }
+
+/// As carpel moves network devices of containers.
+#[test]
+fn a_link_takes_its_addresses_along_and_brings_them_back() {
+    let options = json!({ "device": "ext0", "keepAddresses": true, "up": true });
+    let lan = Lan::new("host-device", &[], &options);
+    lan.node
+        .host
+        .sh("ip addr add 10.231.0.9/24 dev ext0; ip addr add fd31::9/64 dev ext0 nodad");
+    let config = &lan.node.config;
+    let pod = Netns::new("pod");
+    let addresses = |netns: &Netns, link: &str| {
+        let lines = netns.sh(&format!("ip -o addr show dev {link} scope global"));
+        let words = lines
+            .lines()
+            .map(|line| line.split_whitespace().nth(3).unwrap().to_owned());
+        words.collect::<Vec<_>>()
+    };
+    let both = ["10.231.0.9/24", "fd31::9/64"];
+    assert_eq!(addresses(&lan.node.host, "ext0"), both);
+    let mut add = lan.call(false, "ADD", "one", &pod);
+    add.interface = "data";
+    add.run(config).ok();
+    assert!(!lan.node.host.succeeds("ip link show ext0"));
+    assert_eq!(addresses(&pod, "data"), both);
+    assert!(pod.pings("10.231.0.1"));
+    // Once more is no error, and changes nothing.
+    let mut again = lan.call(false, "ADD", "one", &pod);
+    again.interface = "data";
+    again.run(config).ok();
+    assert_eq!(addresses(&pod, "data"), both);
+    for _ in 0..2 {
+        let mut del = lan.call(false, "DEL", "one", &pod);
+        del.interface = "data";
+        del.run(config).ok();
+        assert_eq!(addresses(&lan.node.host, "ext0"), both);
+        let link = &lan.node.host.json("ip -j link show ext0")[0];
+        assert!(
+            link["flags"].as_array().unwrap().contains(&json!("UP")),
+            "{link}"
+        );
+        assert_eq!(link.get("ifalias"), None);
+    }
+    // A move that cannot be ended is taken back whole: the name is taken.
+    pod.sh("ip link add data type veth peer name other");
+    let mut third = lan.call(false, "ADD", "three", &pod);
+    third.interface = "data";
+    third.run(config).fails(999, "has a link data already");
+    assert_eq!(addresses(&lan.node.host, "ext0"), both);
+}

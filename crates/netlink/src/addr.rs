@@ -21,6 +21,8 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_F_TENTATIVE: u32 = 0x40;
+const IFA_F_PERMANENT: u32 = 0x80;
+const RT_SCOPE_UNIVERSE: u8 = 0;
 
 /// An address that a link has.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +31,8 @@ pub struct Address {
     pub net: IpNet,
     /// Duplicates are still being looked for; it cannot be used yet.
     pub tentative: bool,
+    /// Somebody has given it to the link, for use with everybody: it is neither made by the kernel nor leased.
+    pub lasting: bool,
 }
 
 impl Address {
@@ -47,6 +51,7 @@ impl Address {
             index: as_u32(&header[4..]),
             net: IpNet::new(local.or(remote)?, header[1])?,
             tentative: flags & IFA_F_TENTATIVE != 0,
+            lasting: flags & IFA_F_PERMANENT != 0 && header[3] == RT_SCOPE_UNIVERSE,
         })
     }
 }

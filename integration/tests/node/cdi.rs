@@ -1,5 +1,7 @@
 //! Devices that are described by files: `ContainerConfig.CDI_devices` and annotations.
 
+mod net_devices;
+
 use std::fs;
 
 use carpel_integration::request::sleeper;
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Code;
 
-use crate::refused;
+use crate::{refused, userns};
 
 /// A node with two folders of specifications, and the place where they are.
 async fn node() -> (TestNode, TempDir) {
@@ -173,7 +175,7 @@ async fn a_device_that_cannot_be_had_is_named_before_anything_is_made() {
         (
             json!({"intelRdt": {"closID": "a"}}),
             Code::Unimplemented,
-            "asks for intelRdt",
+            "asks for intelRdt, and resctrl is not mounted on /sys/fs/resctrl",
         ),
         (
             json!({"deviceNodes": [{"path": "/dev/none"}]}),
@@ -199,5 +201,29 @@ async fn a_device_that_cannot_be_had_is_named_before_anything_is_made() {
         &["vendor.com/net=x"],
     );
     assert_eq!(node.output_of(&pod, &config).await, "run\n");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn in_a_pod_with_a_user_namespace_a_node_is_the_hosts() {
+    let (node, folder) = node().await;
+    let edits = json!({"deviceNodes": [
+        {"path": "/dev/vendor/zero", "hostPath": "/dev/zero", "permissions": "r"},
+    ]});
+    write(&folder, "etc/a.json", &one_device(edits));
+    let pod = node.run_pod(&userns::pod(&node, "one")).await;
+    let script = "stat -c '%t:%T' /dev/vendor/zero; head -c 3 /dev/vendor/zero | wc -c";
+    let config = userns::inside(wanting(sh("a", script), &["vendor.com/net=x"]));
+    assert_eq!(node.output_of(&pod, &config).await, "1:5\n3\n");
+    let other = json!({"deviceNodes": [
+        {"path": "/dev/vendor/zero", "hostPath": "/dev/zero", "type": "c", "major": 1, "minor": 3},
+    ]});
+    write(&folder, "run/a.json", &one_device(other));
+    let config = userns::inside(wanting(sleeper("b"), &["vendor.com/net=x"]));
+    refused(
+        node.try_create(&pod, &config).await,
+        Code::InvalidArgument,
+        "device node /dev/vendor/zero: in a pod with a user namespace it is the host's, and /dev/zero is not that device",
+    );
     node.finish().await;
 }

@@ -119,3 +119,35 @@ async fn names_and_prefixes_lead_to_one_thing_or_to_a_list() {
     ambiguous.failed(1, "is more than one");
     node.finish().await;
 }
+
+#[tokio::test]
+async fn lists_may_be_longer_than_a_message() {
+    let node = TestNode::start().await;
+    let long = "x".repeat((1 << 20) - 1000);
+    let mut pods = Vec::new();
+    for n in 0..18 {
+        let mut config = node.pod(&format!("p{n}"));
+        config.annotations.insert("long".into(), long.clone());
+        pods.push(node.run_pod(&config).await);
+    }
+    for n in 0..18 {
+        let mut config = sleeper(&format!("c{n}"));
+        config.annotations.insert("long".into(), long.clone());
+        node.try_create(&pods[0], &config).await.expect("created");
+    }
+    for (args, count) in [(["pods", "-q"], 18), (["ps", "-aq"], 18)] {
+        let listed = run(&node, &args).ok();
+        assert_eq!(listed.lines().count(), count, "{args:?}");
+    }
+    let json = run(&node, &["ps", "-a", "-o", "json"]).json();
+    let containers = json["containers"].as_array().expect("a list");
+    let whole = |container: &serde_json::Value| container["annotations"]["long"] == long.as_str();
+    assert!(containers.len() == 18 && containers.iter().all(whole));
+    // What looks names up, too.
+    assert!(run(&node, &["inspect", "p17"]).ok().contains(&pods[17].id));
+    for pod in &pods {
+        node.try_stop_pod(&pod.id).await.expect("stopped");
+        node.try_remove_pod(&pod.id).await.expect("removed");
+    }
+    node.finish().await;
+}

@@ -42,6 +42,7 @@ mod net;
 mod network;
 mod network_many;
 mod node_fields;
+mod nri;
 mod pod_metrics;
 mod pod_resources;
 mod privileges;

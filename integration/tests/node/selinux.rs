@@ -152,7 +152,8 @@ async fn what_is_asked_for_is_had() {
 async fn what_the_kernel_does_not_know_is_refused_by_field() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
-    let cases: [(&str, fn(&mut SeLinuxOption)); 4] = [
+    type Change = fn(&mut SeLinuxOption);
+    let cases: [(&str, Change); 4] = [
         ("user", |s| s.user = "nobody_u".into()),
         ("role", |s| s.role = "nobody_r".into()),
         ("type", |s| s.r#type = "nothing_t".into()),

@@ -15,7 +15,7 @@ use carpel_integration::v1::{
 use carpel_integration::{ContainerConfigExt, Pod, PodConfigExt, TestNode};
 
 /// Where the ids of the tests' pods begin on the host, and how many there are.
-const FIRST: u32 = 200_000;
+pub const FIRST: u32 = 200_000;
 const COUNT: u32 = 65_536;
 
 fn ids(host_id: u32, length: u32) -> IdMapping {
@@ -48,7 +48,7 @@ pub fn inside(mut config: ContainerConfig) -> ContainerConfig {
 }
 
 /// A container of such a pod with more capabilities, and no AppArmor profile, which would forbid any mount.
-fn with(capabilities: &[&str], config: ContainerConfig) -> ContainerConfig {
+pub fn with(capabilities: &[&str], config: ContainerConfig) -> ContainerConfig {
     let mut config = inside(config);
     let add = capabilities.iter().map(|name| (*name).to_owned());
     config

@@ -200,7 +200,7 @@ mod tests {
         let containerd = json!({ "config": { "port_mappings": [
             { "host_port": 8080, "container_port": 80, "protocol": 1, "host_ip": "192.0.2.1" },
             { "container_port": 81 }] } });
-        assert_eq!(host_ports(&carpel), [expected.clone()]);
+        assert_eq!(host_ports(&carpel), std::slice::from_ref(&expected));
         assert_eq!(host_ports(&containerd), [expected]);
     }
 }

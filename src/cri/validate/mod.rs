@@ -21,7 +21,10 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
+
+use crate::spec::config::Scope;
 
 pub use calls::{
     ContainerQuery, IdText, SandboxQuery, container_id, container_query, container_stats_query,
@@ -42,6 +45,18 @@ pub struct Platform {
     pub recursive_read_only: bool,
     /// Cgroup v2 with its controllers: limits may name its files.
     pub unified: bool,
+}
+
+/// Checks kernel settings that plugins want.
+///
+/// # Errors
+/// As of a request.
+pub fn plugins_sysctls(
+    wanted: BTreeMap<String, String>,
+    network: Scope,
+    ipc: Scope,
+) -> Result<BTreeMap<String, String>, Rejected> {
+    sysctl::sysctls(&Field::root("sysctl"), wanted, network, ipc)
 }
 
 /// A request that is refused as it is.

@@ -188,9 +188,12 @@ impl Composer {
 fn locked(fds: &[FdSource]) -> [u64; 4] {
     let mut bits = [0; 4];
     for (index, source) in fds.iter().enumerate() {
-        if let FdSource::Mount(mount) = source
-            && mount.propagation != Propagation::Bidirectional
-        {
+        let to_lock = match source {
+            FdSource::Mount(mount) => mount.propagation != Propagation::Bidirectional,
+            FdSource::HostMounts => true,
+            _ => false,
+        };
+        if to_lock {
             bits[index / 64] |= 1 << (index % 64);
         }
     }

@@ -3,6 +3,10 @@
 //! A container with hooks before its start is made in the sight of the host, as hooks expect it: in a copy of the
 //! host's mounts, with its root file system at `rootfs` in its bundle. When it is complete the child stops and the
 //! daemon runs the hooks that run outside; then it runs those that run inside, and only then leaves the host behind.
+//!
+//! In a pod with a user namespace nobody may enter the host's mount namespace. There the copy comes from the daemon, as one
+//! more mount whose flags are locked and that is never unmounted in parts; and as nobody inside may pass the daemon's
+//! folders, a file system of the pod's root with the bundle in it covers them.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -12,14 +16,11 @@ use oci_spec::runtime::Hook;
 use super::compose::{Composer, terminated};
 use super::{CLONE_NEWNS, Error, FdSource, Source};
 use crate::spec::env::DEFAULT_PATH;
-use crate::spec::hooks::{self, Point};
-
-/// Where the root file system is, in the bundle.
-const ROOTFS: &str = "rootfs";
+use crate::spec::hooks::{self, Point, ROOTFS};
 
 /// Gets the process to its root file system, whose hooks may want it to stay in sight of the host for now.
 pub(super) fn enter(composer: &mut Composer, source: &Source, root: FdIndex) -> Result<(), Error> {
-    if !in_sight(source) {
+    if !hooks::in_sight(&source.spec) {
         if has(source, Point::StartContainer) {
             meet(composer);
         }
@@ -27,12 +28,16 @@ pub(super) fn enter(composer: &mut Composer, source: &Source, root: FdIndex) -> 
         return Ok(());
     }
     let bundle = source.bundle.as_ref().ok_or(Error::Missing("bundle"))?;
-    let namespace = composer.fd(FdSource::Namespace("/proc/self/ns/mnt".into()));
-    let flags = CLONE_NEWNS;
-    let step = Step::SetNsFd { namespace, flags };
-    composer.step("enter the host's mount namespace for hooks", &step);
-    composer.step("copy the host's mounts for hooks", &Step::Unshare { flags });
-    composer.step("keep mounts from the host", &Step::MakeSlave);
+    if source.in_user_namespace() {
+        see_copy(composer, source)?;
+    } else {
+        let namespace = composer.fd(FdSource::Namespace("/proc/self/ns/mnt".into()));
+        let flags = CLONE_NEWNS;
+        let step = Step::SetNsFd { namespace, flags };
+        composer.step("enter the host's mount namespace for hooks", &step);
+        composer.step("copy the host's mounts for hooks", &Step::Unshare { flags });
+        composer.step("keep mounts from the host", &Step::MakeSlave);
+    }
     let target = bundle.join(ROOTFS);
     let path = terminated(&target)?;
     let step = Step::AttachRoot {
@@ -43,9 +48,24 @@ pub(super) fn enter(composer: &mut Composer, source: &Source, root: FdIndex) -> 
     Ok(())
 }
 
+fn see_copy(composer: &mut Composer, source: &Source) -> Result<(), Error> {
+    let cover = source.cover.as_ref().ok_or(Error::Missing("cover"))?;
+    let root = composer.fd(FdSource::HostMounts);
+    let step = Step::PivotRoot { root };
+    composer.step("enter a copy of the host's mounts for hooks", &step);
+    let mount = composer.fd(FdSource::BundleCover);
+    let step = Step::Attach {
+        mount,
+        target: &terminated(cover)?,
+        no_symlinks: false,
+    };
+    composer.step(format!("mount the bundle over {cover:?} for hooks"), &step);
+    Ok(())
+}
+
 /// Runs what runs when the file system is there, and leaves the host behind.
 pub(super) fn leave(composer: &mut Composer, source: &Source) -> Result<(), Error> {
-    if !in_sight(source) {
+    if !hooks::in_sight(&source.spec) {
         return Ok(());
     }
     meet(composer);
@@ -62,10 +82,6 @@ pub(super) fn before_exec(composer: &mut Composer, source: &Source) -> Result<()
 
 fn has(source: &Source, point: Point) -> bool {
     !hooks::of(&source.spec, point).is_empty()
-}
-
-fn in_sight(source: &Source) -> bool {
-    has(source, Point::CreateRuntime) || has(source, Point::CreateContainer)
 }
 
 fn meet(composer: &mut Composer) {

@@ -141,7 +141,7 @@ impl Namespace {
 }
 
 /// "net.ipv4.conf.eth0/1.forwarding" is net/ipv4/conf/eth0.1/forwarding.
-fn sysctl(
+pub(super) fn sysctl(
     composer: &mut Composer,
     key: &str,
     value: &str,

@@ -1,4 +1,5 @@
 mod fixture;
+mod hooks;
 mod invariants;
 mod labels;
 mod user;
@@ -465,78 +466,4 @@ fn a_container_compiles_quickly() {
     let compiled = start.elapsed();
     println!("build {built:?}, compile {:?}", compiled - built);
     assert!(compiled < std::time::Duration::from_millis(100));
-}
-
-#[test]
-fn hooks_keep_a_container_in_sight_of_the_host() {
-    use oci_spec::runtime::Hook;
-    let hook = |path: &str| {
-        let mut hook = Hook::default();
-        hook.set_path(path.into());
-        hook
-    };
-    let order = |points: &[&str]| {
-        let mut source = Fixture::new().build().unwrap();
-        for point in points {
-            crate::spec::hooks::push(&mut source.spec, point, hook("/bin/hook"));
-        }
-        source.bundle = (!points.is_empty()).then(|| "/run/b/1".into());
-        let compiled = compile_container(&source, &host(true)).unwrap();
-        let wanted = [
-            "enter the host's",
-            "copy the host's",
-            "keep mounts",
-            "mount the root",
-            "enter the root",
-            "mount proc",
-            "make working",
-            "wait for hooks",
-            "createContainer hook",
-            "mask",
-            "load the seccomp profile",
-            "startContainer hook",
-            "exec",
-        ];
-        let mut order: Vec<&str> = Vec::new();
-        for step in &compiled.steps {
-            if let Some(name) = wanted.iter().find(|name| step.starts_with(*name))
-                && order.last() != Some(name)
-            {
-                order.push(name);
-            }
-        }
-        let meetings = compiled
-            .fds
-            .iter()
-            .filter(|fd| **fd == FdSource::HookChannel);
-        assert!(meetings.count() <= 1);
-        order
-    };
-    let plain = order(&[]);
-    assert_eq!(plain[..3], ["enter the root", "mount proc", "make working"]);
-    assert!(
-        !plain
-            .iter()
-            .any(|step| step.contains("hook") || step.contains("host's"))
-    );
-    assert_eq!(order(&["poststart", "poststop"]), plain);
-    let in_sight = [
-        "enter the host's",
-        "copy the host's",
-        "keep mounts",
-        "mount the root",
-        "mount proc",
-        "make working",
-        "wait for hooks",
-        "createContainer hook",
-        "enter the root",
-        "mask",
-    ];
-    assert_eq!(order(&["createContainer", "prestart"])[..10], in_sight);
-    let inside = order(&["startContainer"]);
-    assert_eq!(
-        inside[..3],
-        ["wait for hooks", "enter the root", "mount proc"]
-    );
-    assert_eq!(inside[inside.len() - 2..], ["startContainer hook", "exec"]);
 }

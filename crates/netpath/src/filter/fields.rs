@@ -232,11 +232,16 @@ fn fib(result: u32, flags: u32, length: usize, moment: &Moment<'_>, state: &Stat
     }
     let question = Question {
         src: (flags & FIB_SADDR == 0).then_some(other),
-        to_link: link.map(|link| link.index),
         ..Question::to(addr)
     };
     let found = moment.kernel.route(moment.id, &question);
     let index = found.ok().and_then(|found| found.link).unwrap_or(0);
+    // With a link only a route by it counts.
+    let index = if link.is_some_and(|link| link.index != index) {
+        0
+    } else {
+        index
+    };
     match result {
         _ if flags & FIB_PRESENT != 0 => Bits::known(&[u8::from(index != 0)]),
         FIB_OIF => Bits::known(&index.to_ne_bytes()),

@@ -25,7 +25,8 @@ impl Walker<'_> {
             }
         }
         let (src, dst) = (self.packet.tuple.src, self.packet.tuple.dst);
-        let is_near = |addr| crate::place::is_link_local(addr);
+        let is_near =
+            |addr: std::net::IpAddr| crate::place::is_link_local(addr) || addr.is_loopback();
         if src.is_ipv6() && is_near(src) && !is_near(dst) && !self.place(place).is_local(dst) {
             let name = &self.place(place).name;
             let text =
@@ -84,7 +85,7 @@ impl Walker<'_> {
     }
 
     /// A place gets a packet: what it does to its addresses begins anew.
-    fn enter(&mut self, place: PlaceId) {
+    pub(super) fn enter(&mut self, place: PlaceId) {
         self.entered = Some((place, self.packet.tuple));
         self.destination_changed = false;
         self.source_changed = false;

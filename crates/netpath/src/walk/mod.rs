@@ -210,19 +210,21 @@ pub fn journey(world: &World, kernel: &dyn Kernel, errand: Errand) -> Journey {
         mark: 0,
         ..packet
     };
-    let asked = there.packet.tuple.src;
+    let asked = there.packet.tuple;
     let translations = std::mem::take(&mut walker.translations);
     let mut walker = Walker::new(world, kernel, answer, translations);
     let mut back = walker.walk(place);
     if let End::Reached { place: at } = back.end
-        && (at != errand.from || walker.packet.tuple.dst != asked)
+        && (at != errand.from
+            || (walker.packet.tuple.dst, walker.packet.tuple.src) != (asked.src, asked.dst))
     {
         back.end = End::Stopped {
             place: at,
             reason: Reason::Astray,
             text: format!(
-                "the answer comes to {}, which did not ask",
-                world.place(at).name
+                "the answer comes to {} from {}, where nobody was asked",
+                world.place(at).name,
+                walker.packet.tuple.src
             ),
             advice: None,
         };

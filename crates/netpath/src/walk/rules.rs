@@ -234,6 +234,7 @@ impl Walker<'_> {
     /// The rules of IP that a bridge shows the packets in its frames to. `Some`: one has sent it elsewhere.
     pub(super) fn bridged(&mut self, bridge: LinkId) -> Outcome<Option<At>> {
         let place = bridge.place;
+        self.enter(place);
         let before = self.packet.tuple;
         self.hooks(place, Hook::Prerouting, Some(bridge), None)?;
         if self.packet.tuple.dst != before.dst {

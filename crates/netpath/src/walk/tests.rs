@@ -156,6 +156,7 @@ impl Made {
             index,
             net,
             tentative,
+            lasting: true,
         });
         self.route(
             place,

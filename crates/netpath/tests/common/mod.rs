@@ -103,7 +103,7 @@ impl Machine {
         };
         for place in ["node", "a", "b"] {
             run(&format!("ip netns add {}", machine.name(place)));
-            let line = "ip link set lo up; sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0";
+            let line = "ip link set lo up; sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0";
             machine.sh(place, line);
         }
         let line = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1";
@@ -128,8 +128,10 @@ impl Machine {
 
     /// Runs a shell line in a namespace, which must succeed.
     pub fn sh(&self, place: &str, line: &str) {
+        // The nft command wants an end of line before it closes what it has opened.
+        let line = line.replace("; }", ";\n}").replace("} }", "}\n}");
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(place), "sh", "-ec", line]);
+        command.args(["netns", "exec", &self.name(place), "sh", "-ec", &line]);
         for (name, value) in VARIABLES.lock().unwrap().iter() {
             command.env(name, value);
         }

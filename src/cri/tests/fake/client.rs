@@ -2,13 +2,19 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use carpel_api::carpel::images_client::ImagesClient;
 use carpel_api::cri;
 use carpel_api::cri::image_service_client::ImageServiceClient;
 use carpel_api::cri::runtime_service_client::RuntimeServiceClient;
+use futures::future::BoxFuture;
+use http::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint, Server};
+use tower::Service;
 
 use super::Fake;
 
@@ -35,6 +41,46 @@ pub async fn serve(fake: &Arc<Fake>) -> (Channel, UnixStream) {
     let endpoint = Endpoint::from_static("http://carpel");
     let channel = endpoint.connect_with_connector(connector).await;
     (channel.expect("the server is there"), cut)
+}
+
+/// Serves at a socket, but for the calls that `lacks` names: those that an older runtime does not have.
+pub fn listen(fake: &Arc<Fake>, socket: &std::path::Path, lacks: fn(&str) -> bool) {
+    let listener = tokio::net::UnixListener::bind(socket).expect("a socket");
+    let routes = crate::cri::routes(Arc::clone(fake));
+    tokio::spawn(
+        Server::builder()
+            .layer(tower::layer::layer_fn(move |inner| Lacks { inner, lacks }))
+            .add_routes(routes)
+            .serve_with_incoming(UnixListenerStream::new(listener)),
+    );
+}
+
+#[derive(Clone)]
+struct Lacks<S> {
+    inner: S,
+    lacks: fn(&str) -> bool,
+}
+
+impl<S> Service<Request<Body>> for Lacks<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if (self.lacks)(request.uri().path()) {
+            let answer = tonic::Status::unimplemented("unknown method").into_http();
+            return Box::pin(async { Ok(answer) });
+        }
+        Box::pin(self.inner.call(request))
+    }
 }
 
 pub async fn runtime(fake: &Arc<Fake>) -> RuntimeServiceClient<Channel> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::spec::capability;
 
-const IDS: UserNamespace = UserNamespace {
+pub(super) const IDS: UserNamespace = UserNamespace {
     uids: IdMap {
         host: 100_000,
         count: 65_536,
