@@ -66,12 +66,14 @@ impl Network {
             "keepAddresses": true,
             "up": device.up,
         });
+        // Nothing is looked for in it, but it must be there.
+        let path = program.path().parent().unwrap_or(Path::new("/"));
         let env: [(&str, OsString); 5] = [
             ("CNI_COMMAND", verb.into()),
             ("CNI_CONTAINERID", container.to_string().into()),
             ("CNI_NETNS", netns.into()),
             ("CNI_IFNAME", device.name.clone().into()),
-            ("CNI_PATH", OsString::new()),
+            ("CNI_PATH", path.into()),
         ];
         let env: Vec<(&str, &OsStr)> = env.iter().map(|(key, value)| (*key, &**value)).collect();
         let deadline = Deadline::after(self.0.timeout);

@@ -99,7 +99,13 @@ impl Nri {
         let closed = connection.closed();
         let identity = tokio::select! {
             identity = timeout(times.registration, identity) => match identity {
-                Ok(Ok(identity)) => identity?,
+                Ok(Ok(Ok(identity))) => identity,
+                Ok(Ok(Err(why))) => {
+                    // It is told first.
+                    let farewell = std::time::Duration::from_millis(200);
+                    let _ = timeout(farewell, connection.closed()).await;
+                    return Err(why);
+                }
                 Ok(Err(_)) => return Err("it was gone before it had registered".to_owned()),
                 Err(_) => {
                     let seconds = times.registration.as_secs_f32();
