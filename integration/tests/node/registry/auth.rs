@@ -210,7 +210,8 @@ async fn a_registry_token_is_sent_as_it_is() {
 async fn a_token_that_expires_in_the_middle_is_renewed() {
     let node = node().await;
     let made = several_layers();
-    let fake = Fake::start(&node.net, with_tokens(content(&made), 4));
+    // Good for more requests than there are at once: a new one is not used up before it is used.
+    let fake = Fake::start(&node.net, with_tokens(content(&made), 6));
     let name = format!("{}/a/b:1", fake.host());
     node.cri.pull(&name, None).await.expect("an image");
     assert!(fake.count("/token") > 1);
