@@ -123,7 +123,7 @@ async fn an_artifact_is_pulled_and_mounted_as_its_files() {
         &part,
     );
     node.remove_pods().await;
-    let _ = Said::by(carpel(&node.endpoint(), &["image", "rm", &name])).ok();
+    let _said = Said::by(carpel(&node.endpoint(), &["image", "rm", &name])).ok();
     node.finish().await;
 }
 
