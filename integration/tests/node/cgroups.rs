@@ -228,6 +228,12 @@ fn freeze(folders: &[PathBuf], still: bool) {
 async fn a_command_that_does_not_begin_in_time_never_runs() {
     let (node, _, id) = node_with_container().await;
     let folders = folders(&node, node.cgroup_parent(), &id);
+    // The supervisor, the container's shell and, once it has begun, the program that it waits for.
+    let deadline = Instant::now() + host::soon();
+    while host::cgroup_pids(node.cgroup_parent()).len() < 3 {
+        assert!(Instant::now() < deadline, "{}", node.daemon_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let before = host::cgroup_pids(node.cgroup_parent());
     freeze(&folders, true);
     let late = node.try_exec(&id, &["touch", "/ran"], 1).await;
