@@ -107,11 +107,11 @@ impl State {
 }
 
 impl LayerStore {
-    /// Loads the layers in `folder`. A folder without a layer in it goes to `quarantine`. A damaged record goes to `quarantine` and is made anew from what is there; the
-    /// layer itself stays, for a container may be running on it.
+    /// Loads the layers in `folder`. A folder without a layer in it goes to `quarantine`. A damaged record goes to
+    /// `quarantine` and is made anew from what is there; the layer itself stays, for a container may be running on it.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Those of the file system; too few descriptors or too little memory to look at a layer.
     pub fn open(folder: &Path, temporary: &Path, quarantine: &Path) -> io::Result<Self> {
         let mut state = State::default();
         for path in record::entries(folder)? {
@@ -126,6 +126,8 @@ impl LayerStore {
                     tracing::warn!(path = %path.display(), %error, "layer is put into quarantine");
                     record::quarantine(&path, quarantine)?;
                 }
+                // A machine that is short of something says nothing of the layer: without it, images would be lost.
+                Err(error) if is_shortage(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "layer cannot be read");
                 }
@@ -217,6 +219,13 @@ fn is_damage(error: &io::Error) -> bool {
     link || matches!(error.kind(), InvalidData | NotADirectory | NotFound)
 }
 
+/// Whether an error says that this process or the machine has no more descriptors or memory.
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+}
+
 fn load(path: &Path, quarantine: &Path) -> io::Result<LayerRecord> {
     let tree = Tree::open(&path.join("fs"))?;
     let place = path.join("record");
@@ -234,7 +243,9 @@ fn load(path: &Path, quarantine: &Path) -> io::Result<LayerRecord> {
         opaque,
         ..measure(&path.join("fs"))?
     };
-    record::write(&place, &record, Durability::Now)?;
+    if let Err(error) = record::write(&place, &record, Durability::Now) {
+        tracing::warn!(%error, "record of a layer is made anew at the next start");
+    }
     Ok(record)
 }
 

@@ -86,11 +86,13 @@ async fn too_few_descriptors_end_no_pod() {
     let pods = run_pods(&node, 4).await;
     node.kill_daemon();
     let (mut failed, mut served) = (0, 0);
-    for descriptors in (16..=128).step_by(2) {
+    for descriptors in 16..=128 {
         let (serves, said) = start_briefly(&node, descriptors);
         for (_, _, pid) in &pods {
             assert!(host::runs(*pid), "{descriptors} descriptors: {said}");
         }
+        let aside = fs::read_dir(node.dir().join("root/quarantine")).expect("the quarantine");
+        assert_eq!(aside.count(), 0, "{descriptors} descriptors: {said}");
         *if serves { &mut served } else { &mut failed } += 1;
         if served == 8 {
             break;
