@@ -60,17 +60,17 @@ define spawned
 endef
 
 build: deps-build
-	@$(CARGO) build --release -p carpel --bin carpel
+	@$(CARGO) build --release -p carpel --bins
 	$(call spawned,$(BIN))
-	@install -m 0755 $(TARGET)/release/carpel $(BIN)/
-	@echo "built $(BIN)/{carpel,carpel-supervisor,carpel-cni}"
+	@install -m 0755 $(TARGET)/release/{carpel,carpel-daemon} $(BIN)/
+	@echo "built $(BIN)/{carpel,carpel-daemon,carpel-supervisor,carpel-cni}"
 
 run: need-root
 	@$(call install-packages,$(RUN_PACKAGES))
 	@echo "building a release; the first time takes a few minutes"
-	@$(CARGO) build -q --release -p carpel -p carpel-integration --bin carpel --bin tour
+	@$(CARGO) build -q --release -p carpel -p carpel-integration --bin carpel --bin carpel-daemon --bin tour
 	$(call spawned,$(BIN))
-	@install -m 0755 $(TARGET)/release/carpel $(BIN)/
+	@install -m 0755 $(TARGET)/release/{carpel,carpel-daemon} $(BIN)/
 	@CARPEL_BIN_DIR=$(BIN) ONCE=$(ONCE) $(TARGET)/release/tour
 
 # One selection of packages and targets for all of it, so that no dependency is compiled twice. The
@@ -79,7 +79,7 @@ TESTED := --workspace --lib --bins --tests
 test: need-root deps-test
 	@$(CARGO) build -q $(TESTED)
 	$(call spawned,$(DEV_BIN))
-	@install -m 0755 $(TARGET)/debug/carpel $(DEV_BIN)/
+	@install -m 0755 $(TARGET)/debug/{carpel,carpel-daemon} $(DEV_BIN)/
 	@export CARPEL_BIN_DIR=$(DEV_BIN); \
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --no-fail-fast $(TESTED); \
@@ -99,7 +99,7 @@ bench: need-root build
 
 install: build
 	install -D -m 0755 $(BIN)/carpel $(DESTDIR)$(PREFIX)/bin/carpel
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/carpel $(BIN)/carpel-supervisor $(BIN)/carpel-cni
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/carpel $(BIN)/carpel-{daemon,supervisor,cni}
 	install -d $(DESTDIR)$(PREFIX)/share/carpel/cni-conf
 	install -m 0644 cni-conf/*.conflist $(DESTDIR)$(PREFIX)/share/carpel/cni-conf/
 	install -D -m 0644 src/config/default.toml $(DESTDIR)$(PREFIX)/share/carpel/config.toml

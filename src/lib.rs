@@ -11,6 +11,7 @@ pub mod container;
 #[cfg(test)]
 mod corpus;
 pub mod cri;
+pub mod daemon;
 pub mod error;
 pub mod failpoint;
 pub mod ids;
@@ -31,3 +32,4 @@ pub mod sys;
 pub mod telemetry;
 pub mod timeline;
 pub mod tls;
+pub mod userns;

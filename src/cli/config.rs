@@ -5,8 +5,7 @@ use std::io::Write;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::serve::ServeArgs;
-use crate::config::DEFAULT_TEXT;
+use crate::config::{DEFAULT_TEXT, Flags};
 
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
@@ -19,9 +18,9 @@ enum ConfigCommand {
     /// Print a configuration file with every key at its default, explained
     Default,
     /// Print the configuration that `carpel serve` would run with, given the same flags
-    Show(ServeArgs),
+    Show(Flags),
     /// Check the configuration files without starting anything
-    Check(ServeArgs),
+    Check(Flags),
 }
 
 pub fn run(args: ConfigArgs) -> anyhow::Result<()> {
@@ -30,6 +29,7 @@ pub fn run(args: ConfigArgs) -> anyhow::Result<()> {
         ConfigCommand::Show(flags) => flags.load()?.0.to_toml(),
         ConfigCommand::Check(flags) => {
             let (config, files) = flags.load()?;
+            config.libexec.find_daemon()?;
             config.libexec.find_supervisor()?;
             config.runtime.base_spec().context("runtime.base_spec")?;
             config.image.policy().context("image.signature_policy")?;

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::client::Connection;
 use super::output::{self, Colour, FormatArgs, Screen, printable};
 use super::resolve::Catalogue;
-use super::serve::STATE_DIR;
 use super::{Outcome, SUCCESS};
 use crate::config::Endpoint;
+use crate::daemon::STATE_DIR;
 
 #[derive(Debug, Args)]
 pub struct InfoArgs {

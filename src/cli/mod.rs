@@ -41,7 +41,6 @@ mod resolve;
 mod rm;
 mod run;
 mod serve;
-mod socket;
 mod stats;
 mod stop;
 mod stream;
@@ -56,9 +55,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::Endpoint;
-
-pub use serve::serve;
+use crate::config::{Endpoint, Flags};
 
 /// What a command ended with: its exit status, or an error to tell.
 type Outcome = anyhow::Result<u8>;
@@ -132,7 +129,7 @@ enum Command {
     /// Install carpel's CNI plugins under their own names
     Cni(cni::CniArgs),
     /// Run the daemon: serve the CRI on a unix socket
-    Serve(serve::ServeArgs),
+    Serve(Flags),
     /// Show and check the daemon's configuration
     Config(config::ConfigArgs),
     /// Print a script that completes commands in a shell
@@ -193,20 +190,20 @@ fn dispatch(command: Command) -> Outcome {
         Command::Stats(args) => client(|| args.run()),
         Command::Events(args) => client(|| args.run()),
         Command::Info(args) => client(|| args.run()),
-        Command::Doctor(args) => doctor::run(args),
+        Command::Doctor(args) => client(|| args.run()),
         Command::Df(args) => client(|| args.run()),
         Command::Version(args) => client(|| args.run()),
         Command::Image(args) => client(|| args.run()),
         Command::Net(args) => client(|| args.run()),
         Command::Cni(args) => args.run(),
-        Command::Serve(args) => serve::run(args).map(|()| SUCCESS),
+        Command::Serve(flags) => serve::run(flags),
         Command::Config(args) => config::run(args).map(|()| SUCCESS),
         Command::Completions(args) => completions::run(&args),
     }
 }
 
 /// Prints an error. That of a standard error that nobody reads is nobody's.
-fn tell(error: &anyhow::Error) {
+pub fn tell(error: &anyhow::Error) {
     use std::io::Write;
     let text = output::printable_lines(&format!("{error:#}"));
     let _ = writeln!(std::io::stderr(), "carpel: {text}");

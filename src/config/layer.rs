@@ -140,6 +140,7 @@ pub struct TlsLayer {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LibexecLayer {
+    pub daemon: Option<AbsolutePath>,
     pub supervisor: Option<AbsolutePath>,
     pub cni: Option<AbsolutePath>,
 }

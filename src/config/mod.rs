@@ -4,6 +4,7 @@
 //! beside it, in lexical order), the flags. Every value is checked where it is read, so that an error
 //! names the file and the line; what is in a [`Config`] is not checked again.
 
+mod flags;
 mod layer;
 mod value;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use flags::Flags;
 pub use layer::{ConfigError, Layer};
 pub(crate) use layer::{invalid, parse};
 pub use value::{
@@ -213,10 +215,13 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// The programs that the daemon spawns. `None`: looked for beside the daemon's own executable, then
-/// in `../libexec/carpel` from there.
+/// carpel's other programs. `None`: looked for beside the executable that looks, then in `../libexec/carpel` from
+/// there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Libexec {
+    /// What `carpel serve` becomes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub daemon: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<PathBuf>,
     /// carpel's own CNI plugins, all in one binary.
@@ -404,6 +409,7 @@ impl Config {
                 key: tls.key.into(),
             });
         }
+        set_option(&mut self.libexec.daemon, layer.libexec.daemon);
         set_option(&mut self.libexec.supervisor, layer.libexec.supervisor);
         set_option(&mut self.libexec.cni, layer.libexec.cni);
         set(&mut self.log.level, layer.log.level);
@@ -421,7 +427,7 @@ impl Config {
     }
 }
 
-/// A program that the daemon spawns was not found.
+/// A program of carpel was not found.
 #[derive(Debug, thiserror::Error)]
 #[error("{program} is not in {}; reinstall carpel or set libexec.{key}", .searched.join(" or "))]
 pub struct MissingProgram {
@@ -431,6 +437,14 @@ pub struct MissingProgram {
 }
 
 impl Libexec {
+    /// Where the daemon is.
+    ///
+    /// # Errors
+    /// [`MissingProgram`] if there is none.
+    pub fn find_daemon(&self) -> Result<PathBuf, MissingProgram> {
+        find("carpel-daemon", "daemon", self.daemon.as_deref())
+    }
+
     /// Where the supervisor is.
     ///
     /// # Errors

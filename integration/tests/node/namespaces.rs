@@ -217,7 +217,7 @@ async fn a_pod_with_the_nodes_pid_and_ipc_is_in_them() {
     let daemon = node.daemon_pid().unwrap();
     assert_eq!(
         node.exec(&id, &format!("cat /proc/{daemon}/comm")).await,
-        "carpel\n"
+        "carpel-daemon\n"
     );
     // Killed with its whole cgroup, though it is nobody's init.
     node.exec(&id, "sleep 1000 >/dev/null 2>&1 &").await;

@@ -9,10 +9,10 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use super::super::client::Connection;
 use super::super::df::Space;
-use super::super::serve::STATE_DIR;
 use super::super::units::bytes;
 use super::{Check, fail, ok, warn};
 use crate::config::{Config, Endpoint, Layer};
+use crate::daemon::STATE_DIR;
 
 /// Room for a few images: with less of it pulls fail.
 const LITTLE: u64 = 1 << 30;

@@ -10,13 +10,13 @@ use rustix::mount::{
     fsopen,
 };
 
-use super::userns::UserNamespace;
 use super::{Check, fail, ok, warn};
 use crate::apparmor;
 use crate::config::Config;
 use crate::cri::parse_kernel_version;
 use crate::selinux::{Contexts, Kernel, domain_of};
 use crate::store::rootfs::Builder;
+use crate::userns::UserNamespace;
 
 const MODULE: &str = "security module";
 

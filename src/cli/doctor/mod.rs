@@ -9,7 +9,6 @@ mod kernel;
 mod network;
 mod registry;
 mod rights;
-pub(super) mod userns;
 
 use std::path::PathBuf;
 
@@ -33,9 +32,6 @@ pub struct DoctorArgs {
     /// HOST is asked as a pull asks it, its mirrors in hosts.toml first. Those of registry.plain_http are checked anyway
     #[arg(long, value_name = "HOST")]
     registry: Vec<String>,
-    /// Make a user namespace and wait: what the doctor has another process do
-    #[arg(long, hide = true)]
-    make_user_namespace: bool,
     #[command(flatten)]
     format: FormatArgs,
     #[command(flatten)]
@@ -107,16 +103,8 @@ fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>)
     }
 }
 
-/// Carries the checks out. Not asynchronous as a whole: one of them needs a process without other threads.
-pub fn run(args: DoctorArgs) -> Outcome {
-    if args.make_user_namespace {
-        return userns::serve();
-    }
-    super::client(move || args.examine())
-}
-
 impl DoctorArgs {
-    async fn examine(self) -> Outcome {
+    pub async fn run(self) -> Outcome {
         // A daemon that runs knows best what it runs with: its flags are in no file.
         let running = daemon::configuration(&self.connection).await;
         let loaded = Config::load(self.config.as_deref(), running.unwrap_or_default());

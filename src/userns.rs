@@ -1,17 +1,19 @@
-//! A user namespace to try things with. A process with threads cannot make one, and the doctor has threads:
-//! it runs itself once more for this.
+//! A user namespace to try things with. A process with threads cannot make one, and the daemon and the doctor have
+//! threads: they run themselves once more for this.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::super::{Outcome, SUCCESS};
 use crate::store::rootfs::{Builder, Overlay};
+
+/// What asks this program, alone on its command line, to be the other process.
+const ARGUMENT: &str = "--make-user-namespace";
 
 /// A user namespace that is there while this is.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ impl UserNamespace {
     /// This process cannot be run again, or the kernel's error.
     pub fn make() -> io::Result<Self> {
         let mut holder = Command::new("/proc/self/exe")
-            .args(["doctor", "--make-user-namespace"])
+            .arg(ARGUMENT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -130,9 +132,21 @@ fn end(holder: &mut Child) {
     let _ = holder.wait();
 }
 
-/// What the other process does: makes the namespace, says how that went (0 or the errno), and stays until its
-/// input ends.
-pub fn serve() -> Outcome {
+/// What the other process does, if this is it: makes the namespace, says how that went (0 or the errno), and stays
+/// until its input ends. To be called before there are threads.
+#[must_use]
+pub fn serve_if_asked() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    if args.next()? != ARGUMENT || args.next().is_some() {
+        return None;
+    }
+    Some(match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+fn serve() -> io::Result<()> {
     let errno = match unshare(CloneFlags::CLONE_NEWUSER) {
         Ok(()) => 0,
         Err(errno) => errno as i32,
@@ -141,5 +155,5 @@ pub fn serve() -> Outcome {
     writeln!(stdout, "{errno}")?;
     stdout.flush()?;
     io::copy(&mut io::stdin(), &mut io::sink())?;
-    Ok(SUCCESS)
+    Ok(())
 }

@@ -1,0 +1,29 @@
+//! The daemon, which `carpel serve` becomes. It takes the flags of `carpel serve`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use carpel::config::Flags;
+use carpel::{cli, daemon, userns};
+
+/// The daemon of carpel, a container runtime for Kubernetes nodes.
+#[derive(Debug, Parser)]
+#[command(version, name = "carpel-daemon")]
+struct Daemon {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+fn main() -> ExitCode {
+    if let Some(status) = userns::serve_if_asked() {
+        return status;
+    }
+    match daemon::run(Daemon::parse().flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::tell(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
