@@ -113,6 +113,25 @@ async fn what_is_wrong_is_named_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn the_default_network_opens_host_ports() {
+    let text = "[network]\ndefault_network = true\n";
+    let node = TestNode::builder().no_network().config(text).start().await;
+    let report = report(&doctor(&node, &["-o", "json"]));
+    for (name, found) in [
+        ("network", "carpel's default bridge (default_network)"),
+        ("host ports", "opened by a plugin"),
+    ] {
+        let checks = checks(&report, name);
+        assert_eq!(checks.len(), 1, "{report:#}");
+        assert_eq!(
+            (&checks[0]["state"], &checks[0]["found"]),
+            (&"ok".into(), &found.into())
+        );
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn registries_are_spoken_to_as_a_pull_does() {
     let text = "[registry]\nplain_http = [\"10.119.0.1:5000\", \"10.119.0.1:5001\"]\n";
     let node = TestNode::builder().config(text).start().await;

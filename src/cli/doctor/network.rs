@@ -18,6 +18,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         ),
     }];
     let dir = network.conf_dir.display();
+    let has_own = own.is_ok();
     let found = examine(&network.conf_dir, &network.bin_dirs, own.ok());
     checks.extend(found.warnings.iter().map(|warning| {
         warn(
@@ -28,7 +29,12 @@ pub fn checks(config: &Config) -> Vec<Check> {
     }));
     let Some(name) = &found.network else {
         checks.push(match network.default_network {
-            true => ok("network", "carpel's default bridge (default_network)"),
+            true if has_own => ok("network", "carpel's default bridge (default_network)"),
+            true => fail(
+                "network",
+                "carpel's default bridge (default_network) lacks carpel's own plugins",
+                "reinstall carpel, or set libexec.cni",
+            ),
             false => fail(
                 "network",
                 format!("no configuration in {dir}"),
@@ -36,7 +42,8 @@ pub fn checks(config: &Config) -> Vec<Check> {
             ),
         });
         if network.default_network {
-            checks.push(host_ports(false));
+            // Its portmap is one of carpel's own plugins.
+            checks.push(host_ports(has_own));
         }
         checks.push(forwarding());
         return checks;
