@@ -99,6 +99,37 @@ pub fn mount_setattr(
     check(result).map(drop)
 }
 
+/// `struct sock_fprog` of `seccomp(2)`.
+#[repr(C)]
+struct RawFilter {
+    length: u16,
+    instructions: *const u8,
+}
+
+/// Has the kernel run a filter, an array of `struct sock_filter`, on every system call of this thread and of those
+/// that it will start.
+///
+/// # Errors
+/// As `seccomp(2)`: EACCES if neither PR_SET_NO_NEW_PRIVS is set nor CAP_SYS_ADMIN there, EINVAL for what is no program.
+pub fn install_filter(program: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(program.len() / size_of::<libc::sock_filter>());
+    let raw = RawFilter {
+        length: length.map_err(|_| io::ErrorKind::InvalidInput)?,
+        instructions: program.as_ptr(),
+    };
+    // SAFETY: `raw` is a `struct sock_fprog` whose pointer is to as many instructions as it says; both outlive the call,
+    // which copies them, and the kernel does not ask for an alignment.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const raw,
+        )
+    };
+    check(result).map(drop)
+}
+
 /// _IO(0xb7, 1) of `ioctl_nsfs(2)`.
 const NS_GET_USERNS: libc::c_ulong = 0xb701;
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use carpel::config::Flags;
+use carpel::store::unpack;
 use carpel::{cli, daemon, userns};
 
 /// The daemon of carpel, a container runtime for Kubernetes nodes.
@@ -16,7 +17,8 @@ struct Daemon {
 }
 
 fn main() -> ExitCode {
-    if let Some(status) = userns::serve_if_asked() {
+    let asked = userns::serve_if_asked().or_else(unpack::serve_if_asked);
+    if let Some(status) = asked {
         return status;
     }
     match daemon::run(Daemon::parse().flags) {

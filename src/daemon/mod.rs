@@ -29,6 +29,7 @@ use crate::selinux::Selinux;
 use crate::spec::host::HostFacts;
 use crate::store::rootfs::Builder;
 use crate::store::syncer::Syncer;
+use crate::store::unpack::Unpacker;
 use crate::supervisor::Binary;
 use crate::telemetry::{self, trace};
 use crate::{apparmor, cri, metrics, streaming, sys, userns};
@@ -172,7 +173,10 @@ async fn services(
         .context("become a subreaper")?;
     let root = config.root.clone();
     let pinned = Pinned::new(config.image.pinned.clone());
-    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root, pinned))
+    let unpacker = Unpacker::Confined {
+        program: "/proc/self/exe".into(),
+    };
+    let images = tokio::task::spawn_blocking(move || ImageStore::open(&root, pinned, unpacker))
         .await?
         .context("open the images")?;
     let network = Network::open(network::Settings {

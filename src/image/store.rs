@@ -19,6 +19,7 @@ use crate::store::gc::{Collected, Detached};
 use crate::store::layers::{LayerId, LayerStore, Usage};
 use crate::store::record::{self, Durability, ReadError};
 use crate::store::remove_tree::remove_tree;
+use crate::store::unpack::Unpacker;
 
 /// All images. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -76,7 +77,7 @@ impl ImageStore {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn open(root: &Path, pinned: Pinned) -> Result<Self, Error> {
+    pub fn open(root: &Path, pinned: Pinned, unpacker: Unpacker) -> Result<Self, Error> {
         let object = |path: &Path| path.display().to_string();
         let store = |path: PathBuf| {
             move |source| Error::Store {
@@ -90,7 +91,8 @@ impl ImageStore {
             make_private(folder).map_err(store(folder.to_owned()))?;
         }
         empty(&temporary).map_err(store(temporary.clone()))?;
-        let layers = LayerStore::open(&layers, &temporary, &quarantine).map_err(store(layers))?;
+        let layers =
+            LayerStore::open(&layers, &temporary, &quarantine, unpacker).map_err(store(layers))?;
         let entries =
             load(&images, &layers, &quarantine, &pinned).map_err(store(images.clone()))?;
         let mut index = Index::of(entries, pinned);

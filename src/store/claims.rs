@@ -10,6 +10,7 @@
 //! bottom, as soon as what is below is there. So no two wait for each other.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -22,7 +23,7 @@ use super::layers::SKELETON;
 use super::layers::{LayerId, LayerRecord, LayerStore, State, make_folder};
 use super::record::{self, Durability};
 use super::remove_tree::remove_tree;
-use super::unpack::{self, Expected, Limits, Lower, Skeleton, Tree, UnpackError, Unpacked};
+use super::unpack::{self, Expected, Limits, Lower, Tree, UnpackError, Unpacked};
 use crate::failpoint;
 
 /// Layers that stay as they are while this lives: none of them is collected, and those missing are its to make.
@@ -114,11 +115,16 @@ impl LayerStore {
     ) -> Result<Staged, UnpackError> {
         let (folder, tree) = self.stage(id)?;
         let path = folder.0.join(SKELETON);
-        let skeleton = Skeleton::new(&path).map_err(|source| UnpackError::Write {
+        let write = |source| UnpackError::Write {
             path: path.display().to_string(),
             source,
-        })?;
-        let unpacked = unpack::unpack(packed, expected, &tree, skeleton, limits, proceed)?;
+        };
+        let skeleton = File::create_new(&path).map_err(write)?;
+        let unpacker = &self.unpacker;
+        let unpacked = unpacker.unpack(packed, expected, &tree, skeleton, limits, proceed)?;
+        if !unpacked.recreatable {
+            std::fs::remove_file(&path).map_err(write)?;
+        }
         Ok(Staged {
             id,
             folder,
@@ -300,8 +306,8 @@ impl Claims {
             records.insert(*id, record);
         }
         // One call for thousands of files. It reports what could not be written back.
-        let synced = std::fs::File::open(&self.store.temporary)
-            .and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
+        let synced =
+            File::open(&self.store.temporary).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
         synced.map_err(|e| (self.store.temporary.clone(), e))?;
         let hit = |name| {
             failpoint::hit(name).map_err(|e| (self.store.folder.clone(), io::Error::other(e)))

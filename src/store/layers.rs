@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::blobs::Digest;
 use super::record::{self, Durability, ReadError};
-use super::unpack::Tree;
+use super::unpack::{Tree, Unpacker};
 
 pub use super::claims::{Claims, Staged};
 
@@ -85,6 +85,7 @@ pub struct LayerStore {
     pub(super) temporary: PathBuf,
     /// Where damaged layers go.
     pub(super) quarantine: PathBuf,
+    pub(super) unpacker: Unpacker,
     state: Mutex<State>,
     /// A layer was made, or given up: for those who wait on a thread, and for those who wait in a task.
     pub(super) released: Condvar,
@@ -112,7 +113,12 @@ impl LayerStore {
     ///
     /// # Errors
     /// Those of the file system; too few descriptors or too little memory to look at a layer.
-    pub fn open(folder: &Path, temporary: &Path, quarantine: &Path) -> io::Result<Self> {
+    pub fn open(
+        folder: &Path,
+        temporary: &Path,
+        quarantine: &Path,
+        unpacker: Unpacker,
+    ) -> io::Result<Self> {
         let mut state = State::default();
         for path in record::entries(folder)? {
             let name = path.file_name().and_then(|name| name.to_str());
@@ -137,6 +143,7 @@ impl LayerStore {
             folder: folder.to_owned(),
             temporary: temporary.to_owned(),
             quarantine: quarantine.to_owned(),
+            unpacker,
             state: Mutex::new(state),
             released: Condvar::new(),
             changed: watch::Sender::new(()),

@@ -3,6 +3,7 @@
 mod artifacts;
 mod auth;
 mod auth_files;
+mod confined;
 mod crash;
 mod damage;
 mod documents;
@@ -95,6 +96,15 @@ async fn assert_nothing_left(node: &TestNode) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("left: {:?}", left(node));
+}
+
+/// Waits for something that comes soon.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let begin = std::time::Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < host::soon(), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// A registry that has one image, of several layers.

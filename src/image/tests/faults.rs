@@ -178,7 +178,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_is_named_and_leaves_nothing() {
     let disk = SmallDisk::new(c"size=3m");
-    let store = ImageStore::open(disk.0.path(), Pinned::default()).unwrap();
+    let store = ImageStore::open(disk.0.path(), Pinned::default(), Unpacker::Here).unwrap();
     import(&store, &Made::simple("small").saved(&["small"])).unwrap();
     let before = look(disk.0.path());
     let noise: Vec<u8> = (0..700_000_u32)
@@ -248,7 +248,7 @@ fn victim() {
     };
     let root = Path::new(&root);
     let archive = std::fs::read(root.join("archive")).unwrap();
-    let store = ImageStore::open(&root.join("root"), Pinned::default()).unwrap();
+    let store = ImageStore::open(&root.join("root"), Pinned::default(), Unpacker::Here).unwrap();
     loop {
         import(&store, &archive).unwrap();
         std::fs::write(root.join("imported"), "").unwrap();
@@ -288,7 +288,7 @@ fn a_killed_import_leaves_an_image_whole_or_not_at_all() {
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success());
         let _ = std::fs::remove_file(folder.path().join("imported"));
-        let store = ImageStore::open(&root, Pinned::default()).unwrap();
+        let store = ImageStore::open(&root, Pinned::default(), Unpacker::Here).unwrap();
         assert_eq!(std::fs::read_dir(root.join("tmp")).unwrap().count(), 0);
         assert_eq!(
             std::fs::read_dir(root.join("quarantine")).unwrap().count(),
@@ -305,7 +305,7 @@ fn a_killed_import_leaves_an_image_whole_or_not_at_all() {
             store.remove("app:1").unwrap();
         }
         drop(store);
-        let store = ImageStore::open(&root, Pinned::default()).unwrap();
+        let store = ImageStore::open(&root, Pinned::default(), Unpacker::Here).unwrap();
         store.collect(HashSet::new);
         assert_eq!(std::fs::read_dir(root.join("layers")).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(root.join("images")).unwrap().count(), 0);

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Error, Image, ImageStore, ImageUser, Names, Pinned, Platforms, Progress, Selection};
 use crate::store::blobs::Digest;
+use crate::store::unpack::Unpacker;
 use crate::store::unpack::testing::{Tar, look, tool};
 
 /// An image to be written into archives.
@@ -170,12 +171,13 @@ struct Ground {
 impl Ground {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(folder.path(), Pinned::default()).unwrap();
+        let store = ImageStore::open(folder.path(), Pinned::default(), Unpacker::Here).unwrap();
         Self { folder, store }
     }
 
     fn reopen(&mut self) {
-        self.store = ImageStore::open(self.folder.path(), Pinned::default()).unwrap();
+        self.store =
+            ImageStore::open(self.folder.path(), Pinned::default(), Unpacker::Here).unwrap();
     }
 
     fn import(&self, archive: &[u8]) -> Result<Vec<String>, Error> {

@@ -15,6 +15,7 @@ use rustix::fs::{
     mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::place::{Place, checked};
 use super::skeleton::Skeleton;
@@ -27,7 +28,7 @@ use crate::store::remove_tree::remove_tree_at;
 use crate::sys;
 
 /// What was unpacked.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unpacked {
     /// Bytes on disk, about: files and folders in blocks of 4 KiB.
     pub bytes: u64,
@@ -37,6 +38,8 @@ pub struct Unpacked {
     pub implicit: Vec<Vec<u8>>,
     /// The layer hides all layers below it.
     pub opaque: bool,
+    /// What is needed to make the stream again was written down, whole.
+    pub recreatable: bool,
 }
 
 /// Devices that every container may use: major and minor number.

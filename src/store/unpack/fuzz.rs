@@ -83,23 +83,22 @@ pub fn layer(bytes: &[u8], ground: &Path) {
         packed: None,
         diff: Digest::of(&stream),
     };
-    let skeleton = Skeleton::new(&kept).expect("a file");
+    let skeleton = Skeleton::new(File::create_new(&kept).expect("a file"));
     let outcome = unpack(bytes, expected, &tree, skeleton, &limits(), &|| true);
     assert_eq!(changed(&canary), before);
     if let Ok(found) = outcome {
         assert_eq!(broken, None, "it was taken though");
         complete(&tree, found.opaque, &found.implicit, &[], &|| true).expect("folders");
-        if let Ok(skeleton) = File::open(&kept) {
+        if found.recreatable {
+            let skeleton = File::open(&kept).expect("a file");
             let mut again = Vec::new();
             recreate(skeleton, &tree, &mut again, &|| true).expect("what was just unpacked");
             assert!(again == stream, "not the same stream");
-            fs::remove_file(&kept).expect("a file");
         }
         twice(&stream, &tree, found.opaque);
-    } else {
-        let _ = fs::remove_file(&kept);
     }
     drop(tree);
+    fs::remove_file(&kept).expect("a file");
     fs::remove_file(&canary).expect("a file");
     remove_tree(&fs).expect("a folder that can be removed");
     let left = fs::read_dir(ground).expect("a folder").count();

@@ -1,7 +1,9 @@
 //! How much a layer may ask for.
 
+use serde::{Deserialize, Serialize};
+
 /// Bounds of one layer or archive. What goes beyond is an error, never cut.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Limits {
     /// Entries of the archive.
     pub entries: u64,

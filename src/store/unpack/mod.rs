@@ -8,6 +8,7 @@
 //! - Nothing outside the folder is opened, made or changed, whatever the entries say: each path is resolved by the
 //!   kernel from the folder's descriptor without following any link.
 //! - Everything is bounded ([`Limits`]), and an entry that could be understood in two ways is an error.
+//! - The daemon does not do it itself, but a process that can do nothing else ([`Unpacker`]).
 //! - The folder holds what overlayfs needs: a whiteout is a character device 0:0, an opaque folder has the
 //!   attribute `trusted.overlay.opaque`. A layer cannot steer overlayfs in any other way.
 //!
@@ -16,12 +17,14 @@
 
 mod ahead;
 mod complete;
+mod confine;
 mod decompress;
 mod extract;
 pub mod fuzz;
 mod limits;
 mod pax;
 mod place;
+mod process;
 mod single;
 mod skeleton;
 mod sparse;
@@ -44,9 +47,11 @@ use ahead::ahead;
 use skeleton::Recording;
 
 pub use complete::{Lower, complete};
+pub use confine::serve_if_asked;
 pub use decompress::{Compression, Decompressed};
 pub use extract::{Unpacked, extract};
 pub use limits::Limits;
+pub use process::Unpacker;
 pub use single::single;
 pub use skeleton::{RecreateError, Skeleton, recreate};
 pub use tree::{Metadata, Tree};
@@ -73,6 +78,8 @@ pub enum UnpackError {
     Read(io::Error),
     #[error("write {path}: {source}")]
     Write { path: String, source: io::Error },
+    #[error("the process that unpacks it ended: {0}")]
+    Ended(String),
     #[error("cancelled")]
     Cancelled,
 }
@@ -195,8 +202,9 @@ pub struct Expected {
     pub diff: Digest,
 }
 
-/// Unpacks the layer `packed` into the empty folder `tree`, and writes down what is needed to [`recreate`] it. Both digests are checked, after all of the stream has been
-/// read: on an error the folder holds something of no use. `proceed` is asked before each entry.
+/// Unpacks the layer `packed` into the empty folder `tree`, and writes down what is needed to [`recreate`] it. Both
+/// digests are checked, after all of the stream has been read: on an error the folder holds something of no use.
+/// `proceed` is asked before each entry.
 ///
 /// Decompressing takes as long as hashing and writing what comes out of it, so that it has a thread of its own.
 ///
@@ -216,8 +224,8 @@ pub fn unpack(
     if plain || expected.packed.is_none() {
         bounded.inner.packed_mut().only_count();
     }
-    let (outcome, bounded) = ahead(bounded, |unpacked| {
-        let mut diff = Hashing::new(unpacked);
+    let (outcome, bounded) = ahead(bounded, |stream| {
+        let mut diff = Hashing::new(stream);
         let mut recording = Recording {
             inner: &mut diff,
             skeleton: &skeleton,
@@ -228,13 +236,13 @@ pub fn unpack(
         io::copy(&mut recording, &mut io::sink())?;
         Ok::<_, UnpackError>((unpacked, diff.finish()?.0))
     })?;
-    let (unpacked, actual) = outcome?;
+    let (mut unpacked, actual) = outcome?;
     check("its diff id", expected.diff, actual)?;
     let (packed, _) = bounded.inner.into_packed().finish()?;
     if let Some(expected) = expected.packed {
         check("its digest", expected, if plain { actual } else { packed })?;
     }
-    skeleton.into_inner().finish()?;
+    unpacked.recreatable = skeleton.into_inner().finish()?;
     Ok(unpacked)
 }
 

@@ -81,6 +81,7 @@ pub fn single(
         bytes: length.next_multiple_of(BLOCK).max(BLOCK) + folders * BLOCK,
         inodes: folders + 1,
         opaque: false,
+        recreatable: false,
         implicit,
     })
 }

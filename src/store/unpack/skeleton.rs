@@ -12,7 +12,6 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::read::ZlibDecoder;
@@ -35,7 +34,6 @@ const MOST_KEPT: u64 = 1 << 30;
 
 /// A skeleton that is being written, while the layer is unpacked.
 pub struct Skeleton {
-    path: PathBuf,
     /// `None`: there will be none.
     file: Option<ZlibEncoder<BufWriter<File>>>,
     kept: Vec<u8>,
@@ -46,20 +44,16 @@ pub struct Skeleton {
 }
 
 impl Skeleton {
-    /// Begins one at `path`.
-    ///
-    /// # Errors
-    /// As `open(2)`.
-    pub fn new(path: &Path) -> io::Result<Self> {
-        let file = File::create_new(path)?;
-        Ok(Self {
-            path: path.to_owned(),
+    /// Begins one in the empty file `file`.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self {
             file: Some(ZlibEncoder::new(BufWriter::new(file), Compression::fast())),
             kept: Vec::new(),
             total: 0,
             elsewhere: 0,
             failed: None,
-        })
+        }
     }
 
     /// The next `length` bytes of the stream are the content of the file `path`.
@@ -122,21 +116,25 @@ impl Skeleton {
         }
     }
 
-    /// Ends it, when all of the stream has been seen. It is not synced yet.
+    /// Ends it, when all of the stream has been seen. `false`: there is none, and the file is of no use. It is not synced
+    /// yet.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn finish(mut self) -> Result<(), UnpackError> {
+    pub fn finish(mut self) -> Result<bool, UnpackError> {
         self.flush();
         self.write(&[END]);
         let failed = self.failed.take();
         let ended = match (failed, self.file) {
             (Some(error), _) => Err(error),
-            (None, Some(file)) => file.finish().and_then(|mut file| file.flush()),
-            (None, None) => std::fs::remove_file(&self.path),
+            (None, Some(file)) => file
+                .finish()
+                .and_then(|mut file| file.flush())
+                .map(|()| true),
+            (None, None) => Ok(false),
         };
         ended.map_err(|source| UnpackError::Write {
-            path: self.path.display().to_string(),
+            path: "what its stream is made again of".to_owned(),
             source,
         })
     }

@@ -2,6 +2,7 @@
 
 mod skeleton;
 
+use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -422,7 +423,7 @@ fn both_digests_are_checked_to_the_end_of_the_stream() {
             let target = tempfile::tempdir_in(folder.path()).unwrap();
             let tree = Tree::open(target.path()).unwrap();
             let kept = tempfile::tempdir_in(folder.path()).unwrap();
-            let skeleton = Skeleton::new(&kept.path().join("skeleton")).unwrap();
+            let skeleton = Skeleton::new(File::create_new(kept.path().join("skeleton")).unwrap());
             let limits = Limits::default();
             match (
                 unpack(&packed[..], expected, &tree, skeleton, &limits, &|| true),
@@ -453,7 +454,7 @@ fn a_stream_packed_too_well_is_refused() {
     };
     let tree = Tree::open(folder.path()).unwrap();
     let kept = tempfile::tempdir().unwrap();
-    let skeleton = Skeleton::new(&kept.path().join("skeleton")).unwrap();
+    let skeleton = Skeleton::new(File::create_new(kept.path().join("skeleton")).unwrap());
     let error = unpack(&packed[..], expected, &tree, skeleton, &limits, &|| true).unwrap_err();
     assert_eq!(error.to_string(), "packed more than 250 times");
     let length = std::fs::metadata(folder.path().join("zeros"))

@@ -5,11 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use carpel_integration::TestNode;
-use carpel_integration::host::soon;
 use carpel_integration::image::{Image, Layer, digest};
 use carpel_integration::registry::{Body, Content, Fake};
 
-use super::{assert_nothing_left, content, images, left, node, remove_all, several_layers};
+use super::{assert_nothing_left, content, images, left, node, remove_all, several_layers, until};
 
 /// A registry that holds its blobs back until it is told to go on.
 fn held_back(node: &TestNode, content: Content) -> (Fake, Arc<AtomicBool>) {
@@ -22,14 +21,6 @@ fn held_back(node: &TestNode, content: Content) -> (Fake, Arc<AtomicBool>) {
         content.answer(request)
     });
     (fake, go)
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let begin = std::time::Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < soon(), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test]

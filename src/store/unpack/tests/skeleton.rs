@@ -1,5 +1,6 @@
 //! Streams that are made again from their skeletons.
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -16,9 +17,10 @@ fn made_again(folder: &Path, archive: &[u8]) -> Option<Result<Vec<u8>, String>> 
         packed: None,
         diff: Digest::of(archive),
     };
-    let (skeleton, limits) = (Skeleton::new(&kept).unwrap(), Limits::default());
-    unpack(archive, expected, &tree, skeleton, &limits, &|| true).unwrap();
-    let skeleton = std::fs::File::open(kept).ok()?;
+    let skeleton = Skeleton::new(File::create_new(&kept).unwrap());
+    let limits = Limits::default();
+    let unpacked = unpack(archive, expected, &tree, skeleton, &limits, &|| true).unwrap();
+    let skeleton = unpacked.recreatable.then(|| File::open(kept).unwrap())?;
     let mut again = Vec::new();
     let made = recreate(skeleton, &tree, &mut again, &|| true);
     Some(made.map(|()| again).map_err(|error| error.to_string()))
