@@ -165,7 +165,7 @@ async fn wrong_image_mounts_are_named() {
     let node = node_with_data().await;
     let pod = node.run_pod(&node.pod("one")).await;
     type Case = (fn(&mut Mount), &'static str);
-    let cases: [Case; 8] = [
+    let cases: [Case; 7] = [
         (
             |m| m.readonly = false,
             "config.mounts[0].readonly: must be true for an image",
