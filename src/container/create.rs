@@ -76,13 +76,6 @@ impl Node {
                 sandbox.pod()
             )));
         }
-        if config.security.privileged && !sandbox.config.privileged {
-            return Err(Error::InvalidArgument(format!(
-                "config.linux.security_context.privileged: sandbox {} of pod {} is not privileged",
-                sandbox.id,
-                sandbox.pod()
-            )));
-        }
         self.check_target(&sandbox, &config)?;
         let apparmor = self.apparmor.available(config.security.apparmor).await;
         config.security.apparmor = apparmor?;

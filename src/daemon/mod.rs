@@ -99,21 +99,31 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = UnixListener::from_std(listener).context("socket")?;
     let endpoint = config.listen.clone();
 
-    let node = OnceLock::new();
+    let made = Made::default();
     let outcome = tokio::select! {
-        outcome = answer(config, host, cgroups, listener, &node) => outcome,
+        outcome = answer(config, host, cgroups, listener, &made) => outcome,
         signal = &mut stop => {
             tracing::info!(signal, "stopping; pods keep running");
             Ok(())
         }
     };
     notify(&[NotifyState::Stopping]);
-    if let Some(node) = node.get() {
+    if let Some(clients) = made.clients.get() {
+        clients.end().await;
+    }
+    if let Some(node) = made.node.get() {
         node.stop_plugins().await;
     }
     // Gone while we hold the root's lock, so that it is ours and no successor's.
     let _ = std::fs::remove_file(endpoint.path());
     outcome
+}
+
+/// What there is to end in order, as far as it has been made.
+#[derive(Default)]
+struct Made {
+    node: OnceLock<Arc<Node>>,
+    clients: OnceLock<streaming::Clients>,
 }
 
 /// Brings the node up and answers requests for ever.
@@ -122,7 +132,7 @@ async fn answer(
     host: HostFacts,
     cgroups: Cgroups,
     listener: UnixListener,
-    made: &OnceLock<Arc<Node>>,
+    made: &Made,
 ) -> anyhow::Result<()> {
     let endpoint = config.listen.clone();
     let calls = trace::CallLayer {
@@ -163,7 +173,7 @@ async fn services(
     config: Config,
     host: HostFacts,
     cgroups: Cgroups,
-    made: &OnceLock<Arc<Node>>,
+    made: &Made,
 ) -> anyhow::Result<Routes> {
     let supervisor = config.libexec.find_supervisor()?;
     let binary = Binary::load(&supervisor)
@@ -245,7 +255,8 @@ async fn services(
     );
     let node = node.context("recover")?;
     node.set_user_namespaces(user_namespaces);
-    let _ = made.set(Arc::clone(&node));
+    let _ = made.node.set(Arc::clone(&node));
+    let _ = made.clients.set(streaming.clients());
     node.start_plugins().await;
     tokio::spawn(streaming.serve(Arc::clone(&node)));
     tokio::spawn(node::orphans::reap_orphans(Arc::clone(&node)));

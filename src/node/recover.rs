@@ -404,7 +404,8 @@ impl Node {
         self.finish(
             container,
             Exited {
-                started_at: 0,
+                // Nothing nearer is on disk, and a client starts what it has made at once. 0 would be 1970 to kubectl.
+                started_at: container.created_at,
                 finished_at: super::now(),
                 exit_code,
                 reason: reason.to_owned(),

@@ -17,6 +17,9 @@ use crate::container::ClientStreams;
 use crate::error::Error;
 use crate::ids::ContainerId;
 
+/// What a client is told that is still there when the daemon ends. For what it runs it has gone.
+const ENDING: &str =
+    "carpel is being stopped, which ends this session; what it runs goes on without it";
 /// Sizes that wait to be looked at.
 const SIZES: usize = 4;
 /// The channels of a WebSocket.
@@ -97,6 +100,8 @@ where
     };
     tokio::select! {
         outcome = task.run(backend, tty, client) => outcome,
+        // To kubectl a connection that ends without a word is a command that has succeeded.
+        () = link.ending.cancelled() => Outcome::Failed(ENDING.into()),
         () = passing => unreachable!("it never ends"),
     }
 }

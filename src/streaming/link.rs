@@ -57,6 +57,8 @@ pub struct Link {
     pub outbound: Arc<Outbound>,
     /// Cancelled when the client is gone.
     pub gone: CancellationToken,
+    /// Cancelled when the server ends.
+    pub ending: CancellationToken,
     /// Bytes read so far.
     read: Arc<AtomicU64>,
     idle: Duration,
@@ -81,12 +83,13 @@ pub trait Connection: Send {
 }
 
 impl Link {
-    /// `idle`: how long a connection may be silent in both directions.
+    /// `idle`: how long a connection may be silent in both directions. `ending`: see [`Link::ending`].
     pub fn new(
         incoming: Incoming,
         outgoing: Writer,
         hangup: Option<OwnedFd>,
         idle: Duration,
+        ending: CancellationToken,
     ) -> (Self, Source) {
         let read = Arc::new(AtomicU64::new(0));
         let source = Source {
@@ -97,6 +100,7 @@ impl Link {
         let link = Self {
             outbound: Arc::new(Outbound::new(outgoing)),
             gone: CancellationToken::new(),
+            ending,
             read,
             idle,
         };

@@ -33,7 +33,7 @@ mod upgrade;
 mod websocket;
 
 pub use backend::Backend;
-pub use server::{BindError, Server, Settings};
+pub use server::{BindError, Clients, Server, Settings};
 pub use tls::TlsError;
 
 use std::sync::Arc;

@@ -20,9 +20,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
 use super::command::{self, Task};
@@ -40,6 +41,9 @@ const MAX_HEAD: usize = 64 << 10;
 /// After so much silence the kernel asks a client's kernel whether it is there, and how often it may not answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_PROBES: u32 = 4;
+
+/// How long clients may take, when the server ends, to hear of it.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// How the server shall run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +89,36 @@ pub struct Server {
     tls: Option<TlsAcceptor>,
     urls: Urls,
     times: Times,
+    clients: Clients,
+}
+
+/// Those who have shown a token. A clone is the same clients.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// A permit for each that may still come.
+    room: Arc<Semaphore>,
+    ending: CancellationToken,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(CLIENTS)),
+            ending: CancellationToken::new(),
+        }
+    }
+}
+
+impl Clients {
+    /// Tells those whose command or attachment goes on that it does so without them, and gives them a second to hear
+    /// it. Nobody comes after that.
+    pub async fn end(&self) {
+        self.ending.cancel();
+        let all = u32::try_from(CLIENTS).expect("not that many");
+        // Whoever has not gone by then is cut off.
+        let _ = tokio::time::timeout(ENDING, self.room.acquire_many(all)).await;
+        self.room.close();
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -120,6 +154,7 @@ impl Server {
                 creation: settings.creation,
                 idle: settings.idle,
             },
+            clients: Clients::default(),
         })
     }
 
@@ -127,6 +162,12 @@ impl Server {
     #[must_use]
     pub fn urls(&self) -> Urls {
         self.urls.clone()
+    }
+
+    /// Its clients, to be told of its end.
+    #[must_use]
+    pub fn clients(&self) -> Clients {
+        self.clients.clone()
     }
 
     /// "http://HOST:PORT", as in its URLs.
@@ -141,7 +182,7 @@ impl Server {
         let shared = Arc::new(Shared {
             backend,
             tokens: Arc::clone(&self.urls.tokens),
-            clients: Arc::new(Semaphore::new(CLIENTS)),
+            clients: self.clients,
             times: self.times,
         });
         loop {
@@ -203,7 +244,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 struct Shared<B> {
     backend: B,
     tokens: Arc<Tokens>,
-    clients: Arc<Semaphore>,
+    clients: Clients,
     times: Times,
 }
 
@@ -359,9 +400,12 @@ impl<B: Backend> Shared<B> {
             );
             return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
         }
-        let permit = Arc::clone(&self.clients).try_acquire_owned();
-        let permit = permit.map_err(|_| {
-            let text = format!("{CLIENTS} clients are connected already");
+        let permit = Arc::clone(&self.clients.room).try_acquire_owned();
+        let permit = permit.map_err(|error| {
+            let text = match error {
+                TryAcquireError::NoPermits => format!("{CLIENTS} clients are connected already"),
+                TryAcquireError::Closed => "carpel is being stopped".to_owned(),
+            };
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text)
         })?;
         let session = Session {
@@ -377,7 +421,14 @@ impl Session {
     /// Serves the client until it, or what it came for, ends.
     async fn run<B: Backend>(self, socket: Socket, shared: &Shared<B>) {
         let Times { creation, idle, .. } = shared.times;
-        let (link, source) = Link::new(socket.reader, socket.writer, socket.hangup, idle);
+        let ending = &shared.clients.ending;
+        let (link, source) = Link::new(
+            socket.reader,
+            socket.writer,
+            socket.hangup,
+            idle,
+            ending.clone(),
+        );
         let backend = &shared.backend;
         let (task, wanted) = match self.request {
             Request::Exec {
@@ -387,23 +438,31 @@ impl Session {
             } => (Task::Exec { container, command }, wanted),
             Request::Attach { container, wanted } => (Task::Attach { container }, wanted),
             Request::PortForward { sandbox, ports } => {
-                return match self.protocol {
-                    Protocol::Spdy { .. } => {
-                        ports::over_spdy(backend, &link, source, sandbox, creation).await;
-                    }
-                    Protocol::Channels { coding, .. } => {
-                        ports::over_websocket(backend, &link, source, sandbox, &ports, coding)
-                            .await;
-                    }
-                    Protocol::Tunnel => {
-                        let (mut reader, from, to) = websocket::tunnel(&link, source);
-                        let work = async {
-                            let (link, source) =
-                                Link::new(Box::new(from), Box::new(to), None, idle);
+                let forwarded = async {
+                    match self.protocol {
+                        Protocol::Spdy { .. } => {
                             ports::over_spdy(backend, &link, source, sandbox, creation).await;
-                        };
-                        link.drive(&mut reader, work).await;
+                        }
+                        Protocol::Channels { coding, .. } => {
+                            ports::over_websocket(backend, &link, source, sandbox, &ports, coding)
+                                .await;
+                        }
+                        Protocol::Tunnel => {
+                            let (mut reader, from, to) = websocket::tunnel(&link, source);
+                            let work = async {
+                                let (from, to) = (Box::new(from), Box::new(to));
+                                let (link, source) =
+                                    Link::new(from, to, None, idle, ending.clone());
+                                ports::over_spdy(backend, &link, source, sandbox, creation).await;
+                            };
+                            link.drive(&mut reader, work).await;
+                        }
                     }
+                };
+                return tokio::select! {
+                    () = forwarded => {}
+                    // Nobody takes the end of this connection for an end of the pod's.
+                    () = ending.cancelled() => {}
                 };
             }
         };

@@ -321,6 +321,26 @@ async fn privileged_needs_a_privileged_sandbox() {
     node.finish().await;
 }
 
+/// `kubectl debug --profile=sysadmin`: only with the ephemeral container does the kubelet say that the pod may have
+/// privileged ones.
+#[tokio::test]
+async fn a_pod_may_get_a_privileged_container_later() {
+    let mut node = TestNode::start().await;
+    let mut pod = node.run_pod(&node.pod("one")).await;
+    let all = own_bounding_set();
+    let status = node
+        .output_of(&pod, &sh("a", "cat /proc/self/status"))
+        .await;
+    assert_ne!(capabilities(&status)[2], all);
+    pod.config.security().privileged = true;
+    for name in ["b", "c"] {
+        let status = privileged(&node, &pod, name, "cat /proc/self/status").await;
+        assert_eq!(capabilities(&status), [0, all, all, all, 0]);
+        node.crash().await;
+    }
+    node.finish().await;
+}
+
 /// Files as well as folders, of the kernel's file systems and of the image.
 #[tokio::test]
 async fn masked_paths_and_readonly_paths() {

@@ -296,6 +296,9 @@ async fn a_reboot_ends_every_container_and_keeps_what_can_be_removed() {
         (ContainerState::ContainerExited, 255)
     );
     assert!(!status.reason.is_empty());
+    // Else kubectl says that it was started in 1970.
+    assert_eq!(status.started_at, status.created_at);
+    assert!(status.finished_at > status.started_at);
     assert_eq!(node.status(&exited.id).await.exit_code, 5);
     // Images are still there.
     let next = node.run_pod(&node.pod("two")).await;

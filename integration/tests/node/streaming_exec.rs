@@ -61,6 +61,30 @@ async fn input_ends_where_the_client_says() {
     node.finish().await;
 }
 
+/// To kubectl a connection that ends without a word is a command that has succeeded: it exited with 0 when carpel
+/// was upgraded under it.
+#[tokio::test]
+async fn a_client_is_told_that_the_daemon_stops() {
+    let (mut node, pod, id) = node_with_container().await;
+    let request = exec(&id, "echo ready; exec sleep 1000");
+    let mut command = connect(&node, request, Wanted::OUTPUT).await;
+    let stdout = command.stdout.as_mut().unwrap();
+    stdout.read_until(|bytes| bytes.ends_with(b"ready\n")).await;
+    let begin = Instant::now();
+    let (exit, ran) = tokio::join!(node.terminate_daemon(), command.run(b""));
+    assert!(exit.success(), "the daemon ended with {exit}");
+    let outcome = ran.outcome();
+    let told =
+        matches!(&outcome, Outcome::Failed(text) if text.contains("carpel is being stopped"));
+    assert!(told, "{outcome:?}");
+    assert!(begin.elapsed() < host::patience(Duration::from_secs(1)));
+    node.start_daemon(None).await;
+    assert_eq!(node.pods().await[0].id, pod.id);
+    let ran = run(&node, exec(&id, "echo again"), Wanted::OUTPUT, b"").await;
+    assert_eq!(ran.stdout(), "again\n");
+    node.finish().await;
+}
+
 /// As `kubectl cp` in both directions at once: much more than any buffer on the way.
 #[tokio::test]
 async fn much_comes_through_whole() {

@@ -35,10 +35,13 @@ pub struct CreateContainer {
     network: Scope,
     ipc: Scope,
     user: Option<UserNamespace>,
+    /// Whether the pod may have privileged containers by now, whatever was said of it when its sandbox was made.
+    privileged_pod: bool,
 }
 
-/// Checks a CreateContainer request. The sandbox's own configuration in it is not looked at: the one
-/// that the sandbox was made from counts.
+/// Checks a CreateContainer request. Of the sandbox's configuration in it nothing counts but that the pod may have
+/// privileged containers: it may have got its first one, an ephemeral one, only now. For all else the
+/// configuration counts that the sandbox was made from.
 ///
 /// # Errors
 /// The first field that is wrong or asks for what carpel cannot do.
@@ -51,12 +54,15 @@ pub fn create_container(
         .config
         .ok_or_else(|| Field::root("config").must_be_set())?;
     let (config, namespaces) = config_and_namespaces(config, platform)?;
+    let pod = request.sandbox_config.and_then(|pod| pod.linux);
+    let pod = pod.and_then(|linux| linux.security_context);
     Ok(CreateContainer {
         sandbox,
         config,
         network: namespaces.network,
         ipc: namespaces.ipc,
         user: namespaces.user,
+        privileged_pod: pod.is_some_and(|context| context.privileged),
     })
 }
 
@@ -93,7 +99,8 @@ pub fn fits_sandbox(container: &CreateContainer, sandbox: &SandboxConfig) -> Res
         false => Ok(()),
     };
     let check = || {
-        if container.config.security.privileged && !sandbox.privileged {
+        let may = sandbox.privileged || container.privileged_pod;
+        if container.config.security.privileged && !may {
             return Err(context
                 .member("privileged")
                 .invalid("needs a privileged sandbox"));

@@ -223,6 +223,22 @@ fn a_container_asks_for_no_more_than_its_pod_has() {
         check(|c| c.privileged = true),
         about("privileged: needs a privileged sandbox")
     );
+    // As a kubelet says it of a pod that has got a privileged ephemeral container.
+    let mut request = container_request();
+    let config = request.config.as_mut().and_then(|c| c.linux.as_mut());
+    let context = config.and_then(|linux| linux.security_context.as_mut());
+    context.expect("a security context").privileged = true;
+    let pod_now = request
+        .sandbox_config
+        .as_mut()
+        .and_then(|c| c.linux.as_mut());
+    let context = pod_now
+        .expect("of Linux")
+        .security_context
+        .get_or_insert_default();
+    context.privileged = true;
+    let created = create_container(request, PLATFORM).expect("good in itself");
+    assert_eq!(fits_sandbox(&created, &pod), Ok(()));
     assert_eq!(
         check(|c| options(c).network = 2),
         about("namespace_options: network NODE needs a pod with network NODE")

@@ -1,6 +1,7 @@
 //! Exec and attach over both protocols.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use serde_json::{Value, json};
@@ -447,6 +448,39 @@ async fn an_attachment_ends_with_success() {
     client.finish().await;
     assert_eq!(client.text(stdout), "attached");
     assert_eq!(client.json(error), json!({ "status": "Success" }));
+}
+
+/// To a client a connection that ends without a word is a command that has succeeded.
+#[tokio::test]
+async fn who_is_there_when_the_server_ends_is_told() {
+    let site = Site::start().await;
+    let path = site.exec(&["stuck"], wanted(true, true));
+    let mut client = site.spdy(&path, "v4.channel.k8s.io").await;
+    let [error, _stdin, stdout] = client.open_kinds(["error", "stdin", "stdout"]).await;
+    let path = site.exec(&["stuck"], wanted(true, false));
+    let mut other = site.websocket(&path, "v5.channel.k8s.io").await;
+    assert_eq!(receive(&mut other, 2).await, [3]);
+    site.fake.reaches(2, 0).await;
+
+    let begin = Instant::now();
+    let clients = site.clients.clone();
+    let ending = tokio::spawn(async move { clients.end().await });
+    client.finish().await;
+    let outcome = client.json(error);
+    let text = outcome["message"].as_str().expect("a message");
+    assert!(text.contains("carpel is being stopped"), "{outcome}");
+    assert_eq!(outcome["status"], "Failure");
+    assert_eq!(client.text(stdout), "");
+    let told = receive(&mut other, 2).await;
+    let told = String::from_utf8(told).expect("text");
+    assert!(told.contains("carpel is being stopped"), "{told}");
+    assert_eq!(receive(&mut other, 8).await, [3, 0xe8]);
+    drop(client);
+    drop(other);
+    ending.await.expect("an end");
+    // Nobody was waited for who had heard it.
+    assert!(begin.elapsed() < Duration::from_millis(900));
+    site.fake.reaches(2, 2).await;
 }
 
 #[tokio::test]

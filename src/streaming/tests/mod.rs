@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::{Backend, Request, Server, Settings, Urls, Wanted};
+use super::{Backend, Clients, Request, Server, Settings, Urls, Wanted};
 use crate::container::ClientStreams;
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
@@ -139,6 +139,7 @@ impl Backend for Fake {
 /// A server with a fake behind it.
 pub struct Site {
     pub fake: Fake,
+    pub clients: Clients,
     urls: Urls,
     address: SocketAddr,
 }
@@ -154,6 +155,7 @@ impl Site {
         let server = Server::bind(&settings).await.expect("a loopback interface");
         let site = Self {
             fake: Fake::default(),
+            clients: server.clients(),
             urls: server.urls(),
             address: server.base()["http://".len()..]
                 .parse()

@@ -62,6 +62,19 @@ fn limits(change: impl FnOnce(&mut cri::LinuxContainerResources)) -> Option<Reje
     })
 }
 
+fn image_mount(sub_path: &str) -> cri::Mount {
+    cri::Mount {
+        container_path: "/a".into(),
+        readonly: true,
+        image: Some(cri::ImageSpec {
+            image: "b".into(),
+            ..Default::default()
+        }),
+        image_sub_path: sub_path.into(),
+        ..Default::default()
+    }
+}
+
 fn mount(change: impl FnOnce(&mut cri::Mount)) -> Option<Rejected> {
     let mut mount = cri::Mount {
         container_path: "/a".into(),

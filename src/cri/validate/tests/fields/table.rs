@@ -173,7 +173,7 @@ pub const RULES: &[Rule] = rules! {
     Mount.host_path: mount(|m| m.host_path = "b".into()) => "config.mounts[0].host_path: ";
     Mount.propagation: mount(|m| m.propagation = 3) => "config.mounts[0].propagation: ";
     Mount.recursive_read_only: mount(|m| m.recursive_read_only = true) => "config.mounts[0].recursive_read_only: ";
-    Mount.image_sub_path: mount(|m| m.image_sub_path = NO_ID.into()) => "config.mounts[0].image_sub_path: ";
+    Mount.image_sub_path: mount(|m| *m = image_mount(NO_ID)) => "config.mounts[0].image_sub_path: ";
     Mount.mount_options: mount(|m| m.mount_options = vec!["a b".into()]) => "config.mounts[0].mount_options";
     Device.container_path: device(|d| d.container_path = "a".into()) => "config.devices[0].container_path: ";
     Device.host_path: device(|d| d.host_path = "/a/../b".into()) => "config.devices[0].host_path: ";
