@@ -58,10 +58,7 @@ async fn a_node_that_works_is_fit() {
     assert_eq!((ports.len(), &ports[0]["state"]), (1, &"warn".into()));
     let pid = node.daemon_pid().expect("a daemon");
     let found = checks(&report, "daemon")[0]["found"].to_string();
-    assert!(
-        found.contains(&format!("pid {pid} (carpel-daemon)")),
-        "{found}"
-    );
+    assert!(found.contains(&format!("pid {pid} (carpel-daemon)")), "{found}");
     let text = doctor(&node, &[]).ok();
     assert!(text.lines().all(|line| line.len() < 250), "{text}");
     // It tidied up.
