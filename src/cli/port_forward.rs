@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::{Buf, BytesMut};
-use carpel_api::cri::PortForwardRequest;
+use carpel_api::cri::{PodSandboxState, PortForwardRequest};
 use clap::Args;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -84,6 +84,9 @@ impl PortForwardArgs {
         let client = self.connection.connect().await?;
         let all = Catalogue::fetch(&client).await?;
         let pod = all.pod(&self.name, Among::Living)?;
+        if pod.state() != PodSandboxState::SandboxReady {
+            bail!("pod {} is not ready: its ports have ended", pod_name(pod));
+        }
         let forward = Arc::new(Forward {
             client,
             pod: pod.id.clone(),

@@ -20,6 +20,7 @@ pub mod fuzz;
 mod inbox;
 mod link;
 mod outbound;
+mod pipe;
 mod ports;
 mod resize;
 mod server;

@@ -4,29 +4,63 @@
 //! is copied and written by [`Outbound::pump`], and while that is much, writers wait: so memory is bounded, and under
 //! load many small frames make one large write.
 //!
+//! A frame may have its payload in a pipe ([`Outbound::poll_pipe`]). It is begun when nothing else is left to be
+//! written, and what others have to say meanwhile is written behind it.
+//!
 //! What must always hold: frames never mix. Who has to wait is woken. After the first failure every write fails.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::AsyncWrite;
+use rustix::net::SendFlags;
+use tokio::io::{AsyncWrite, Interest};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
+
+use super::pipe::{Pipe, Pipes};
 
 /// A client's socket, to write to.
-pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+pub type Writer = Box<dyn Outgoing>;
+
+pub trait Outgoing: AsyncWrite + Send + Unpin {
+    /// The socket, if what is written goes to it as it is.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Outgoing for OwnedWriteHalf {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self.as_ref())
+    }
+}
+
+/// Of a connection within TLS.
+impl<T: AsyncWrite + Send + Unpin> Outgoing for tokio::io::WriteHalf<T> {}
+
+#[cfg(test)]
+impl Outgoing for tokio::io::DuplexStream {}
 
 /// While more than this is left to be written, writers wait.
 const ENOUGH: usize = 128 << 10;
 /// Answers to the client (pings, resets, windows) do not wait, up to here.
 const MOST: usize = ENOUGH + (64 << 10);
 
-pub struct Outbound(Mutex<State>);
+pub struct Outbound {
+    state: Mutex<State>,
+    pipes: Pipes,
+}
 
 struct State {
     socket: Writer,
+    /// The frame whose payload is in a pipe: what goes before all that is left.
+    piped: Option<Piped>,
+    /// Who has a pipe waits until nothing is left. So that this comes, the others wait too.
+    urgent: bool,
     /// What the socket did not take.
     left: BytesMut,
     /// The socket may hold bytes back itself (TLS).
@@ -39,21 +73,34 @@ struct State {
     taken: u64,
 }
 
+/// What was not written yet of a frame whose payload is in a pipe.
+struct Piped {
+    head: BytesMut,
+    pipe: Arc<Pipe>,
+    count: usize,
+}
+
 impl Outbound {
     pub fn new(socket: Writer) -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             socket,
+            piped: None,
+            urgent: false,
             left: BytesMut::new(),
             unflushed: false,
             failed: None,
             pump: None,
             waiting: Vec::new(),
             taken: 0,
-        }))
+        };
+        Self {
+            state: Mutex::new(state),
+            pipes: Pipes::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a frame as a whole, or waits.
@@ -67,12 +114,64 @@ impl Outbound {
         if let Some(kind) = state.failed {
             return Poll::Ready(Err(kind.into()));
         }
-        if state.left.len() >= ENOUGH {
+        if state.left.len() >= ENOUGH || state.urgent {
             state.wait(context);
             return Poll::Pending;
         }
         state.taken += (head.len() + payload.len()) as u64;
         Poll::Ready(state.write(context, head, payload))
+    }
+
+    /// A pipe for [`Self::poll_pipe`], if the socket takes what is in one.
+    pub fn pipe(&self) -> Option<Arc<Pipe>> {
+        self.lock().socket.plain()?;
+        self.pipes.take().map(Arc::new)
+    }
+
+    /// Takes a frame whose payload is in a pipe as a whole, or waits. [`Self::poll_piped`] tells when it is written.
+    pub fn poll_pipe(
+        &self,
+        context: &mut Context<'_>,
+        head: &[u8],
+        pipe: &Arc<Pipe>,
+        count: usize,
+    ) -> Poll<io::Result<()>> {
+        let mut state = self.lock();
+        if let Some(kind) = state.failed {
+            return Poll::Ready(Err(kind.into()));
+        }
+        if !state.is_drained() {
+            state.urgent = true;
+            state.wait(context);
+            return Poll::Pending;
+        }
+        state.taken += (head.len() + count) as u64;
+        state.piped = Some(Piped {
+            head: head.into(),
+            pipe: Arc::clone(pipe),
+            count,
+        });
+        Poll::Ready(match state.give(context) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                state.wake_pump();
+                Ok(())
+            }
+            Err(error) => Err(state.fail(error.kind()).into()),
+        })
+    }
+
+    /// Waits until what was taken from a pipe is written. Somebody must pump.
+    pub fn poll_piped(&self, context: &Context<'_>, pipe: &Arc<Pipe>) -> Poll<io::Result<()>> {
+        let mut state = self.lock();
+        match (state.failed, &state.piped) {
+            (Some(kind), _) => Poll::Ready(Err(kind.into())),
+            (None, Some(piped)) if Arc::ptr_eq(&piped.pipe, pipe) => {
+                state.wait(context);
+                Poll::Pending
+            }
+            (None, _) => Poll::Ready(Ok(())),
+        }
     }
 
     /// Takes a short frame without waiting. `false`: too much is waiting already.
@@ -138,7 +237,7 @@ impl Outbound {
             let mut state = self.lock();
             match state.failed {
                 Some(kind) => Poll::Ready(Err(kind.into())),
-                None if state.left.is_empty() && !state.unflushed => Poll::Ready(Ok(())),
+                None if state.is_drained() => Poll::Ready(Ok(())),
                 None => {
                     state.wait(context);
                     Poll::Pending
@@ -175,7 +274,10 @@ impl State {
         mut head: &[u8],
         mut payload: &[u8],
     ) -> io::Result<()> {
-        while self.left.is_empty() && !(head.is_empty() && payload.is_empty()) {
+        while self.piped.is_none()
+            && self.left.is_empty()
+            && !(head.is_empty() && payload.is_empty())
+        {
             let slices = [IoSlice::new(head), IoSlice::new(payload)];
             let socket = Pin::new(&mut self.socket);
             // This waker may be the one that the socket keeps: the pump, woken below, puts its own there.
@@ -196,7 +298,8 @@ impl State {
         }
         self.left.extend_from_slice(head);
         self.left.extend_from_slice(payload);
-        if self.left.is_empty()
+        if self.piped.is_none()
+            && self.left.is_empty()
             && let Poll::Ready(outcome) = Pin::new(&mut self.socket).poll_flush(context)
         {
             self.unflushed = false;
@@ -204,14 +307,57 @@ impl State {
                 self.fail(error.kind());
             })?;
         }
-        if !self.left.is_empty() || self.unflushed {
+        if !self.is_drained() {
             self.wake_pump();
         }
         Ok(())
     }
 
+    fn is_drained(&self) -> bool {
+        self.piped.is_none() && self.left.is_empty() && !self.unflushed
+    }
+
+    /// Writes what is in a pipe, as far as the socket takes it; whether nothing is left of it.
+    fn give(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
+        let (Some(piped), Some(socket)) = (&mut self.piped, self.socket.plain()) else {
+            return Ok(true);
+        };
+        while piped.count > 0 || !piped.head.is_empty() {
+            let Poll::Ready(ready) = socket.poll_write_ready(context) else {
+                return Ok(false);
+            };
+            ready?;
+            let given = socket.try_io(Interest::WRITABLE, || match piped.head.is_empty() {
+                // The payload follows at once, so that both go in one piece.
+                false => Ok(rustix::net::send(
+                    socket,
+                    &piped.head,
+                    SendFlags::MORE | SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+                )?),
+                true => piped.pipe.give(socket, piped.count),
+            });
+            match given {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) if piped.head.is_empty() => piped.count -= count,
+                Ok(count) => piped.head.advance(count),
+                // Readiness is asked for again.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.piped = None;
+        Ok(true)
+    }
+
     /// Writes what is left, as far as the socket takes it.
     fn flush(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.piped.is_some() {
+            if !self.give(context)? {
+                return Ok(());
+            }
+            // Its owner may fill the pipe again.
+            self.waiting.drain(..).for_each(Waker::wake);
+        }
         while !self.left.is_empty() {
             match Pin::new(&mut self.socket).poll_write(context, &self.left) {
                 Poll::Ready(Ok(0)) => return Err(ErrorKind::WriteZero.into()),
@@ -231,11 +377,12 @@ impl State {
             self.unflushed = false;
         }
         // Not at the first byte of room: then each would find just room for little.
-        let drained = self.left.is_empty() && !self.unflushed;
+        let drained = self.is_drained();
         if drained || self.left.len() < ENOUGH / 2 {
             self.waiting.drain(..).for_each(Waker::wake);
         }
         if drained {
+            self.urgent = false;
             // A burst does not hold its memory for ever.
             self.left = BytesMut::new();
         }
@@ -258,6 +405,7 @@ impl State {
     fn fail(&mut self, kind: ErrorKind) -> ErrorKind {
         let kind = *self.failed.get_or_insert(kind);
         self.left.clear();
+        self.piped = None;
         self.unflushed = false;
         self.wake_pump();
         self.waiting.drain(..).for_each(Waker::wake);

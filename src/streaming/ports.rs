@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,12 +16,17 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::inbox::InboxReader;
 use super::link::{Link, Source};
+use super::pipe::Pipe;
 use super::spdy::{self, Headers, Stream, StreamReader, StreamWriter};
 use super::websocket::{self, ChannelWriter, Coding};
 use crate::ids::SandboxId;
 
 /// Bytes read from a pod at a time.
 const READ: usize = 64 << 10;
+/// A pod that has so much at a time goes on through a pipe, and one that has less does not.
+const MUCH: usize = 16 << 10;
+/// How long a pod may say nothing and keep its pipe.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Most ports of a WebSocket: each has two channels, whose numbers are a byte.
 pub const MOST_PORTS: usize = 127;
 
@@ -39,6 +45,35 @@ impl Pieces for StreamReader {
 impl Pieces for InboxReader {
     async fn piece(&self) -> io::Result<Bytes> {
         Self::piece(self).await
+    }
+}
+
+/// What goes to a client from a port.
+trait Sending: AsyncWrite + Send + Unpin {
+    /// A pipe for [`Self::send_pipe`], if it can be sent from one.
+    fn pipe(&self) -> Option<Arc<Pipe>> {
+        None
+    }
+
+    /// Sends the `count` bytes that are in a pipe.
+    fn send_pipe(
+        &self,
+        _pipe: &Arc<Pipe>,
+        _count: usize,
+    ) -> impl Future<Output = io::Result<()>> + Send {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+impl Sending for ChannelWriter {}
+
+impl Sending for StreamWriter {
+    fn pipe(&self) -> Option<Arc<Pipe>> {
+        Self::pipe(self)
+    }
+
+    async fn send_pipe(&self, pipe: &Arc<Pipe>, count: usize) -> io::Result<()> {
+        Self::send_pipe(self, pipe, count).await
     }
 }
 
@@ -65,7 +100,7 @@ async fn connect(
 async fn copy(
     mut pod: TcpStream,
     from: impl Pieces,
-    to: impl AsyncWrite + Send + Unpin,
+    to: impl Sending,
     half_close: bool,
 ) -> io::Result<()> {
     let (mut reading, mut writing) = pod.split();
@@ -91,6 +126,12 @@ async fn copy(
                 return to.shutdown().await;
             }
             to.write_all(&bytes[..count]).await?;
+            if count >= MUCH
+                && let Some(pipe) = to.pipe()
+                && !copy_much(reading.as_ref(), &to, &pipe).await?
+            {
+                return to.shutdown().await;
+            }
         }
     };
     let outcome: io::Result<()> = if half_close {
@@ -106,6 +147,20 @@ async fn copy(
         let _ = set_socket_linger(&pod, Some(Duration::ZERO));
     }
     outcome
+}
+
+/// Copies through a pipe for as long as it is much. Whether there may be more: `false` at the pod's end.
+async fn copy_much(pod: &TcpStream, to: &impl Sending, pipe: &Arc<Pipe>) -> io::Result<bool> {
+    loop {
+        let Ok(count) = tokio::time::timeout(SILENCE, pipe.fill(pod)).await else {
+            return Ok(true);
+        };
+        let count = count?;
+        to.send_pipe(pipe, count).await?;
+        if count < MUCH {
+            return Ok(count > 0);
+        }
+    }
 }
 
 /// Over WebSocket: each port has a channel for data and one for an error, and begins on both with its number.

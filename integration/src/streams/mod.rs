@@ -2,6 +2,7 @@
 //! the server: SPDY/3.1 as spdystream speaks it, WebSocket as RFC 6455 says.
 
 mod command;
+mod reading;
 pub mod session;
 pub mod spdy;
 pub mod urls;

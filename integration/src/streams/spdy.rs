@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use flate2::{Compress, Compression, FlushCompress};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::reading::Reading;
 use super::{Head, request, soon};
 use crate::host::HostNet;
 
-const DICTIONARY: &[u8] = include_bytes!("spdy3.dictionary");
+pub(super) const DICTIONARY: &[u8] = include_bytes!("spdy3.dictionary");
 
 /// The protocols that kubectl and crictl offer for commands, in their order.
 pub const COMMAND: [&str; 5] = [
@@ -28,10 +29,17 @@ pub use super::command::{Command, Wanted};
 type Writer = Arc<tokio::sync::Mutex<Box<dyn AsyncWrite + Send + Unpin>>>;
 
 /// What happens on a stream.
-enum Event {
+pub(super) enum Event {
     Data(Vec<u8>),
     Fin,
     Reset(u32),
+}
+
+/// Where the data of a stream goes.
+pub(super) enum Sink {
+    Events(mpsc::UnboundedSender<Event>),
+    /// It is counted until so many bytes have come, and kept nowhere.
+    Counter(usize, oneshot::Sender<()>),
 }
 
 /// How a stream ended.
@@ -45,14 +53,14 @@ pub enum End {
 }
 
 #[derive(Default)]
-struct Table {
-    streams: HashMap<u32, mpsc::UnboundedSender<Event>>,
-    replies: HashMap<u32, oneshot::Sender<()>>,
-    pings: HashMap<u32, oneshot::Sender<()>>,
-    lost: bool,
+pub(super) struct Table {
+    pub streams: HashMap<u32, Sink>,
+    pub replies: HashMap<u32, oneshot::Sender<()>>,
+    pub pings: HashMap<u32, oneshot::Sender<()>>,
+    pub lost: bool,
 }
 
-type Shared = Arc<Mutex<Table>>;
+pub(super) type Shared = Arc<Mutex<Table>>;
 
 /// A connection.
 pub struct Spdy {
@@ -86,6 +94,7 @@ pub struct Sender {
 pub struct Stream {
     pub sender: Sender,
     events: mpsc::UnboundedReceiver<Event>,
+    shared: Shared,
 }
 
 impl Spdy {
@@ -129,12 +138,7 @@ impl Spdy {
         let writer: Writer = Arc::new(tokio::sync::Mutex::new(Box::new(writer)));
         let shared = Shared::default();
         let (away, went_away) = watch::channel(None);
-        let reading = Reading {
-            reader,
-            unpacker: Decompress::new(true),
-            shared: Arc::clone(&shared),
-            away,
-        };
+        let reading = Reading::new(reader, Arc::clone(&shared), away);
         let mut packer = Compress::new(Compression::best(), true);
         packer.set_dictionary(DICTIONARY).expect("a dictionary");
         Self {
@@ -163,7 +167,7 @@ impl Spdy {
         let (reply, replied) = oneshot::channel();
         {
             let mut table = lock(&self.shared);
-            table.streams.insert(id, events);
+            table.streams.insert(id, Sink::Events(events));
             table.replies.insert(id, reply);
         }
         let packed = self.pack(headers);
@@ -192,6 +196,7 @@ impl Spdy {
         Ok(Stream {
             sender,
             events: stream,
+            shared: Arc::clone(&self.shared),
         })
     }
 
@@ -262,7 +267,7 @@ impl Spdy {
     }
 }
 
-fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Table> {
+pub(super) fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Table> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -333,6 +338,32 @@ impl Stream {
         }
     }
 
+    /// Waits until `count` bytes have come, which are looked at by nobody: so that whoever measures a server does not
+    /// measure the client.
+    ///
+    /// # Errors
+    /// The stream has ended before that; at most so many bytes were missing.
+    pub async fn skip(&mut self, count: usize) -> Result<(), usize> {
+        let mut left = count;
+        let (all, counted) = oneshot::channel();
+        {
+            // While the table is locked nothing more is put into the channel.
+            let mut table = lock(&self.shared);
+            loop {
+                match self.events.try_recv() {
+                    Ok(Event::Data(bytes)) => left = left.saturating_sub(bytes.len()),
+                    Ok(Event::Fin | Event::Reset(_)) => return missing(left),
+                    Err(_) => break,
+                }
+            }
+            match table.streams.get_mut(&self.id) {
+                Some(sink) if left > 0 => *sink = Sink::Counter(left, all),
+                _ => return missing(left),
+            }
+        }
+        counted.await.map_err(|_| left)
+    }
+
     /// Everything that comes until `enough`.
     ///
     /// # Panics
@@ -373,107 +404,9 @@ impl Stream {
     }
 }
 
-struct Reading<R> {
-    reader: R,
-    unpacker: Decompress,
-    shared: Shared,
-    away: watch::Sender<Option<u32>>,
-}
-
-impl<R: AsyncRead + Unpin> Reading<R> {
-    async fn run(mut self) {
-        // An error is the end of the connection.
-        let _ = self.read().await;
-        let mut table = lock(&self.shared);
-        table.lost = true;
-        table.streams.clear();
-        table.replies.clear();
-        table.pings.clear();
-    }
-
-    async fn read(&mut self) -> std::io::Result<()> {
-        loop {
-            let first = self.reader.read_u32().await?;
-            let second = self.reader.read_u32().await?;
-            let (flags, length) = (second >> 24, (second & 0x00ff_ffff) as usize);
-            let mut body = vec![0; length];
-            self.reader.read_exact(&mut body).await?;
-            if first >> 31 == 0 {
-                self.event(first, Event::Data(body));
-                if flags & 1 != 0 {
-                    self.event(first, Event::Fin);
-                }
-            } else {
-                assert_eq!(first >> 16, 0x8003, "a control frame of version 3");
-                self.control(first & 0xffff, flags, &body);
-            }
-        }
-    }
-
-    fn event(&self, id: u32, event: Event) {
-        if let Some(stream) = lock(&self.shared).streams.get(&id) {
-            // Whoever does not listen any more does not care.
-            let _ = stream.send(event);
-        }
-    }
-
-    fn control(&mut self, kind: u32, flags: u32, body: &[u8]) {
-        let word = |index: usize| {
-            let bytes = body[index * 4..][..4].try_into().expect("4 bytes");
-            u32::from_be_bytes(bytes)
-        };
-        match kind {
-            2 => {
-                let id = word(0);
-                let headers = self.unpack(&body[4..]);
-                assert_eq!(&headers[..4], 0_u32.to_be_bytes(), "headers in a reply");
-                assert_eq!(headers.len(), 4);
-                assert_eq!(flags, 0);
-                let reply = lock(&self.shared).replies.remove(&id);
-                reply
-                    .expect("a stream that waits for a reply")
-                    .send(())
-                    .ok();
-            }
-            3 => {
-                assert_eq!(body.len(), 8);
-                assert_ne!(word(1), 0, "a reset has a reason");
-                self.event(word(0), Event::Reset(word(1)));
-            }
-            4 => assert_eq!(body.len(), 4 + 8 * word(0) as usize),
-            6 => {
-                let answered = lock(&self.shared).pings.remove(&word(0));
-                answered.expect("a ping of ours").send(()).ok();
-            }
-            7 => {
-                assert_eq!(body.len(), 8);
-                self.away.send_replace(Some(word(1)));
-            }
-            9 => assert_eq!((body.len(), word(1) >> 31), (8, 0)),
-            other => panic!("a control frame of type {other}"),
-        }
-    }
-
-    fn unpack(&mut self, packed: &[u8]) -> Vec<u8> {
-        let mut block = Vec::with_capacity(4096);
-        let before = self.unpacker.total_in();
-        let first = self
-            .unpacker
-            .decompress_vec(packed, &mut block, FlushDecompress::Sync);
-        if let Err(error) = first {
-            error
-                .needs_dictionary()
-                .expect("a dictionary is all that is missing");
-            let used = (self.unpacker.total_in() - before) as usize;
-            self.unpacker
-                .set_dictionary(DICTIONARY)
-                .expect("the known dictionary");
-            let rest = &packed[used..];
-            let rest = self
-                .unpacker
-                .decompress_vec(rest, &mut block, FlushDecompress::Sync);
-            rest.expect("a zlib stream");
-        }
-        block
+fn missing(count: usize) -> Result<(), usize> {
+    match count {
+        0 => Ok(()),
+        count => Err(count),
     }
 }

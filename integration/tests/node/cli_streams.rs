@@ -253,6 +253,11 @@ async fn ports_of_a_pod_are_reached_here() {
         .unwrap();
     assert_eq!(std::io::Read::read(&mut refused, &mut [0; 8]).unwrap(), 0);
     drop(running);
+    // A pod that has ended is told of before anybody comes.
+    node.try_stop_pod(&pod.id).await.unwrap();
+    let ended = said(&node, &args);
+    assert_eq!((ended.status, ended.stdout.as_str()), (1, ""));
+    assert!(ended.stderr.contains("is not ready"), "{}", ended.stderr);
     node.finish().await;
 }
 

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::headers::Headers;
 use super::table::Shared;
 use crate::streaming::inbox::{self, Inbox, InboxReader};
+use crate::streaming::pipe::Pipe;
 
 /// A stream that the client has opened.
 pub struct Stream {
@@ -108,6 +109,24 @@ impl StreamWriter {
     /// with it.
     pub fn release(&self) {
         self.0.shared.forget(self.0.id, ErrorKind::ConnectionReset);
+    }
+
+    /// A pipe for [`Self::send_pipe`], if it can be sent from one.
+    pub fn pipe(&self) -> Option<Arc<Pipe>> {
+        self.0.shared.outbound.pipe()
+    }
+
+    /// Sends the `count` bytes that are in a pipe, until the last is out of it.
+    ///
+    /// # Errors
+    /// The stream, or the connection, broke off.
+    pub async fn send_pipe(&self, pipe: &Arc<Pipe>, mut count: usize) -> io::Result<()> {
+        let shared = &self.0.shared;
+        while count > 0 {
+            count -= poll_fn(|context| shared.poll_pipe(context, self.0.id, pipe, count)).await?;
+            poll_fn(|context| shared.outbound.poll_piped(context, pipe)).await?;
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 use super::frame::{self, Fault, status};
 use crate::streaming::inbox::{self, Inbox, Intake};
 use crate::streaming::outbound::Outbound;
+use crate::streaming::pipe::{self, Pipe};
 
 /// Most streams at a time: 512 connections that are forwarded.
 pub const MAX_STREAMS: usize = 1024;
@@ -187,22 +188,27 @@ impl Shared {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut table = self.lock();
-        let (heeds, window) = (table.heeds, table.window);
-        let entry = table.writable(id)?;
-        let room = if heeds {
-            usize::try_from(window.min(entry.window)).unwrap_or(0)
-        } else {
-            usize::MAX
-        };
-        let count = bytes.len().min(MAX_FRAME).min(room);
-        if count == 0 && !bytes.is_empty() {
-            entry.writer = Some(context.waker().clone());
-            return Poll::Pending;
-        }
+        let most = bytes.len().min(MAX_FRAME);
+        let count = std::task::ready!(table.poll_room(context, id, most))?;
         let head = frame::data_head(id, 0, count);
         std::task::ready!(self.outbound.poll_frame(context, &head, &bytes[..count]))?;
-        entry.window -= count as i64;
-        table.window -= count as i64;
+        table.sent(id, count);
+        Poll::Ready(Ok(count))
+    }
+
+    /// Sends of the `count` bytes in a pipe what fits in the windows.
+    pub fn poll_pipe(
+        &self,
+        context: &mut Context<'_>,
+        id: u32,
+        pipe: &Arc<Pipe>,
+        count: usize,
+    ) -> Poll<io::Result<usize>> {
+        let mut table = self.lock();
+        let count = std::task::ready!(table.poll_room(context, id, count.min(pipe::CAPACITY)))?;
+        let head = frame::data_head(id, 0, count);
+        std::task::ready!(self.outbound.poll_pipe(context, &head, pipe, count))?;
+        table.sent(id, count);
         Poll::Ready(Ok(count))
     }
 
@@ -240,6 +246,34 @@ impl Shared {
 }
 
 impl Table {
+    /// How many of `most` bytes the windows of a stream let through, once it is any.
+    fn poll_room(
+        &mut self,
+        context: &Context<'_>,
+        id: u32,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        let (heeds, window) = (self.heeds, self.window);
+        let entry = self.writable(id)?;
+        let room = if heeds {
+            usize::try_from(window.min(entry.window)).unwrap_or(0)
+        } else {
+            usize::MAX
+        };
+        if room == 0 && most > 0 {
+            entry.writer = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(most.min(room)))
+    }
+
+    fn sent(&mut self, id: u32, count: usize) {
+        self.window -= count as i64;
+        if let Some(entry) = self.streams.get_mut(&id) {
+            entry.window -= count as i64;
+        }
+    }
+
     fn writable(&mut self, id: u32) -> io::Result<&mut Entry> {
         let kind = match self.ended {
             true => ErrorKind::BrokenPipe,

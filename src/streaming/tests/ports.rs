@@ -243,6 +243,119 @@ async fn a_websocket_has_channels_for_its_ports() {
     assert_eq!(receive(&mut client, 8).await, [3, 0xe8]);
 }
 
+/// Bytes that tell where they belong.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n % 251) as u8).collect()
+}
+
+/// What goes through pipes comes whole and in order, beside small frames and answers, and through half-closed
+/// connections: more connections than there are pipes.
+#[tokio::test]
+async fn much_comes_as_it_was_sent() {
+    const CONNECTIONS: usize = 12;
+    let site = Site::start().await;
+    let (listener, port) = pod().await;
+    let mut client = site.spdy(&site.ports(&[]), PROTOCOL).await;
+    let mut opened = Vec::new();
+    for request in 0..CONNECTIONS {
+        let (error, data) = open(&mut client, port, &request.to_string()).await;
+        let length = (request % 4 + 1) * 1_000_000 + request;
+        client.data(data, &length.to_be_bytes(), true).await;
+        opened.push((error, data, length));
+    }
+    let mut serving = tokio::task::JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = accept(&listener).await;
+        serving.spawn(async move {
+            let length = stream.read_u64().await.expect("a length") as usize;
+            let bytes = pattern(length);
+            // At first little, in the end little: with much between.
+            stream.write_all(&bytes[..10]).await.expect("a client");
+            stream.write_all(&bytes[10..]).await.expect("a client");
+        });
+    }
+    for ping in 0..20 {
+        client.send(&frame::ping(ping * 2 + 1)).await;
+        client
+            .until(|client| client.pings.contains(&(ping * 2 + 1)))
+            .await;
+    }
+    for (error, data, length) in opened {
+        client
+            .until(|client| [error, data].iter().all(|id| client.ended.contains(id)))
+            .await;
+        assert!(client.data[&data] == pattern(length), "stream {data}");
+        assert_eq!(client.text(error), "");
+    }
+    assert!(client.reset.is_empty());
+    serving.join_all().await;
+}
+
+/// A client that heeds windows is sent no more than they let through, from pipes as well.
+#[tokio::test]
+async fn much_stays_within_the_windows() {
+    const WINDOW: usize = 100_000;
+    let site = Site::start().await;
+    let (listener, port) = pod().await;
+    let mut client = site.spdy(&site.ports(&[]), PROTOCOL).await;
+    client
+        .send(&frame::settings(&[(
+            frame::setting::INITIAL_WINDOW_SIZE,
+            WINDOW as u32,
+        )]))
+        .await;
+    client.send(&frame::window_update(0, 10 << 20)).await;
+    let (_error, data) = open(&mut client, port, "0").await;
+    let mut stream = accept(&listener).await;
+    let bytes = pattern(3_000_000);
+    let (sent, length) = (bytes.clone(), bytes.len());
+    let serving = tokio::spawn(async move { stream.write_all(&sent).await });
+    let come = |client: &Spdy| client.data.get(&data).map_or(0, Vec::len);
+    let mut allowed = WINDOW;
+    loop {
+        client
+            .until(|client| come(client) >= allowed.min(length))
+            .await;
+        // Nothing comes until the window is opened: what is answered was sent after it.
+        client.send(&frame::ping(1)).await;
+        client.until(|client| !client.pings.is_empty()).await;
+        client.pings.clear();
+        assert_eq!(come(&client), allowed.min(length));
+        if allowed >= length {
+            break;
+        }
+        client
+            .send(&frame::window_update(data, WINDOW as u32))
+            .await;
+        allowed += WINDOW;
+    }
+    client.until(|client| client.ended.contains(&data)).await;
+    assert!(client.data[&data] == bytes);
+    serving.await.expect("no panic").expect("a client");
+}
+
+/// A client that reads nothing holds up its pods, and costs no more than it may.
+#[tokio::test]
+async fn a_client_that_is_not_reading_holds_up_its_pod() {
+    let site = Site::start().await;
+    let (listener, port) = pod().await;
+    let mut client = site.spdy(&site.ports(&[]), PROTOCOL).await;
+    let (_error, data) = open(&mut client, port, "0").await;
+    let mut stream = accept(&listener).await;
+    let block = pattern(1 << 20);
+    let mut sent = 0;
+    // Two sockets' buffers and a pipe take some; then nothing more goes.
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_millis(500), stream.write(&block)).await
+    {
+        sent += written.expect("a client");
+        assert!(sent < 64 << 20, "it goes on without its reader");
+    }
+    drop(stream);
+    client.until(|client| client.ended.contains(&data)).await;
+    assert_eq!(client.data[&data].len(), sent);
+}
+
 /// Wraps what a SPDY client writes into messages, and takes what it reads out of them.
 async fn through_a_tunnel(mut outside: TcpStream) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

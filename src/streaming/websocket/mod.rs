@@ -18,7 +18,7 @@ pub use self::channels::{Coding, Demux, Said};
 use self::frame::{Decoder, Event, Head, MAX_HEAD};
 use super::inbox::{Inbox, InboxReader, Intake};
 use super::link::{Connection, Ended, Link, Source};
-use super::outbound::Outbound;
+use super::outbound::{Outbound, Outgoing};
 
 /// Most bytes of one message. In base64 a third more is written.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -235,6 +235,8 @@ impl AsyncWrite for ChannelWriter {
 
 /// The sending direction of a tunnel: each write is a message.
 pub struct TunnelWriter(Arc<Outbound>);
+
+impl Outgoing for TunnelWriter {}
 
 impl AsyncWrite for TunnelWriter {
     fn poll_write(

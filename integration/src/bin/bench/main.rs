@@ -252,8 +252,14 @@ async fn streams(
     for peer in peers {
         eprintln!("{}: streams", peer.name);
         let rates = streams::measure(peer, started.net()).await?;
-        report.figure("exec, stdout: MiB/s", &peer.name, rates.exec);
-        report.figure("port-forward: MiB/s", &peer.name, rates.port_forward);
+        for (way, rate) in [
+            ("exec, stdout", &rates.exec),
+            ("port-forward", &rates.port_forward),
+        ] {
+            let what = |unit: &str| format!("{way}: {unit}");
+            report.figure(&what("MiB/s"), &peer.name, rate.mib_per_second);
+            report.figure(&what("CPU s/GiB"), &peer.name, rate.seconds_per_gib);
+        }
     }
     Ok(())
 }
