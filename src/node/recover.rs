@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! read the records ─▶ reconnect to the supervisors ─▶ merge what they say with the exits they wrote
-//!                  ─▶ undo half-made pods, go on with half-done removals ─▶ serve, and release the rest
+//!                  ─▶ go on with half-done removals ─▶ serve, undo half-made pods and release the rest
 //! ```
 //!
 //! Nothing here ends the daemon because of one object: what is damaged is quarantined, what cannot be
@@ -20,6 +20,8 @@ use carpel_wire::{ObjectId, UNKNOWN_STATUS};
 use futures::StreamExt;
 use futures::future::join_all;
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use super::unreadable::release_pins;
 use super::{Node, Parts};
@@ -90,6 +92,9 @@ impl Node {
         }
         node.load_containers(decode).await?;
         let pins = node.pins()?;
+        let (half_made, sandboxes): (Vec<_>, Vec<_>) = sandboxes
+            .into_iter()
+            .partition(|(_, phase)| *phase == Phase::Making);
         let recovered = sandboxes.into_iter().map(|(sandbox, phase)| {
             let connected = sandbox.netns.as_ref().is_none_or(|pin| pins.contains(pin));
             node.recover_sandbox(sandbox, phase, connected)
@@ -102,7 +107,15 @@ impl Node {
         node.collect_layers();
         let unowned = node.unowned_pins(pins);
         let networks = node.release_unowned();
+        let half_made = half_made.into_iter().map(|(sandbox, _)| sandbox);
+        let mut undone = node.undo_half_made(half_made).await;
         tokio::spawn(async move {
+            // The plugins' own collection wants a moment without any DEL: it comes last.
+            while let Some(ended) = undone.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "undo of a half-made sandbox");
+                }
+            }
             networks.await;
             let _ = tokio::task::spawn_blocking(move || release_pins(&unowned)).await;
         });
@@ -131,10 +144,13 @@ impl Node {
             match (decode.sandbox)(&record.request, &record.runtime_handler) {
                 Ok(config) => {
                     let netns = self.paths.netns(&id);
-                    let state = sandbox::State::Stopping {
-                        supervisor: None,
-                        attachment: record.attachment.clone(),
-                        requested: false,
+                    let state = match record.phase {
+                        Phase::Making => sandbox::State::Making,
+                        _ => sandbox::State::Stopping {
+                            supervisor: None,
+                            attachment: record.attachment.clone(),
+                            requested: false,
+                        },
                     };
                     let sandbox = Arc::new(Sandbox::new(&record, config, netns, state));
                     self.insert_sandbox(&sandbox);
@@ -206,10 +222,8 @@ impl Node {
             _ => None,
         };
         match phase {
-            Phase::Making => {
-                tracing::info!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "half-made sandbox is undone");
-                self.undo_sandbox(&sandbox).await;
-            }
+            // It is undone beside the requests.
+            Phase::Making => {}
             Phase::Ready if connected => match self.reconnect(&sandbox).await? {
                 Some((supervisor, entries)) => {
                     let user_namespace = sandbox::user::of(&sandbox.config, &supervisor);
@@ -436,10 +450,33 @@ impl Node {
         }
     }
 
+    /// Undoes sandboxes that were being made when an earlier daemon died. Beside the requests, as a plugin's DEL may
+    /// hang; but each has its turn before any request has, so that a repeated RunPodSandbox waits until it is gone.
+    async fn undo_half_made(
+        self: &Arc<Self>,
+        half_made: impl Iterator<Item = Arc<Sandbox>>,
+    ) -> JoinSet<()> {
+        let mut undone = JoinSet::new();
+        for sandbox in half_made {
+            let node = Arc::clone(self);
+            let (has_turn, taken) = oneshot::channel();
+            undone.spawn(async move {
+                let _turn = sandbox.turn.lock().await;
+                let _ = has_turn.send(());
+                tracing::info!(sandbox.id = %sandbox.id, pod = sandbox.pod(), "half-made sandbox is undone");
+                node.undo_sandbox(&sandbox).await;
+            });
+            // An error: the task is over already.
+            let _ = taken.await;
+        }
+        undone
+    }
+
     /// Attachments of sandboxes that are gone now. Beside the requests: a plugin that hangs must not keep the
     /// daemon from serving, above all not from starting the very pod that the plugin waits for.
     fn release_unowned(&self) -> impl Future<Output = ()> + use<> {
-        let owned = self.sandboxes().iter().map(|sandbox| sandbox.id).collect();
+        let owned = self.all_sandboxes();
+        let owned = owned.iter().map(|sandbox| sandbox.id).collect();
         let collection = self.network.gc(owned);
         async move {
             let collected = collection.await;

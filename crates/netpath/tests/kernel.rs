@@ -327,7 +327,7 @@ fn translations() {
             None,
             "destination becomes 10.88.0.3:8080",
         ),
-        case("to the pod itself, without masquerading", &[("node", nft!("table ip t { chain p { type nat hook prerouting priority -100; ip daddr 10.96.0.10 dnat to 10.88.0.2; } }"))], Some("martian"), ""),
+        case("to the pod itself, without masquerading", &[("node", nft!("table ip t { chain p { type nat hook prerouting priority -100; ip daddr 10.96.0.10 dnat to 10.88.0.2; } }")), ("node", "bridge link set dev vetha hairpin on")], Some("martian"), ""),
         case("to the node", &[("node", nft!("table ip t { chain p { type nat hook prerouting priority -100; ip daddr 10.96.0.10 redirect; } }"))], None, "destination becomes 10.88.0.1:8080"),
         case(
             "what a service leads to is dropped",
@@ -337,6 +337,29 @@ fn translations() {
         ),
     ];
     // The address of a service, which nobody has.
+    try_all(Machine::bridged, "10.96.0.10", &cases);
+}
+
+/// To the pod itself, by the address of a service: what needs hairpin, and what does not.
+#[test]
+fn translations_that_lead_back_to_the_port() {
+    const SERVICE: &str = nft!(
+        "table ip t { chain p { type nat hook prerouting priority -100; ip daddr 10.96.0.10 dnat to 10.88.0.2; }\n chain q { type nat hook postrouting priority 100; ip saddr 10.88.0.2 ip daddr 10.88.0.2 masquerade; } }"
+    );
+    const SHOWN: &str = "sysctl -qw net.bridge.bridge-nf-call-iptables=1";
+    const NOT_SHOWN: &str = "sysctl -qw net.bridge.bridge-nf-call-iptables=0";
+    const TO_B: &str = nft!(
+        "table ip t { chain p { type nat hook prerouting priority -100; ip daddr 10.96.0.10 dnat to 10.88.0.3; } }"
+    );
+    const ISOLATED: &str =
+        "bridge link set dev vetha isolated on; bridge link set dev vethb isolated on";
+    #[rustfmt::skip]
+    let cases = [
+        case("shown, without hairpin", &[("node", SERVICE), ("node", SHOWN)], Some("hairpin-off"), "hairpin is off on that port"),
+        case("shown, with hairpin", &[("node", SERVICE), ("node", SHOWN), ("node", "bridge link set dev vetha hairpin on")], None, ""),
+        case("not shown: the machine sends it", &[("node", SERVICE), ("node", NOT_SHOWN)], None, ""),
+        case("shown, between isolated ports", &[("node", TO_B), ("node", SHOWN), ("node", ISOLATED)], Some("ports-isolated"), "vetha and vethb"),
+    ];
     try_all(Machine::bridged, "10.96.0.10", &cases);
 }
 

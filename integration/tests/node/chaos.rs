@@ -317,3 +317,50 @@ async fn a_plugin_that_hangs_does_not_hold_up_the_start() {
     );
     node.finish().await;
 }
+
+#[tokio::test]
+async fn a_del_of_a_half_made_pod_that_hangs_holds_up_nobody_but_that_pod() {
+    let mut node = node("[network]\ntimeout_seconds = 30\n", "1.0.0").await;
+    misbehave(&node, "ADD", "half", "hang");
+    let config = node.pod("half");
+    let begun = async {
+        let deadline = Instant::now() + host::soon();
+        while calls(&node, "ADD.half") == 0 {
+            assert!(Instant::now() < deadline, "{}", node.daemon_log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        made = node.try_run_pod(&config) => panic!("{:?}", made.is_ok()),
+        () = begun => {}
+    }
+    node.kill_daemon();
+    mend(&node);
+    misbehave(&node, "DEL", "half", "late");
+    let begin = Instant::now();
+    node.start_daemon(None).await;
+    let took = begin.elapsed();
+    assert!(took < host::patience(Duration::from_secs(5)), "{took:?}");
+    let deadline = Instant::now() + host::soon();
+    while calls(&node, "DEL.half") == 0 {
+        assert!(Instant::now() < deadline, "{}", node.daemon_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // It hangs now: the pod is in no list, other pods come and go.
+    assert!(node.pods().await.is_empty());
+    let other = node.run_pod(&node.pod("other")).await;
+    node.try_stop_pod(&other.id).await.unwrap();
+    node.try_remove_pod(&other.id).await.unwrap();
+    assert_eq!(taken(&node).len(), 1);
+    // The same name waits for it, and no longer.
+    let go = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(calls(&node, "ADD.half"), 1, "it did not wait");
+        fs::write(node.dir().join("go"), "").unwrap();
+    };
+    let (pod, ()) = tokio::join!(node.run_pod(&config), go);
+    assert_eq!((calls(&node, "ADD.half"), calls(&node, "DEL.half")), (2, 1));
+    assert_eq!(taken(&node).len(), 1);
+    node.try_stop_pod(&pod.id).await.unwrap();
+    node.finish().await;
+}

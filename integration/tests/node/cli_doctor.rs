@@ -56,6 +56,10 @@ async fn a_node_that_works_is_fit() {
     // The test's bridge alone opens none.
     let ports = checks(&report, "host ports");
     assert_eq!((ports.len(), &ports[0]["state"]), (1, &"warn".into()));
+    // Whatever the machine has: it is looked at, as the network has a bridge.
+    for name in ["forwarding", "bridged packets"] {
+        assert_eq!(checks(&report, name).len(), 1, "{name}: {report:#}");
+    }
     let pid = node.daemon_pid().expect("a daemon");
     let found = checks(&report, "daemon")[0]["found"].to_string();
     assert!(

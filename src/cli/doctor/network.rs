@@ -46,6 +46,9 @@ pub fn checks(config: &Config) -> Vec<Check> {
             checks.push(host_ports(has_own));
         }
         checks.push(forwarding());
+        if network.default_network {
+            checks.push(services_of_bridge());
+        }
         return checks;
     };
     checks.push(ok("network", format!("{name:?} in {dir}")));
@@ -61,6 +64,9 @@ pub fn checks(config: &Config) -> Vec<Check> {
     }
     checks.push(host_ports(found.maps_ports));
     checks.push(forwarding());
+    if found.plugins.iter().any(|(kind, _)| kind == "bridge") {
+        checks.push(services_of_bridge());
+    }
     checks
 }
 
@@ -91,5 +97,59 @@ fn forwarding() -> Check {
             "pods reach nothing beyond this machine unless their network switches it on: \
              sysctl -w net.ipv4.ip_forward=1",
         ),
+    }
+}
+
+/// Whether the node's rules see what pods on one bridge send each other. A service leads from pod to pod by them: what
+/// a pod answers to another on its bridge goes past them otherwise, and reaches nobody who knows of it.
+fn services_of_bridge() -> Check {
+    let read = |key: &str| fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{key}"));
+    shows_packets(read("iptables").ok(), read("ip6tables").ok())
+}
+
+fn shows_packets(four: Option<String>, six: Option<String>) -> Check {
+    let advice = "pods on one bridge do not reach each other by a service's address, if there are services: \
+                  modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1 \
+                  net.bridge.bridge-nf-call-ip6tables=1";
+    let is_on = |text: Option<String>| text.map(|text| text.trim() == "1");
+    match (is_on(four), is_on(six)) {
+        (Some(true), Some(true)) => ok("bridged packets", "the node's rules see them"),
+        // A kernel without IPv6 has no such setting.
+        (Some(true), None) => ok("bridged packets", "the node's rules see those of IPv4"),
+        (Some(true), Some(false)) => warn(
+            "bridged packets",
+            "net.bridge.bridge-nf-call-ip6tables is 0",
+            advice,
+        ),
+        (Some(false), _) => warn(
+            "bridged packets",
+            "net.bridge.bridge-nf-call-iptables is 0",
+            advice,
+        ),
+        (None, _) => warn("bridged packets", "br_netfilter is not loaded", advice),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::Verdict;
+
+    #[test]
+    fn rules_that_do_not_see_bridged_packets_are_told() {
+        let text = |text: &str| Some(format!("{text}\n"));
+        for (four, six, verdict, part) in [
+            (text("1"), text("1"), Verdict::Ok, "see them"),
+            (text("1"), None, Verdict::Ok, "IPv4"),
+            (text("1"), text("0"), Verdict::Warn, "call-ip6tables is 0"),
+            (text("0"), text("1"), Verdict::Warn, "call-iptables is 0"),
+            (None, None, Verdict::Warn, "br_netfilter is not loaded"),
+        ] {
+            let check = shows_packets(four, six);
+            assert_eq!(check.verdict, verdict, "{check:?}");
+            assert!(check.found.contains(part), "{check:?}");
+            let told = check.advice.contains("bridge-nf-call-iptables=1");
+            assert_eq!(told, verdict == Verdict::Warn, "{check:?}");
+        }
     }
 }

@@ -134,6 +134,45 @@ async fn a_gc_that_fails_in_any_way_is_told_and_keeps_no_pod_from_its_network() 
     .await;
 }
 
+/// `carpel net` has CHECK run: what it says of the pod, and nothing else, depends on it.
+#[tokio::test]
+async fn a_check_that_fails_in_any_way_is_told_and_changes_nothing() {
+    join_all(WAYS.map(|(way, says)| async move {
+        let node = node("CHECK", way);
+        let network = node.open();
+        let pod = pod();
+        add(&network, &pod).await.unwrap();
+        let cached = node.cache_files();
+        let checked = network.check(&pod.sandbox).await.unwrap();
+        let Some(Checked::Wrong { problem, .. }) = checked else {
+            panic!("{way}: {checked:?}");
+        };
+        assert!(
+            problem.starts_with("network testnet: plugin bad: CHECK: "),
+            "{problem}"
+        );
+        assert!(
+            problem.contains(says) && problem.len() < 5000,
+            "{way}: {problem}"
+        );
+        assert_eq!(calls(&node, "CHECK"), ["CHECK good", "CHECK bad"], "{way}");
+        assert_eq!(node.cache_files(), cached, "{way}");
+        nothing_runs(&node).await;
+        mend(&node);
+        let network_name = "testnet".to_owned();
+        assert_eq!(
+            network.check(&pod.sandbox).await.unwrap(),
+            Some(Checked::Fine {
+                network: network_name
+            }),
+            "{way}"
+        );
+        network.del(&pod.sandbox).await.unwrap();
+        assert!(node.cache_files().is_empty(), "{way}");
+    }))
+    .await;
+}
+
 #[tokio::test]
 async fn a_status_that_fails_in_any_way_is_told_until_it_does_not() {
     join_all(WAYS.map(|(way, says)| async move {

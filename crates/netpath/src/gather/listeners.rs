@@ -8,7 +8,7 @@ use crate::place::Listener;
 const LISTENS: &str = "0A";
 const UNCONNECTED: &str = "07";
 
-pub(super) fn read() -> Vec<Listener> {
+pub(super) fn read(cautions: &mut Vec<String>) -> Vec<Listener> {
     let files = [
         ("tcp", 6, LISTENS),
         ("tcp6", 6, LISTENS),
@@ -17,8 +17,7 @@ pub(super) fn read() -> Vec<Listener> {
     ];
     let mut found = Vec::new();
     for (file, protocol, state) in files {
-        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-        let text = text.unwrap_or_default();
+        let text = super::text(file, "who waits for connections", cautions);
         found.extend(
             text.lines()
                 .skip(1)

@@ -174,17 +174,51 @@ fn read(name: &str) -> Result<(Place, Socket), Error> {
         addresses: socket.all_addresses().map_err(failed("addresses"))?,
         routes: socket.all_routes().map_err(failed("routes"))?,
         neighbours: socket.neighbours().map_err(failed("neighbours"))?,
-        forwarding: socket.forwarding().unwrap_or_default(),
-        memberships: socket.memberships().unwrap_or_default(),
-        disciplines: socket.disciplines().unwrap_or_default(),
         others: HashMap::new(),
         ..Place::default()
     };
-    place.settings = settings::read(&place.links);
-    place.listeners = listeners::read();
+    let cautions = &mut place.cautions;
+    place.forwarding = known(
+        "what bridges and tunnels know of hardware addresses",
+        socket.forwarding(),
+        cautions,
+    );
+    place.memberships = known("the VLANs of bridges", socket.memberships(), cautions);
+    place.disciplines = known("how links queue packets", socket.disciplines(), cautions);
+    place.settings = settings::read(&place.links, cautions);
+    place.listeners = listeners::read(cautions);
     place.rules = rules(&mut place.cautions);
-    place.cautions.extend(unseen());
+    let unseen = unseen(&mut place.cautions);
+    place.cautions.extend(unseen);
     Ok((place, socket))
+}
+
+/// What the kernel was asked for. It has none of what it was built without; what else it does not answer is told.
+fn known<T>(what: &str, asked: Result<Vec<T>, Errno>, cautions: &mut Vec<String>) -> Vec<T> {
+    asked.unwrap_or_else(|error| {
+        if error != Errno::OPNOTSUPP {
+            cautions.push(format!("{what}: cannot be read: {error}"));
+        }
+        Vec::new()
+    })
+}
+
+/// A file below /proc/thread-self/net. There is none of what the kernel was built without; what else is not read is told.
+fn text(file: &str, what: &str, cautions: &mut Vec<String>) -> String {
+    text_at(Path::new("/proc/thread-self/net"), file, what, cautions)
+}
+
+fn text_at(dir: &Path, file: &str, what: &str, cautions: &mut Vec<String>) -> String {
+    let path = dir.join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            cautions.push(format!(
+                "{what}: cannot be read: {}: {error}",
+                path.display()
+            ));
+        }
+        String::new()
+    })
 }
 
 /// All rules that there are.
@@ -203,8 +237,7 @@ fn rules(cautions: &mut Vec<String>) -> Ruleset {
         (true, "ip_tables_names", "iptables-legacy-save"),
         (false, "ip6_tables_names", "ip6tables-legacy-save"),
     ] {
-        let tables = std::fs::read_to_string(format!("/proc/thread-self/net/{listing}"));
-        let tables = tables.unwrap_or_default();
+        let tables = text(listing, "the tables of the iptables of old", cautions);
         if tables.trim().is_empty() {
             continue;
         }
@@ -233,9 +266,37 @@ fn save(program: &str) -> Result<String, String> {
 }
 
 /// What has a say in where packets go and is not followed.
-fn unseen() -> Option<String> {
-    let services = std::fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
+fn unseen(cautions: &mut Vec<String>) -> Option<String> {
+    let services = text("ip_vs", "the services of IPVS", cautions);
     let mut services = services.lines().skip(3);
     let any = services.any(|line| !line.trim().is_empty());
     any.then(|| "there are IPVS services; where they lead is not followed".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_told_and_what_is_not_there_is_none() {
+        let mut cautions = Vec::new();
+        assert!(known::<u8>("x", Err(Errno::OPNOTSUPP), &mut cautions).is_empty());
+        assert_eq!(known("x", Ok(vec![1]), &mut cautions), [1]);
+        let dir = Path::new("/proc/self");
+        assert_eq!(text_at(dir, "not-there", "y", &mut cautions), "");
+        assert!(!text_at(dir, "status", "y", &mut cautions).is_empty());
+        assert!(cautions.is_empty(), "{cautions:?}");
+        assert!(known::<u8>("x", Err(Errno::NOBUFS), &mut cautions).is_empty());
+        // A folder.
+        assert_eq!(text_at(dir, "task", "y", &mut cautions), "");
+        assert!(
+            cautions[0].starts_with("x: cannot be read: No buffer"),
+            "{cautions:?}"
+        );
+        assert!(
+            cautions[1].starts_with("y: cannot be read: /proc/self/task: "),
+            "{cautions:?}"
+        );
+        assert_eq!(cautions.len(), 2);
+    }
 }

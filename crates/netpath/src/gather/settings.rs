@@ -1,5 +1,7 @@
 //! Settings under /proc/sys/net of the namespace that the thread is in.
 
+use std::io::ErrorKind;
+
 use carpel_netlink::link::Link;
 
 use crate::place::{Settings, path_of_link};
@@ -22,16 +24,34 @@ const BRIDGES: [&str; 2] = [
     "bridge/bridge-nf-call-ip6tables",
 ];
 
-pub(super) fn read(links: &[Link]) -> Settings {
+/// Not every kernel has each of them. What is there and is not read is told, in one sentence.
+pub(super) fn read(links: &[Link], cautions: &mut Vec<String>) -> Settings {
     let names = links.iter().map(|link| link.name.as_str());
     let of_links = names
         .chain(["all", "default"])
         .flat_map(|name| OF_LINKS.map(|(is_ipv4, key)| path_of_link(is_ipv4, name, key)));
     let paths = of_links.chain(BRIDGES.map(str::to_owned));
+    let mut unread = Vec::new();
     let settings = paths.filter_map(|path| {
-        // Not every kernel has each of them.
-        let text = std::fs::read_to_string(format!("/proc/sys/net/{path}")).ok()?;
+        let text = match std::fs::read_to_string(format!("/proc/sys/net/{path}")) {
+            Ok(text) => text,
+            Err(error) => {
+                if error.kind() != ErrorKind::NotFound {
+                    unread.push(format!("{path} ({error})"));
+                }
+                return None;
+            }
+        };
         Some((path, text.trim().parse().ok()?))
     });
-    Settings(settings.collect())
+    let settings = Settings(settings.collect());
+    if let Some(first) = unread.first() {
+        cautions.push(match unread.len() - 1 {
+            0 => format!("the setting {first} cannot be read, and is taken for 0"),
+            more => {
+                format!("the setting {first} and {more} more cannot be read, and are taken for 0")
+            }
+        });
+    }
+    settings
 }

@@ -218,6 +218,7 @@ impl Walker<'_> {
 
     /// It has come out of a link.
     pub(super) fn arrive(&mut self, id: LinkId, mac: Option<Mac>) -> Outcome<At> {
+        self.shown_at = None;
         let link = self.link(id)?;
         if !link.up {
             let advice = Some(format!("ip link set {} up", link.name));
@@ -285,6 +286,9 @@ impl Walker<'_> {
             None,
         )?;
         let place = self.place(bridge.place);
+        self.shown_at = self
+            .shows(bridge.place, link)
+            .then_some((from, self.packet.tuple.dst));
         let up = mac.is_some_and(|mac| place.seen_at(link, mac) == Some(bridge.index));
         if up {
             let text = format!(
@@ -305,29 +309,6 @@ impl Walker<'_> {
         }
         let to = self.port_towards(bridge, link, Some(from), mac)?;
         self.between_ports(bridge, from, to, mac, vlan)
-    }
-
-    fn check_forwards(
-        &self,
-        id: LinkId,
-        bridge: &Link,
-        port: &Link,
-        settings: Port,
-    ) -> Outcome<()> {
-        if settings.state == FORWARDING {
-            return Ok(());
-        }
-        let state = match settings.state {
-            1 => "listening",
-            2 => "learning",
-            4 => "blocking",
-            _ => "disabled",
-        };
-        let text = format!(
-            "{} does not forward: as a port of {} it is {state}",
-            port.name, bridge.name
-        );
-        stop(id.place, Reason::PortBlocked, text)
     }
 
     /// The VLAN that what comes in by a port is in, where the bridge keeps them apart.
@@ -361,36 +342,15 @@ impl Walker<'_> {
             goes.bridge_port().unwrap_or_default(),
         );
         self.check_forwards(to, link, goes, to_settings)?;
-        if from == to && !to_settings.hairpin {
-            let text = format!(
-                "it would have to leave by {}, where it came in: hairpin is off on that port",
-                goes.name
-            );
-            let advice = Some(format!("bridge link set dev {} hairpin on", goes.name));
-            return stop_with(to.place, Reason::HairpinOff, text, advice);
-        }
-        if from_settings.isolated && to_settings.isolated {
-            let text = format!(
-                "{} and {} are isolated ports of {}",
-                came.name, goes.name, link.name
-            );
-            return stop(bridge.place, Reason::PortIsolated, text);
-        }
+        let ports = ((from, from_settings), (to, to_settings));
+        self.check_ports(link, ports)?;
         self.check_vlan(to, goes, vlan)?;
         let text = format!(
             "bridge {}: in by {}, out by {}",
             link.name, came.name, goes.name
         );
         self.hop(bridge.place, About::Bridge, text);
-        let place = self.place(bridge.place);
-        let key = if self.packet.is_ipv4() {
-            "bridge/bridge-nf-call-iptables"
-        } else {
-            "bridge/bridge-nf-call-ip6tables"
-        };
-        let [v4, v6] = link.shows_packets();
-        let own = if self.packet.is_ipv4() { v4 } else { v6 };
-        if (place.settings.get(key) != 0 || own)
+        if self.shows(bridge.place, link)
             && let Some(elsewhere) = self.bridged(bridge)?
         {
             return Ok(elsewhere);
@@ -413,26 +373,23 @@ impl Walker<'_> {
         Ok(At::Frame(to, mac))
     }
 
-    fn check_vlan(&self, to: LinkId, port: &Link, vlan: Option<u16>) -> Outcome<()> {
-        let Some(vlan) = vlan else {
-            return Ok(());
-        };
-        match self.place(to.place).membership(to.index, vlan) {
-            Some(_) => Ok(()),
-            None => stop(
-                to.place,
-                Reason::OtherVlan,
-                format!("{} is not in VLAN {vlan}", port.name),
-            ),
-        }
-    }
-
     /// The machine itself sends it by a bridge.
     fn bridge_out(&mut self, bridge: LinkId, link: &Link, mac: Option<Mac>) -> Outcome<At> {
         let to = self.port_towards(bridge, link, None, mac)?;
         let goes = self.link(to)?;
         let settings = goes.bridge_port().unwrap_or_default();
         self.check_forwards(to, link, goes, settings)?;
+        // The kernel takes what gets another destination while the bridge shows it, and leaves by the same bridge, for
+        // bridged.
+        if let Some((from, dst)) = self.shown_at
+            && self.packet.tuple.dst != dst
+            && from.place == bridge.place
+            && let came = self.link(from)?
+            && came.master == Some(bridge.index)
+        {
+            let came = came.bridge_port().unwrap_or_default();
+            self.check_ports(link, ((from, came), (to, settings)))?;
+        }
         if is_filtering(link) {
             let vlan = self.place(bridge.place).own_vlan(bridge.index);
             self.check_vlan(to, goes, vlan)?;

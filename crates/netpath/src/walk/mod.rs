@@ -12,6 +12,7 @@
 mod explain;
 mod frame;
 mod ip;
+mod ports;
 mod rules;
 mod segment;
 #[cfg(test)]
@@ -271,6 +272,8 @@ struct Walker<'a> {
     /// Which of its addresses the place has translated.
     destination_changed: bool,
     source_changed: bool,
+    /// The port it came in by, of a bridge that shows its packets to the rules of IP, and its destination then.
+    shown_at: Option<(LinkId, IpAddr)>,
     /// The link of which the packet's sender knows how long a packet may be.
     first_mtu: Option<u32>,
     next_hop_for_masquerade: Option<IpAddr>,
@@ -296,6 +299,7 @@ impl<'a> Walker<'a> {
             source_to_undo: None,
             destination_changed: false,
             source_changed: false,
+            shown_at: None,
             first_mtu: None,
             next_hop_for_masquerade: None,
             source_mac: None,
