@@ -69,12 +69,8 @@ impl Node {
                 Ok(existing.id)
             };
         }
-        if !sandbox.is_ready() {
-            return Err(Error::FailedPrecondition(format!(
-                "sandbox {} of pod {} is not ready",
-                sandbox.id,
-                sandbox.pod()
-            )));
+        if !matches!(*sandbox.lock(), sandbox::State::Ready(_)) {
+            return Err(sandbox.refuses());
         }
         if config.security.privileged && !sandbox.config.privileged {
             return Err(Error::InvalidArgument(format!(
