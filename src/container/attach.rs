@@ -48,11 +48,7 @@ impl Node {
         client: ClientStreams,
     ) -> Result<(), Error> {
         let container = self.require_container(id)?;
-        let Some(running) = container.running() else {
-            return Err(Error::FailedPrecondition(format!(
-                "container {id} is not running"
-            )));
-        };
+        let running = container.require_running()?;
         let session = Session {
             container,
             kept: running.kept,

@@ -69,12 +69,8 @@ impl Node {
                 Ok(existing.id)
             };
         }
-        if !sandbox.is_ready() {
-            return Err(Error::FailedPrecondition(format!(
-                "sandbox {} of pod {} is not ready",
-                sandbox.id,
-                sandbox.pod()
-            )));
+        if !matches!(*sandbox.lock(), sandbox::State::Ready(_)) {
+            return Err(sandbox.refuses());
         }
         self.check_target(&sandbox, &config)?;
         let apparmor = self.apparmor.available(config.security.apparmor).await;

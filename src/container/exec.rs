@@ -81,11 +81,7 @@ impl Node {
 
     async fn new_exec(&self, id: &ContainerId, command: Vec<String>) -> Result<Exec, Error> {
         let container = self.require_container(id)?;
-        let Some(running) = container.running() else {
-            return Err(Error::FailedPrecondition(format!(
-                "container {id} is not running"
-            )));
-        };
+        let running = container.require_running()?;
         let supervisor = self.supervisor_of(&container).await?;
         let namespace = self.sandbox_of(&container)?.config.user_namespace;
         let owner = Owner::of(&container.user, namespace);

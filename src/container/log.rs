@@ -24,11 +24,7 @@ impl Node {
     pub async fn reopen_log(self: &Arc<Self>, id: &ContainerId) -> Result<(), Error> {
         let container = self.require_container(id)?;
         let supervisor = self.supervisor_of(&container).await?;
-        let Some(running) = container.running() else {
-            return Err(Error::FailedPrecondition(format!(
-                "container {id} is not running"
-            )));
-        };
+        let running = container.require_running()?;
         let Some(log) = self.open_log(&container)? else {
             return Ok(());
         };

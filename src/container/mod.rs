@@ -6,6 +6,8 @@
 //!                └── Start fails (StartError, 128) ──┘
 //! ```
 //!
+//! One that was started is `Unseen` while the pod's supervisor does not answer a new daemon.
+//!
 //! What must always hold: the root file system of a container is made once; after the daemon's death it
 //! is made again only if the supervisor says that the container was never started. An exit is on disk
 //! before the supervisor forgets it.
@@ -41,6 +43,7 @@ pub(crate) use kept::Kept;
 pub use streams::{ClientStreams, TerminalSize};
 pub use update::Merge;
 
+use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
 use crate::image::ImageId;
 use crate::spec::config::{ContainerConfig, Resources};
@@ -98,6 +101,7 @@ pub struct Container {
 pub enum State {
     Created(Prepared),
     Running(Running),
+    Unseen(Unseen),
     Exited(Exited),
     Removing(Option<Exited>),
 }
@@ -110,11 +114,22 @@ pub struct Prepared {
     pub(crate) compiled: Arc<Compiled>,
 }
 
+/// What is known of a container that was started and has not ended by its record, while the pod's supervisor does not
+/// answer a new daemon.
+#[derive(Debug, Clone)]
+pub struct Unseen {
+    /// For the case that it was not started after all.
+    pub(crate) compiled: Arc<Compiled>,
+    /// Whether processes were in its cgroup when it was looked at last.
+    pub(crate) has_processes: bool,
+}
+
 /// A state as others see it.
 #[derive(Debug, Clone)]
 pub enum Status {
     Created,
     Running(Running),
+    Unseen,
     Exited(Exited),
     Removing(Option<Exited>),
 }
@@ -128,6 +143,8 @@ pub enum Told {
         /// Nanoseconds since the epoch.
         started_at: i64,
     },
+    /// It was started. Whether it runs, only its supervisor could say.
+    Unknown,
     Exited(Exited),
     Removing(Option<Exited>),
 }
@@ -281,6 +298,7 @@ impl Container {
         match &*self.lock() {
             State::Created(_) => Status::Created,
             State::Running(running) => Status::Running(running.clone()),
+            State::Unseen(_) => Status::Unseen,
             State::Exited(exited) => Status::Exited(exited.clone()),
             State::Removing(exited) => Status::Removing(exited.clone()),
         }
@@ -294,6 +312,14 @@ impl Container {
             State::Running(running) => Told::Running {
                 started_at: running.started_at,
             },
+            // When it was started is not known: soon after it was made.
+            State::Unseen(Unseen {
+                has_processes: true,
+                ..
+            }) => Told::Running {
+                started_at: self.created_at,
+            },
+            State::Unseen(_) => Told::Unknown,
             State::Exited(exited) => Told::Exited(exited.clone()),
             State::Removing(exited) => Told::Removing(exited.clone()),
         }
@@ -335,11 +361,58 @@ impl Container {
         }
     }
 
+    /// The process that runs.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`]: none does, or nobody can say.
+    pub(crate) fn require_running(&self) -> Result<Running, Error> {
+        let id = &self.id;
+        let why = match self.status() {
+            Status::Running(running) => return Ok(running),
+            Status::Unseen => "cannot be reached: its pod's supervisor does not answer",
+            _ => "is not running",
+        };
+        Err(Error::FailedPrecondition(format!("container {id} {why}")))
+    }
+
+    /// One that was unseen has not been started.
+    pub(crate) fn set_not_started(&self) {
+        let mut state = self.lock();
+        if let State::Unseen(Unseen { compiled, .. }) = &*state {
+            let compiled = Arc::clone(compiled);
+            *state = State::Created(Prepared {
+                rootfs: None,
+                compiled,
+            });
+        }
+    }
+
+    /// One that was taken for created is unseen; how one that is unseen looks now.
+    pub(crate) fn set_unseen(&self, has_processes: bool) {
+        let mut state = self.lock();
+        let compiled = match &*state {
+            State::Created(Prepared { compiled, .. }) | State::Unseen(Unseen { compiled, .. }) => {
+                Arc::clone(compiled)
+            }
+            _ => return,
+        };
+        *state = State::Unseen(Unseen {
+            compiled,
+            has_processes,
+        });
+    }
+
+    pub(crate) fn is_unseen(&self) -> bool {
+        self.with_state(|state| matches!(state, State::Unseen(_)))
+    }
+
     pub(crate) fn record(&self) -> Record {
         let (exited, removing) = match &*self.lock() {
             State::Exited(exited) => (Some(exited.clone()), false),
             State::Removing(exited) => (exited.clone(), true),
-            State::Created(_) | State::Running(_) => (self.ending.get().cloned(), false),
+            State::Created(_) | State::Running(_) | State::Unseen(_) => {
+                (self.ending.get().cloned(), false)
+            }
         };
         Record {
             id: self.id,

@@ -49,7 +49,7 @@ impl Node {
                 rootfs: prepared.rootfs.take(),
                 compiled: Arc::clone(&prepared.compiled),
             },
-            State::Running(_) => return Ok(()),
+            State::Running(_) | State::Unseen(_) => return Ok(()),
             State::Exited(_) => {
                 let text = format!("container {} has exited: create a new one", container.id);
                 return Err(Error::FailedPrecondition(text));
@@ -320,17 +320,9 @@ impl Node {
 
     /// The supervisor of a container's pod. While that is being replaced it waits.
     pub(crate) async fn supervisor_of(&self, container: &Container) -> Result<Supervisor, Error> {
-        let supervisor = match self.sandbox(&container.sandbox) {
-            Some(sandbox) => sandbox.supervisor().await,
-            None => None,
-        };
-        supervisor.ok_or_else(|| {
-            let text = format!(
-                "sandbox {} of container {} is not ready",
-                container.sandbox, container.id
-            );
-            Error::FailedPrecondition(text)
-        })
+        let sandbox = self.sandbox_of(container)?;
+        let supervisor = sandbox.supervisor().await;
+        supervisor.ok_or_else(|| sandbox.refuses())
     }
 }
 

@@ -1,7 +1,7 @@
 //! StopContainer and RemoveContainer.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carpel_wire::SignalScope;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -16,6 +16,8 @@ use crate::node::{EventKind, Node, Op};
 
 /// How long a killed container may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
+/// Between two looks whether it is.
+const PAUSE: Duration = Duration::from_millis(5);
 /// How long a start that is under way is waited for, in addition to the grace period.
 const TURN: Duration = Duration::from_secs(5);
 /// After this long, a killed first process has not taken the others along: they are killed by cgroup.
@@ -52,7 +54,11 @@ impl Node {
         // A task of its own: the request may be cancelled, the stop goes on.
         let stop = async move {
             // A start that is under way ends first.
-            drop(turn_to_end(&container, grace).await?);
+            let turn = turn_to_end(&container, grace).await?;
+            if container.is_unseen() {
+                return node.end_unseen(&container, grace).await;
+            }
+            drop(turn);
             let ran = container.running().is_some();
             node.stop_running(&container, grace).await?;
             if ran {
@@ -62,6 +68,42 @@ impl Node {
         };
         let stop = tokio::spawn(stop.in_current_span());
         stop.await.map_err(Error::at("stop the container"))?
+    }
+
+    /// Ends a container, whose turn it is, of a supervisor that does not answer. How it ends is not to be learnt then:
+    /// only who wants it killed can have it. Others are in the same case.
+    async fn end_unseen(&self, container: &Container, grace: Duration) -> Result<(), Error> {
+        if !container.is_unseen() {
+            return Ok(());
+        }
+        let name = format!(
+            "container {} ({})",
+            container.config.name.name, container.id
+        );
+        if !grace.is_zero() {
+            return Err(Error::FailedPrecondition(format!(
+                "{name} cannot be asked to stop: its pod's supervisor does not answer; it can be killed (no grace \
+                 period), or the pod be stopped"
+            )));
+        }
+        if let Some(exit) = self.exit_on_file(container) {
+            self.note_exit(container, exit, None).await;
+            return Ok(());
+        }
+        let alive = self.has_processes(container);
+        self.kill_cgroup(container).await;
+        let deadline = Instant::now() + DEATH;
+        while self.has_processes(container) {
+            if Instant::now() > deadline {
+                return Err(Error::DeadlineExceeded(format!(
+                    "{name} does not die: a process of it is stuck in the kernel"
+                )));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        let what = "the pod's supervisor does not answer";
+        self.note_lost(container, what, alive).await;
+        Ok(())
     }
 
     async fn stop_running(&self, container: &Container, grace: Duration) -> Result<(), Error> {
@@ -129,6 +171,7 @@ impl Node {
             if node.container(&container.id).is_none() {
                 return Ok(());
             }
+            node.end_unseen(&container, Duration::ZERO).await?;
             node.stop_running(&container, Duration::ZERO).await?;
             node.delete_container(&container).await
         };
@@ -147,7 +190,7 @@ impl Node {
             let exited = match &*state {
                 State::Exited(exited) => Some(exited.clone()),
                 State::Removing(exited) => exited.clone(),
-                State::Created(_) | State::Running(_) => None,
+                State::Created(_) | State::Running(_) | State::Unseen(_) => None,
             };
             // Drops the root file system of one that never ran.
             *state = State::Removing(exited);

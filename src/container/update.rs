@@ -85,7 +85,7 @@ impl Node {
     ) -> Result<Wanted, Error> {
         let runs = match container.status() {
             Status::Created => false,
-            Status::Running(_) => true,
+            Status::Running(_) | Status::Unseen => true,
             Status::Exited(_) => return Err(not_running(container)),
             Status::Removing(_) => {
                 return Err(Error::NotFound {

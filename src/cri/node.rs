@@ -470,7 +470,7 @@ fn container_view(container: &Container, told: &Told) -> ContainerView {
                 started_at: *started_at,
             },
             Told::Exited(exited) | Told::Removing(Some(exited)) => exited_view(exited),
-            Told::Removing(None) => ContainerState::Unknown,
+            Told::Unknown | Told::Removing(None) => ContainerState::Unknown,
         },
     }
 }

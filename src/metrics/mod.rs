@@ -226,7 +226,7 @@ fn count_objects(node: &Node) {
     for container in node.containers() {
         let at = match container.status() {
             Status::Created => 0,
-            Status::Running(_) => 1,
+            Status::Running(_) | Status::Unseen => 1,
             Status::Exited(_) | Status::Removing(_) => 2,
         };
         containers[at].1 += 1;

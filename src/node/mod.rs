@@ -12,6 +12,7 @@ pub mod orphans;
 mod paths;
 mod plugins;
 mod recover;
+mod silent;
 mod tables;
 mod unreadable;
 mod work;

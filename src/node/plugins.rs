@@ -396,7 +396,10 @@ impl Runtime for Node {
             .map(|sandbox| self.plugins_pod(sandbox, None))
             .collect();
         let lives = |container: &Arc<Container>| {
-            matches!(container.status(), Status::Created | Status::Running(_))
+            matches!(
+                container.status(),
+                Status::Created | Status::Running(_) | Status::Unseen
+            )
         };
         let containers = self.containers().into_iter().filter(lives);
         let containers = containers.map(|container| shown(&container)).collect();
@@ -491,6 +494,7 @@ fn shown(container: &Container) -> nri::Container {
             shown.started_at = running.started_at;
             ContainerState::ContainerRunning
         }
+        Status::Unseen => ContainerState::ContainerUnknown,
         Status::Exited(exited) | Status::Removing(Some(exited)) => {
             shown.started_at = exited.started_at;
             shown.finished_at = exited.finished_at;

@@ -23,12 +23,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::silent::{Met, PATIENCE};
 use super::unreadable::release_pins;
 use super::{Node, Parts};
 use crate::container::{self, Container, Exited, Kept, Limits, Prepared, Running};
 use crate::error::Error;
 use crate::ids::{ContainerId, SandboxId};
-use crate::network::netns;
+use crate::network::{Attachment, netns};
 use crate::sandbox::{self, Live, Phase, PodLimits, Sandbox};
 use crate::spec::config::{ContainerConfig, Resources, SandboxConfig, Scope};
 use crate::spec::hooks::Point;
@@ -67,9 +68,6 @@ type Amend = fn(
 ) -> Result<(Resources, Vec<u8>), Error>;
 
 type Sysctls = BTreeMap<String, String>;
-
-/// The processes that a supervisor has in its table.
-type Entries = HashMap<ObjectId, Listed>;
 
 impl Node {
     /// Takes over what earlier daemons left, and returns a node that can serve.
@@ -224,44 +222,20 @@ impl Node {
         match phase {
             // It is undone beside the requests.
             Phase::Making => {}
-            Phase::Ready if connected => match self.reconnect(&sandbox).await? {
-                Some((supervisor, entries)) => {
-                    let user_namespace = sandbox::user::of(&sandbox.config, &supervisor);
-                    let user_namespace = user_namespace.unwrap_or_else(|error| {
-                        tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), %error, "user namespace is not found: nothing can be started in the pod");
-                        None
-                    });
-                    let live = Live {
-                        supervisor: supervisor.clone(),
-                        attachment,
-                        user_namespace,
-                    };
-                    sandbox.set_state(sandbox::State::Ready(live));
-                    self.watch_supervisor(&sandbox, supervisor.clone());
-                    self.merge_living(&sandbox, &supervisor, entries).await;
-                }
-                None => self.merge_lost(&sandbox).await,
-            },
-            // Without a network it is being stopped, or somebody has broken it.
-            Phase::Ready | Phase::Stopping => {
-                let reconnected = match self.reconnect(&sandbox).await {
-                    Err(error) if phase == Phase::Stopping => {
+            // Without a network somebody has broken it.
+            Phase::Ready => return self.meet(&sandbox, attachment, connected).await,
+            Phase::Stopping => {
+                let reconnected = self.reconnect(&sandbox);
+                let reconnected = tokio::time::timeout(PATIENCE, reconnected).await;
+                let met = match reconnected.unwrap_or(Err(supervisor::Error::Silent)) {
+                    Ok(met) => met,
+                    Err(error) => {
                         // Its stop goes on without.
-                        tracing::warn!(%error, "sandbox is to be stopped");
+                        tracing::warn!(sandbox.id = %sandbox.id, %error, "sandbox is to be stopped");
                         None
                     }
-                    reconnected => reconnected?,
                 };
-                let supervisor = reconnected.as_ref().map(|(one, _)| one.clone());
-                match reconnected {
-                    Some((one, entries)) => self.merge_living(&sandbox, &one, entries).await,
-                    None => self.merge_lost(&sandbox).await,
-                }
-                sandbox.set_state(sandbox::State::Stopping {
-                    supervisor,
-                    attachment,
-                    requested: phase == Phase::Stopping,
-                });
+                self.take_apart(&sandbox, attachment, met, true).await;
             }
             Phase::Stopped => {
                 self.merge_lost(&sandbox).await;
@@ -275,35 +249,51 @@ impl Node {
         Ok(())
     }
 
-    /// The supervisor with what it has; `None` if there is none any more.
-    async fn reconnect(&self, sandbox: &Sandbox) -> Result<Option<(Supervisor, Entries)>, Error> {
-        let supervisor = Supervisor::connect(&self.paths.pod_state(&sandbox.id)).await;
-        let connected = match supervisor {
-            Ok(supervisor) if supervisor.was_ready() => {
-                supervisor.list().await.map(|list| (supervisor, list))
-            }
-            Ok(_) => return Ok(None),
-            Err(error) => Err(error),
+    /// A sandbox that is ready by its record, and what its supervisor says: `None` if there is none.
+    pub(super) async fn settle(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        attachment: Option<Attachment>,
+        connected: bool,
+        met: Option<Met>,
+    ) {
+        let (supervisor, entries) = match met {
+            Some(met) if connected => met,
+            met => return self.take_apart(sandbox, attachment, met, false).await,
         };
-        match connected {
-            Ok((supervisor, list)) => {
-                let entries = list.into_iter().map(|listed| (listed.entry.id, listed));
-                Ok(Some((supervisor, entries.collect())))
-            }
-            Err(error @ supervisor::Error::Gone) => {
-                tracing::warn!(sandbox.id = %sandbox.id, pod = sandbox.pod(), %error, "no supervisor: sandbox is not ready");
-                Ok(None)
-            }
-            // It may live, and its containers with it.
-            Err(error) => Err(Error::wrap(
-                format!(
-                    "reconnect to sandbox {} of pod {}",
-                    sandbox.id,
-                    sandbox.pod()
-                ),
-                error,
-            )),
+        let user_namespace = sandbox::user::of(&sandbox.config, &supervisor);
+        let user_namespace = user_namespace.unwrap_or_else(|error| {
+            tracing::error!(sandbox.id = %sandbox.id, pod = sandbox.pod(), %error, "user namespace is not found: nothing can be started in the pod");
+            None
+        });
+        let live = Live {
+            supervisor: supervisor.clone(),
+            attachment,
+            user_namespace,
+        };
+        sandbox.set_state(sandbox::State::Ready(live));
+        self.watch_supervisor(sandbox, supervisor.clone());
+        self.merge_living(sandbox, &supervisor, entries).await;
+    }
+
+    /// A sandbox that is not ready, and what its supervisor says.
+    async fn take_apart(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        attachment: Option<Attachment>,
+        met: Option<Met>,
+        requested: bool,
+    ) {
+        let supervisor = met.as_ref().map(|(one, _)| one.clone());
+        match met {
+            Some((one, entries)) => self.merge_living(sandbox, &one, entries).await,
+            None => self.merge_lost(sandbox).await,
         }
+        sandbox.set_state(sandbox::State::Stopping {
+            supervisor,
+            attachment,
+            requested,
+        });
     }
 
     /// The supervisor lives: its word counts.
@@ -311,10 +301,10 @@ impl Node {
         self: &Arc<Self>,
         sandbox: &Sandbox,
         supervisor: &Supervisor,
-        mut entries: Entries,
+        mut entries: HashMap<ObjectId, Listed>,
     ) {
         for container in self.containers_of(&sandbox.id) {
-            if container.with_state(|state| !matches!(state, container::State::Created(_))) {
+            if !has_not_ended(&container) {
                 // Its end is on record, and counts: what the supervisor has yet is forgotten with the rest.
                 if entries.contains_key(&container.id.object()) {
                     self.run_late_hooks(&container, Point::Poststop).await;
@@ -355,6 +345,8 @@ impl Node {
                         // died: nobody reads its output.
                         self.end_lost(&container, "the pod's supervisor died with carpel")
                             .await;
+                    } else {
+                        container.set_not_started();
                     }
                 }
             }
@@ -366,7 +358,7 @@ impl Node {
     /// The supervisor is gone: what it wrote down counts; everything else of the pod is dead or dies now.
     async fn merge_lost(&self, sandbox: &Sandbox) {
         for container in self.containers_of(&sandbox.id) {
-            if container.with_state(|state| !matches!(state, container::State::Created(_))) {
+            if !has_not_ended(&container) {
                 if self.has_processes(&container) {
                     // On record, but what it left was not cleared up.
                     self.kill_cgroup(&container).await;
@@ -395,7 +387,7 @@ impl Node {
             && log.is_some_and(|log| log.symlink_metadata().is_err_and(gone))
     }
 
-    fn has_processes(&self, container: &Container) -> bool {
+    pub(crate) fn has_processes(&self, container: &Container) -> bool {
         let pids = self.cgroups.open(&container.cgroup).pids();
         pids.is_ok_and(|pids| !pids.is_empty())
     }
@@ -404,6 +396,11 @@ impl Node {
     async fn end_lost(&self, container: &Container, what: &str) {
         let alive = self.has_processes(container);
         self.kill_cgroup(container).await;
+        self.note_lost(container, what, alive).await;
+    }
+
+    /// As [`Node::end_lost`], of one that was `alive` and has been killed, or was not.
+    pub(crate) async fn note_lost(&self, container: &Container, what: &str, alive: bool) {
         self.release(container).await;
         self.run_late_hooks(container, Point::Poststop).await;
         let (exit_code, reason, why) = if alive {
@@ -539,6 +536,16 @@ impl Node {
             tracing::warn!(path = %path.display(), %error, "cannot be quarantined");
         }
     }
+}
+
+/// Whether its end, if it has come, is not on record.
+fn has_not_ended(container: &Container) -> bool {
+    container.with_state(|state| {
+        matches!(
+            state,
+            container::State::Created(_) | container::State::Unseen(_)
+        )
+    })
 }
 
 fn changed_limits(record: &container::Record, decode: Decode) -> Result<Option<Limits>, Error> {

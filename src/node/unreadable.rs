@@ -11,6 +11,7 @@ use std::time::Duration;
 use carpel_wire::{RequestBody, SignalScope};
 use futures::future::try_join_all;
 
+use super::silent::PATIENCE;
 use super::{Node, report};
 use crate::cgroup::Cgroups;
 use crate::error::Error;
@@ -26,7 +27,7 @@ impl Node {
     /// Ends a pod of which only the id is known: its processes, its supervisor, its network and its files.
     pub(super) async fn release_unreadable_sandbox(&self, id: &SandboxId) {
         let state = self.paths.pod_state(id);
-        let connected = match Supervisor::connect(&state).await {
+        let connected = match Supervisor::connect(&state, PATIENCE).await {
             Err(supervisor::Error::Gone) => None,
             Ok(supervisor) => Some(supervisor),
             Err(error) => {

@@ -31,7 +31,7 @@ impl Node {
         let supervisor = sandbox
             .supervisor()
             .await
-            .ok_or_else(|| Error::FailedPrecondition(format!("sandbox {id} is not ready")))?;
+            .ok_or_else(|| sandbox.refuses())?;
         let attempts = [
             (Family::Ipv4, IpAddr::from(Ipv4Addr::LOCALHOST)),
             (Family::Ipv6, IpAddr::from(Ipv6Addr::LOCALHOST)),

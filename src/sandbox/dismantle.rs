@@ -86,7 +86,7 @@ impl Node {
         };
         let supervisor = match known {
             Some(supervisor) => Some(supervisor),
-            None => Supervisor::connect(&run_dir).await.ok(),
+            None => Supervisor::connect(&run_dir, SHUTDOWN).await.ok(),
         };
         let cgroup = self.cgroups.open(&sandbox.cgroup);
         if let Some(supervisor) = supervisor {

@@ -4,6 +4,7 @@
 //!  RunPodSandbox ──▶ Making ──▶ Ready ──StopPodSandbox──▶ Stopping ──▶ Stopped ──Remove──▶ Removing ──▶ ∅
 //!                      │         │ ▲ supervisor lost and replaced            ▲
 //!                      │         └─┘ (not to be replaced ──▶ Stopping)        │
+//!                      │      Silent ──supervisor answers──▶ Ready            │
 //!                      └─ failure or daemon's death: undone, ∅               └── daemon's death: goes on
 //! ```
 //!
@@ -74,6 +75,12 @@ pub enum State {
     Making,
     /// Also while a supervisor that died is being replaced.
     Ready(Live),
+    /// As a daemon finds one that is ready by its record, as long as its supervisor lives and does not answer it.
+    Silent {
+        attachment: Option<Attachment>,
+        /// Whether its network namespace is there.
+        connected: bool,
+    },
     /// No longer ready, but some of it may still be there: stopping it goes on from here.
     Stopping {
         supervisor: Option<Supervisor>,
@@ -197,12 +204,24 @@ impl Sandbox {
     /// A ready sandbox becomes one that stops. Says whether it was ready: this happens once.
     pub(crate) fn end_ready(&self) -> bool {
         self.state.send_if_modified(|state| {
-            let stopping = match state {
-                State::Ready(live) => State::stopping(live),
+            let (was_ready, stopping) = match state {
+                State::Ready(live) => (true, State::stopping(live)),
+                State::Silent {
+                    attachment,
+                    connected,
+                } => {
+                    let attachment = attachment.take();
+                    let stopping = State::Stopping {
+                        supervisor: None,
+                        attachment,
+                        requested: false,
+                    };
+                    (*connected, stopping)
+                }
                 _ => return false,
             };
             *state = stopping;
-            true
+            was_ready
         })
     }
 
@@ -285,9 +304,33 @@ impl Sandbox {
         !matches!(*self.lock(), State::Making)
     }
 
+    /// Whether it is ready, as far as is known.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        matches!(*self.lock(), State::Ready(_))
+        matches!(
+            *self.lock(),
+            State::Ready(_)
+                | State::Silent {
+                    connected: true,
+                    ..
+                }
+        )
+    }
+
+    /// Whether its supervisor has not answered this daemon yet.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(*self.lock(), State::Silent { .. })
+    }
+
+    /// Why nothing can be done in it: it is not ready, or nobody in it answers.
+    pub(crate) fn refuses(&self) -> Error {
+        let (id, pod) = (&self.id, self.pod());
+        Error::FailedPrecondition(match self.is_silent() {
+            true => format!(
+                "sandbox {id} of pod {pod} cannot be reached: its supervisor does not answer"
+            ),
+            false => format!("sandbox {id} of pod {pod} is not ready"),
+        })
     }
 
     /// The pod's addresses, the primary one first. They stay known after a stop.
@@ -295,6 +338,7 @@ impl Sandbox {
     pub fn ips(&self) -> Vec<IpAddr> {
         match &*self.lock() {
             State::Ready(Live { attachment, .. })
+            | State::Silent { attachment, .. }
             | State::Stopping { attachment, .. }
             | State::Stopped { attachment } => attachment
                 .as_ref()
@@ -311,7 +355,7 @@ impl Sandbox {
             State::Stopping {
                 requested: true, ..
             } => Phase::Stopping,
-            State::Ready(_) | State::Stopping { .. } => Phase::Ready,
+            State::Ready(_) | State::Silent { .. } | State::Stopping { .. } => Phase::Ready,
             State::Stopped { .. } => Phase::Stopped,
             State::Removing => Phase::Removing,
         }
@@ -320,6 +364,7 @@ impl Sandbox {
     pub(crate) fn record(&self, phase: Phase) -> Record {
         let attachment = match &*self.lock() {
             State::Ready(Live { attachment, .. })
+            | State::Silent { attachment, .. }
             | State::Stopping { attachment, .. }
             | State::Stopped { attachment } => attachment.clone(),
             State::Making | State::Removing => None,

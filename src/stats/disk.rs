@@ -123,7 +123,7 @@ fn measure(node: &Node, container: &Container) {
     let known = container.remembered.disk();
     let last_change = match container.status() {
         Status::Created => Some(container.created_at),
-        Status::Running(_) => None,
+        Status::Running(_) | Status::Unseen => None,
         Status::Exited(exited) => Some(exited.finished_at),
         Status::Removing(_) => return,
     };

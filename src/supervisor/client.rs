@@ -185,18 +185,18 @@ impl std::fmt::Debug for Supervisor {
 }
 
 impl Supervisor {
-    /// Connects to the supervisor that listens in the pod's state folder `dir`.
+    /// Connects to the supervisor that listens in the pod's state folder `dir`, which may take so long to greet.
     ///
     /// # Errors
-    /// [`Error::Gone`] if there is none.
-    pub async fn connect(dir: &Path) -> Result<Self, Error> {
+    /// [`Error::Gone`] if there is none; [`Error::Silent`] if it does not greet, or has long not looked at who wants to.
+    pub async fn connect(dir: &Path, limit: Duration) -> Result<Self, Error> {
         let connection = Connection::connect(dir).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Gone,
             io::ErrorKind::WouldBlock => Error::Silent,
             _ => Error::Io(error),
         })?;
         let hello = connection.receive(|message, pidfds| (carpel_wire::decode(message), pidfds));
-        let (hello, pidfds) = tokio::time::timeout(REPLY_TIMEOUT, hello)
+        let (hello, pidfds) = tokio::time::timeout(limit, hello)
             .await
             .map_err(|_| Error::Silent)??
             .ok_or(Error::Gone)?;
@@ -310,15 +310,21 @@ impl Supervisor {
             }
             waiting.replies.insert(seq, sender);
         }
-        let sent = match encode(&Request { seq, body }) {
-            Ok(message) => self.0.connection.send(&message, fds).await,
-            Err(error) => Err(error),
+        let sent = async {
+            let message = encode(&Request { seq, body })?;
+            Ok(self.0.connection.send(&message, fds).await?)
         };
-        if let Err(error) = sent {
+        // One that reads nothing has no room for more at some time.
+        let sent = tokio::time::timeout(REPLY_TIMEOUT, sent).await;
+        if let Err(error) = sent.unwrap_or(Err(Error::Silent)) {
             self.0.lock().replies.remove(&seq);
-            return Err(match error.raw_os_error() {
-                Some(libc::EPIPE | libc::ECONNRESET) => Error::Gone,
-                _ => Error::Io(error),
+            return Err(match error {
+                Error::Io(error)
+                    if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) =>
+                {
+                    Error::Gone
+                }
+                other => other,
             });
         }
         Ok(Pending { seq, reply })

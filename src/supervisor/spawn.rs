@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::client::Supervisor;
+use super::client::{REPLY_TIMEOUT, Supervisor};
 use super::socket;
 use crate::ids::SandboxId;
 use crate::store::memfd;
@@ -66,7 +66,7 @@ impl Supervisor {
         // It is not reaped yet, whatever it does.
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
         let pidfd = pidfd.map_err(io::Error::from)?;
-        let connected = Self::connect(dir).await;
+        let connected = Self::connect(dir, REPLY_TIMEOUT).await;
         match connected {
             Ok(supervisor) => Ok((supervisor, pidfd)),
             Err(error) => {

@@ -53,6 +53,7 @@ mod resources;
 mod resources_update;
 mod selinux;
 mod serve;
+mod silence;
 mod start_faults;
 mod stats;
 mod status_fields;

@@ -1,8 +1,6 @@
 //! A daemon that starts on a machine that is not well: what it cannot read or reach now is no reason to end a pod.
 
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,9 +8,6 @@ use carpel_integration::request::sleeper;
 use carpel_integration::v1::{ContainerState, PodSandboxState};
 use carpel_integration::{Pod, TestNode, host, sh};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Starts the daemon, with room for so many descriptors, until it serves or ends. What it said, and whether it served.
 fn start_briefly(node: &TestNode, descriptors: u64) -> (bool, String) {
@@ -58,7 +53,7 @@ fn start_briefly(node: &TestNode, descriptors: u64) -> (bool, String) {
 /// As much as a daemon ever needs here.
 const PLENTY: u64 = 1024;
 
-async fn assert_lives(node: &TestNode, pods: &[(Pod, String, i32)]) {
+pub(super) async fn assert_lives(node: &TestNode, pods: &[(Pod, String, i32)]) {
     for (pod, id, pid) in pods {
         let state = node.pod_status(pod).await.state();
         assert_eq!(state, PodSandboxState::SandboxReady);
@@ -69,7 +64,7 @@ async fn assert_lives(node: &TestNode, pods: &[(Pod, String, i32)]) {
     }
 }
 
-async fn run_pods(node: &TestNode, count: usize) -> Vec<(Pod, String, i32)> {
+pub(super) async fn run_pods(node: &TestNode, count: usize) -> Vec<(Pod, String, i32)> {
     let mut pods = Vec::new();
     for n in 0..count {
         let pod = node.run_pod(&node.pod(&format!("p{n}"))).await;
@@ -103,37 +98,6 @@ async fn too_few_descriptors_end_no_pod() {
     assert_lives(&node, &pods).await;
     let next = node.run_pod(&node.pod("next")).await;
     assert_eq!(node.output_of(&next, &sh("c", "echo fine")).await, "fine\n");
-    node.finish().await;
-}
-
-/// A connection that the supervisor listening in `dir` may take or not.
-fn knock(dir: &Path) -> OwnedFd {
-    let kind = SocketType::SEQPACKET;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).expect("socket");
-    let dir = File::open(dir).expect("the folder");
-    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/control", dir.as_raw_fd()));
-    // One that is refused is as good: it says that enough have knocked.
-    let _ = rustix::net::connect(&socket, &address.expect("an address"));
-    socket
-}
-
-#[tokio::test]
-async fn a_supervisor_that_does_not_answer_is_waited_for() {
-    let mut node = TestNode::start().await;
-    let pods = run_pods(&node, 2).await;
-    let supervisor = Pid::from_raw(node.supervisor_pid(&pods[0].0).await);
-    node.kill_daemon();
-    kill(supervisor, Signal::SIGSTOP).unwrap();
-    let dir = node.dir().join("state/pods").join(&pods[0].0.id);
-    let knocks: Vec<_> = (0..8).map(|_| knock(&dir)).collect();
-    let (served, said) = start_briefly(&node, PLENTY);
-    assert!(!served, "{said}");
-    assert!(said.contains("supervisor does not answer"), "{said}");
-    drop(knocks);
-    kill(supervisor, Signal::SIGCONT).unwrap();
-    node.start_daemon(None).await;
-    assert_lives(&node, &pods).await;
     node.finish().await;
 }
 
