@@ -359,6 +359,17 @@ pub fn describe(pid: i32) -> String {
     format!("process {pid} {name} {state}")
 }
 
+/// The first process of a PID namespace, by what `/proc/PID/ns/pid` links to.
+#[must_use]
+pub fn first_of(namespace: &Path) -> Option<i32> {
+    let pids = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.into_iter().find(|pid| {
+        std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link == namespace)
+            && proc_status(*pid, "NSpid").is_some_and(|pids| pids.ends_with("\t1"))
+    })
+}
+
 /// Whether a process runs (a zombie does not).
 #[must_use]
 pub fn runs(pid: i32) -> bool {

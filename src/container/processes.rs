@@ -194,9 +194,11 @@ pub(crate) struct Descriptors {
     pub(crate) cgroup: Option<FdIndex>,
 }
 
-/// What was made for a container before: mounts that have no path.
+/// What was made before for a container, mounts that have no path, or for a reaper.
 #[derive(Default)]
 pub(crate) struct Made {
+    /// The supervisor's program.
+    pub(crate) program: Option<OwnedFd>,
     pub(crate) rootfs: Option<OwnedFd>,
     /// Its image volumes.
     pub(crate) images: Vec<Option<OwnedFd>>,
@@ -255,6 +257,7 @@ impl Descriptors {
                     let plan = memfd::sealed(c"plan", &compiled.plan);
                     Some(plan.map_err(Error::at("write the plan"))?)
                 }
+                FdSource::Program => made.program.take(),
                 FdSource::Rootfs => made.rootfs.take(),
                 FdSource::Image { volume, attrs } => made.take_image(*volume, *attrs)?,
                 FdSource::CgroupDir => {

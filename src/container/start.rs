@@ -1,12 +1,11 @@
 //! StartContainer: open what the Plan wants, hand it to the supervisor.
 
-use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
 use carpel_api::nri::Event;
-use carpel_wire::{FdIndex, Output, PidNamespace, Reply, RequestBody, Start, UserStart};
+use carpel_wire::{Output, PidNamespace, Reply, Start, UserStart};
 use tokio::sync::futures::Notified;
 
 use super::devices;
@@ -18,7 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::node::{EventKind, Node, Op, orphans};
+use crate::node::{EventKind, Node, Op};
 use crate::sandbox::Sandbox;
 use crate::spec::hooks::Point;
 use crate::spec::plan::{self, Compiled};
@@ -143,13 +142,16 @@ impl Node {
             failpoint::hit("start:volumes")?;
         }
         if container.pid_namespace == PidNamespace::Pod {
-            share_pids(supervisor, &sandbox).await?;
+            let user = sandbox.user_namespace()?;
+            self.share_pids(supervisor, &sandbox, user.as_deref())
+                .await?;
         }
         self.take_net_devices(container).await?;
         let user = sandbox.config.user_namespace;
         let hooks = tokio::task::block_in_place(|| self.prepare_hooks(container, user))?;
         let (hook_fds, meeting) = hooks.unzip();
         let made = Made {
+            program: None,
             rootfs: Some(rootfs),
             images: images.into_iter().map(Some).collect(),
             hooks: hook_fds.unwrap_or_default(),
@@ -371,25 +373,6 @@ fn named(container: &Container, error: Error) -> Error {
         )),
         other => other,
     }
-}
-
-/// Sees to it that the pod has a PID namespace to be shared. It has none yet if the pod was to have one for each container
-/// and this one asks for the pod's all the same (as a request without namespace options does: the peers' pods always have
-/// one), or if the reaper was killed.
-async fn share_pids(supervisor: &Supervisor, sandbox: &Sandbox) -> Result<(), Error> {
-    let reaper = supervisor.reaper();
-    if reaper.is_some_and(|reaper| !orphans::has_ended(&reaper.pidfd)) {
-        return Ok(());
-    }
-    let user = sandbox.user_namespace()?;
-    let user = user.as_deref().map(AsFd::as_fd);
-    let body = RequestBody::SharePids {
-        namespace: user.map(|_| FdIndex(0)),
-    };
-    let ready = |reply: &Reply| matches!(reply, Reply::Ready { .. });
-    let shared = supervisor.expect(body, user.as_slice(), ready).await;
-    let at = || format!("make the shared PID namespace of sandbox {}", sandbox.id);
-    shared.map(drop).map_err(Error::at(at()))
 }
 
 /// Whether a container has a PID namespace of its own, which dies with its first process.

@@ -18,14 +18,13 @@ use std::sync::Arc;
 
 use carpel_wire::{Reply, Setup, Succession};
 
-use super::{Live, Sandbox, State, user};
+use super::{Live, Sandbox, State, pids, user};
 use crate::container::Adopted;
 use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
 use crate::failpoint;
 use crate::node::orphans::{self, Ending};
 use crate::node::{EventKind, Node};
-use crate::spec::config::PidScope;
 use crate::spec::plan::{self, Namespace};
 use crate::supervisor::{Reaper, Supervisor};
 
@@ -210,7 +209,7 @@ impl Node {
             cgroup: descriptors.cgroup,
             plan: descriptors.plan,
             exits: descriptors.add(exits),
-            shared_pid_namespace: sandbox.config.pid == PidScope::Pod,
+            shared_pid_namespace: pids::shared_from_the_start(sandbox),
             succession: Some(Succession {
                 reaper: reaper.map(|reaper| reaper.pid).zip(reaper_index),
             }),
@@ -222,7 +221,10 @@ impl Node {
             .await
             .map_err(Error::at(at("set up another supervisor")))?;
         match reply {
-            Reply::Ready { .. } => Ok(()),
+            Reply::Ready { .. } => {
+                let shared = self.share_labelled_pids(supervisor, sandbox, user_namespace);
+                shared.await
+            }
             Reply::StepFailed { step, errno } => Err(Error::Internal(format!(
                 "set up another supervisor of sandbox {id}: {}",
                 plan::describe_failure(&compiled.steps, step, errno)

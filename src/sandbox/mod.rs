@@ -15,6 +15,7 @@ mod adopt;
 mod connect;
 mod dismantle;
 pub(crate) mod files;
+mod pids;
 mod run;
 mod stop;
 mod update;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use carpel_api::nri::Event;
 use carpel_wire::{Reply, Setup};
 
-use super::{Live, Phase, Record, Sandbox, State, files, user};
+use super::{Live, Phase, Record, Sandbox, State, files, pids, user};
 use crate::container::processes::{Descriptors, Made, Streams};
 use crate::error::Error;
 use crate::failpoint;
@@ -17,7 +17,7 @@ use crate::node::orphans::Ending;
 use crate::node::{EventKind, Node};
 use crate::nri::Gate;
 use crate::selinux::Selinux;
-use crate::spec::config::{PidScope, SandboxConfig};
+use crate::spec::config::SandboxConfig;
 use crate::spec::plan::{self, Compiled};
 use crate::supervisor::Supervisor;
 
@@ -242,7 +242,7 @@ impl Node {
             cgroup: descriptors.cgroup,
             plan: descriptors.plan,
             exits: descriptors.add(exits),
-            shared_pid_namespace: sandbox.config.pid == PidScope::Pod,
+            shared_pid_namespace: pids::shared_from_the_start(sandbox),
             succession: None,
         };
         Ok((compiled, setup, descriptors))
@@ -266,6 +266,8 @@ impl Node {
             .map_err(Error::at(at()))?;
         match reply {
             Reply::Ready { .. } => {
+                self.share_labelled_pids(supervisor, sandbox, user_namespace)
+                    .await?;
                 failpoint::hit("run:supervisor-ready")?;
                 sandbox.timeline.note("set up supervisor", start);
                 Ok(())

@@ -16,6 +16,7 @@ mod failure;
 mod filesystem;
 mod hooks;
 mod privileges;
+mod reaper;
 mod sandbox;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use crate::seccomp;
 use crate::store::bind::BindMount;
 
 pub use failure::describe_failure;
+pub use reaper::compile_reaper;
 pub use sandbox::{Namespace, compile_sandbox, compile_succession, sandbox_namespaces};
 
 /// CLONE_NEW* of `clone(2)`.
@@ -68,6 +70,8 @@ pub enum Error {
 pub enum FdSource {
     /// The Plan itself, in a sealed memfd.
     Plan,
+    /// The supervisor's program, in a sealed memfd.
+    Program,
     /// The root file system, a detached mount.
     Rootfs,
     /// The v2 cgroup's directory.

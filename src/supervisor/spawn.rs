@@ -36,6 +36,14 @@ impl Binary {
             &program,
         )?)))
     }
+
+    /// A descriptor of the program, sealed.
+    ///
+    /// # Errors
+    /// As `fcntl(2)`.
+    pub(crate) fn program(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
 }
 
 impl Supervisor {

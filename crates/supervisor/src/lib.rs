@@ -20,6 +20,7 @@ mod number;
 mod outbox;
 mod plan;
 mod pump;
+mod reaper;
 mod requests;
 mod serve;
 mod setup;
@@ -28,6 +29,8 @@ mod start;
 pub mod sys;
 mod table;
 mod user;
+
+use core::ffi::CStr;
 
 use serve::{Memory, Supervisor};
 use sys::Once;
@@ -38,9 +41,12 @@ static MEMORY: Once<Memory> = Once::new(Memory::new());
 const NAME: &core::ffi::CStr = c"carpel-supervis";
 
 /// Runs a supervisor on the listening socket that is fd 0. It ends when the daemon asks it to, or with
-/// status 1 if it cannot begin.
-pub fn run() -> ! {
+/// status 1 if it cannot begin. With the `argument` [`carpel_wire::BE_REAPER`] it is a pod's reaper instead.
+pub fn run(argument: Option<&CStr>) -> ! {
     sys::set_name(NAME);
+    if reaper::is_asked_for(argument) {
+        reaper::live_on();
+    }
     sys::reset_signals(true);
     let begun = sys::set_not_dumpable().and_then(|()| {
         let memory = MEMORY.take().ok_or(sys::Errno(sys::errno::EBUSY))?;

@@ -41,6 +41,12 @@ impl Supervisor {
                 Ok(()) => return self.tell(Item::Ready { seq }),
                 Err(reply) => Some(reply),
             },
+            RequestBody::SharePidsAs { namespace, plan } => {
+                match self.share_pids_as(namespace, plan, fds) {
+                    Ok(()) => return self.tell(Item::Ready { seq }),
+                    Err(reply) => Some(reply),
+                }
+            }
         };
         if let Some(reply) = reply {
             self.reply(seq, reply);

@@ -9,10 +9,9 @@ use carpel_wire::{Call, FdIndex, IdRange, MAX_PLAN, Reply, Setup, Succession};
 
 use crate::outbox::Item;
 use crate::plan::{self, Failure, Purpose, Resources};
+use crate::reaper::Reaper;
 use crate::serve::Supervisor;
-use crate::sys::{
-    self, BorrowedFd, Child, Cloned, Errno, Fd, FdList, FsContext, Mapping, Result, errno,
-};
+use crate::sys::{self, BorrowedFd, Child, Cloned, Errno, Fd, FdList, Mapping};
 use crate::user;
 
 /// What a supervisor has once it is set up.
@@ -25,11 +24,6 @@ pub struct Pod {
     pub procfs: Option<Fd>,
     /// Process 1 of the shared PID namespace.
     pub reaper: Option<Reaper>,
-}
-
-pub struct Reaper {
-    pub pid: u32,
-    pub pidfd: Fd,
 }
 
 impl Pod {
@@ -171,25 +165,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Sees to it that the pod has a shared PID namespace.
-    pub(crate) fn share_pids(
-        &mut self,
-        user: Option<FdIndex>,
-        fds: &FdList,
-    ) -> core::result::Result<(), Reply> {
-        let pod = self.pod.as_mut().ok_or(Reply::Malformed)?;
-        let user = match user {
-            Some(index) => Some(fds.get(index).ok_or(Reply::Malformed)?),
-            None => None,
-        };
-        // One that an earlier supervisor made is no child of this one, which is not told of its end.
-        let ended = |reaper: &Reaper| sys::wait_readable(reaper.pidfd.borrow(), 0);
-        if pod.reaper.as_ref().is_none_or(ended) {
-            pod.reaper = Some(Reaper::spawn(user)?);
-        }
-        Ok(())
-    }
-
     /// An unknown child has ended. If it was the reaper, the shared PID namespace is gone.
     pub(crate) fn reaper_ended(&mut self, pid: u32) {
         if let Some(pod) = &mut self.pod
@@ -218,57 +193,4 @@ pub(crate) fn cgroup_namespace(flags: u64, into_cgroup: bool) -> (u64, bool) {
             flags & sys::CLONE_NEWCGROUP != 0,
         )
     }
-}
-
-impl Reaper {
-    /// Clones process 1 of a new PID namespace, in the user namespace `user` if there is one, and waits
-    /// until it has shut itself in.
-    fn spawn(user: Option<BorrowedFd<'_>>) -> core::result::Result<Self, Reply> {
-        let (shut_in, report) = sys::pipe().map_err(call_failed(Call::Pipe))?;
-        let flags = sys::CLONE_NEWPID | sys::CLONE_NEWNS;
-        let cloned = match user {
-            None => sys::clone(flags, None).map_err(call_failed(Call::Clone))?,
-            Some(namespace) => user::clone(flags, &user::Place::new(namespace))?,
-        };
-        let Cloned::Parent { pid, pidfd } = cloned else {
-            let failed = live_as_reaper(&report, user.is_some());
-            sys::exit(failed.map_or(1, |()| 0));
-        };
-        drop(report);
-        match sys::read(shut_in.borrow(), &mut [0]) {
-            Ok(1) => Ok(Self { pid, pidfd }),
-            _ => Err(call_failed(Call::Clone)(Errno(errno::ECHILD))),
-        }
-    }
-}
-
-/// Who the reaper is, as the pause processes of other runtimes are.
-const NOBODY: u32 = 65535;
-
-/// Process 1 of the shared PID namespace: it has no files, no capabilities and an empty root, so that a container that may
-/// look into it sees nothing, and no way to any right again, so that one that may trace it (CAP_SYS_PTRACE) gains nothing.
-/// The kernel reaps for it. It outlives a supervisor that is killed, as the containers do.
-fn live_as_reaper(report: &Fd, in_user_namespace: bool) -> Result<()> {
-    sys::ignore_children();
-    if in_user_namespace {
-        sys::set_ids(0, 0)?;
-    }
-    let empty = FsContext::open(c"tmpfs")?;
-    empty.set(c"nr_inodes", c"1")?;
-    let empty =
-        empty.mount(sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC)?;
-    sys::attach(empty.borrow(), sys::open_root()?.borrow())?;
-    sys::change_directory(empty.borrow())?;
-    sys::pivot_to_working_directory()?;
-    sys::set_no_new_privileges()?;
-    sys::limit_bounding_set(0)?;
-    match sys::set_groups(&[]).and_then(|()| sys::set_ids(NOBODY, NOBODY)) {
-        // A pod's user namespace may have fewer ids.
-        Err(Errno(errno::EINVAL)) if in_user_namespace => {}
-        other => other?,
-    }
-    sys::set_capabilities(0, 0, 0)?;
-    sys::write_whole(report.borrow(), b"1")?;
-    sys::close_all_but(&mut []);
-    sys::sleep_forever()
 }

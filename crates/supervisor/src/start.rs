@@ -1,6 +1,8 @@
 //! Starting a process: the clone, and what its two sides do next.
 
-use carpel_wire::{Call, MAX_FDS, MAX_PLAN, Output, PidNamespace, Reply, Start, UserStart};
+use carpel_wire::{
+    Call, FdIndex, MAX_FDS, MAX_PLAN, Output, PidNamespace, Reply, Start, UserStart,
+};
 
 use crate::frame::StreamName;
 use crate::log::Log;
@@ -182,7 +184,7 @@ impl Supervisor {
         let procfs = self.pod.as_mut().and_then(|pod| pod.procfs.take());
         let locked = user.map_or(Ok(()), |user| user::take_locked(&user.locked, fds));
         run(
-            start,
+            start.plan,
             fds,
             target.and_then(Result::ok),
             procfs,
@@ -211,8 +213,8 @@ fn clone_here(
 }
 
 /// The child's side: carries out the Plan, or says what failed and ends.
-fn run(
-    start: &Start,
+pub(crate) fn run(
+    plan: FdIndex,
     fds: &mut FdList,
     target: Option<Fd>,
     procfs: Option<Fd>,
@@ -227,7 +229,7 @@ fn run(
     }
     sys::close_all_but(&mut keep);
     sys::reset_signals(false);
-    let memfd = fds.take(start.plan).ok_or(Errno(errno::EBADF));
+    let memfd = fds.take(plan).ok_or(Errno(errno::EBADF));
     let steps = memfd.and_then(|memfd| Mapping::new(memfd.borrow(), MAX_PLAN));
     let steps = steps.map_err(call_failed(Call::MapPlan));
     let reply = match steps.and_then(|steps| Ok((steps, unshare_cgroup?))) {

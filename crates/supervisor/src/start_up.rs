@@ -2,16 +2,24 @@
 //! compiler calls.
 
 use core::arch::{asm, global_asm};
+use core::ffi::{CStr, c_char};
 
 // The kernel enters here with the arguments on an aligned stack. A function is entered with a return
 // address above that, so one is pushed: nothing returns to it.
 #[cfg(target_arch = "x86_64")]
-global_asm!(".globl _start", "_start:", "xor ebp, ebp", "call {run}", "ud2", run = sym run);
+global_asm!(".globl _start", "_start:", "xor ebp, ebp", "mov rdi, rsp", "call {run}", "ud2", run = sym run);
 #[cfg(target_arch = "aarch64")]
-global_asm!(".globl _start", "_start:", "mov x29, xzr", "bl {run}", "brk 1", run = sym run);
+global_asm!(".globl _start", "_start:", "mov x29, xzr", "mov x0, sp", "bl {run}", "brk 1", run = sym run);
 
-extern "C" fn run() -> ! {
-    carpel_supervisor::run()
+/// # Safety
+/// At `stack` lies what the kernel gives a new program: a count, that many pointers to terminated strings, a null.
+unsafe extern "C" fn run(stack: *const usize) -> ! {
+    // SAFETY: the caller's promise. With a count of 1 or 0 the next pointer would be another's.
+    let argument = unsafe {
+        let count = stack.read();
+        (count > 1).then(|| CStr::from_ptr(stack.add(2).read() as *const c_char))
+    };
+    carpel_supervisor::run(argument)
 }
 
 /// Copies `count` bytes between ranges that do not overlap.
@@ -207,6 +215,20 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
 unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
     // SAFETY: the caller's promise, passed on.
     unsafe { memcmp(a, b, count) }
+}
+
+/// Counts the bytes before a NUL.
+///
+/// # Safety
+/// As strlen(3).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(text: *const c_char) -> usize {
+    let mut length = 0;
+    // SAFETY: up to the NUL. Volatile, so that this loop does not become a call of itself.
+    while unsafe { text.add(length).read_volatile() } != 0 {
+        length += 1;
+    }
+    length
 }
 
 /// The standard library's compiled parts name this; without unwinding it is never called.

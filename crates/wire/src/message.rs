@@ -67,7 +67,18 @@ pub enum RequestBody {
     /// Clone the reaper of the pod's shared PID namespace, in this user namespace if the pod has one; nothing if it is
     /// there. Answered by [`Reply::Ready`].
     SharePids { namespace: Option<FdIndex> },
+    /// The same, with a reaper that is cloned as process 1 of that namespace, in a mount namespace of its own, and
+    /// carries out the Plan, which executes the supervisor's program with the argument [`BE_REAPER`]. Answered by
+    /// [`Reply::Ready`], or by what failed.
+    SharePidsAs {
+        namespace: Option<FdIndex>,
+        plan: FdIndex,
+    },
 }
+
+/// The first argument of a supervisor's program that is to be a pod's reaper; NUL-terminated. Its standard input is then
+/// the write end of a pipe, into which it writes [`Reply::Done`].
+pub const BE_REAPER: &[u8] = b"--reaper\0";
 
 /// The ids of a user namespace: 0 is `first` outside of it, and so on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +126,7 @@ impl RequestBody {
             Self::SetupUser { .. } => "SetupUser",
             Self::StartUser { .. } => "StartUser",
             Self::SharePids { .. } => "SharePids",
+            Self::SharePidsAs { .. } => "SharePidsAs",
         }
     }
 }

@@ -280,6 +280,14 @@ pub enum Step<'a> {
     Volume {
         path: &'a [u8],
     },
+
+    // ── the reaper ──
+    /// A new file of exactly this mode, with what is in a sealed memfd.
+    File {
+        content: FdIndex,
+        path: &'a [u8],
+        mode: u32,
+    },
 }
 
 /// Together with a wait status: in the place of an error number, how a program ended.

@@ -69,7 +69,7 @@ async fn replaced(node: &TestNode, pod: &Pod, before: i32) -> i32 {
 }
 
 /// Kills the supervisor and waits for the next.
-async fn kill_supervisor(node: &TestNode, pod: &Pod) -> i32 {
+pub async fn kill_supervisor(node: &TestNode, pod: &Pod) -> i32 {
     let before = supervisor(node, pod).await;
     assert!(
         host::proc_status(before, "Name").is_some_and(|name| name.starts_with("carpel-superv"))

@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use carpel_integration::cli::{Said, carpel};
 use carpel_integration::host::{self, Selinux, label_of};
@@ -15,6 +16,7 @@ use carpel_integration::v1::{ContainerConfig, ImageSpec, Mount, NamespaceMode, S
 use carpel_integration::{ContainerConfigExt, Pod, PodConfigExt, TestNode, sh};
 use tonic::Code;
 
+use crate::adoption::kill_supervisor;
 use crate::{refused, userns};
 
 /// What a process is known by; without SELinux it may be nothing.
@@ -376,6 +378,95 @@ async fn a_confined_container_finds_what_others_find() {
             None => assert_eq!(made, None),
         }
     }
+    node.finish().await;
+}
+
+/// What a container sees of process 1: its label, its mounts, its program, what it may do.
+const FIRST: &str = "cat /proc/1/attr/current 2>/dev/null | tr '\\0' '\\n'; cat /proc/1/mountinfo; \
+    tr '\\0' ' ' < /proc/1/cmdline; echo; grep -E '^(Uid|Groups|CapBnd|CapEff|NoNewPrivs|SigIgn):' /proc/1/status";
+
+/// What [`FIRST`] finds in a pod: the reaper, as the policy would have a container.
+async fn assert_is_one_of_the_pods(node: &TestNode, pod: &Pod, id: &str) {
+    let found = node.exec(id, FIRST).await;
+    let info = node.pod_info(pod).await;
+    let labels = &info["selinux"];
+    let has = |text: &str| assert!(found.contains(text), "{text}:\n{found}");
+    if host::selinux().is_some() {
+        let (process, mount) = (labels["process"].as_str(), labels["mount"].as_str());
+        assert_eq!(found.lines().next(), process, "{found}");
+        has(&format!(",context=\"{}\",", mount.expect("a label")));
+        has("carpel-supervisor --reaper \n");
+    } else {
+        assert!(!found.contains("context="), "{found}");
+        assert!(!found.contains("--reaper"), "{found}");
+    }
+    assert_eq!(found.matches(" - tmpfs ").count(), 1, "{found}");
+    has("Uid:\t65535\t65535\t65535\t65535\n");
+    has("Groups:\t \n");
+    has("NoNewPrivs:\t1\n");
+    has("SigIgn:\t0000000000010000\n");
+    has("CapEff:\t0000000000000000\n");
+    has("CapBnd:\t0000000000000000\n");
+}
+
+/// The first process of a PID namespace that containers share is one of theirs, also one that was made later.
+#[tokio::test]
+async fn the_reaper_of_a_shared_pid_namespace_has_the_pods_labels() {
+    let mut node = TestNode::start().await;
+    let shared = |mut config: ContainerConfig| {
+        config.namespaces().set_pid(NamespaceMode::Pod);
+        config
+    };
+    let mut plain = node.pod("plain");
+    let mut privileged = node.pod("privileged");
+    privileged.security().privileged = true;
+    let mut user = userns::pod(&node, "user");
+    for config in [&mut plain, &mut privileged, &mut user] {
+        config.namespaces().set_pid(NamespaceMode::Pod);
+    }
+    let plain = node.run_pod(&plain).await;
+    let privileged = node.run_pod(&privileged).await;
+    let user = node.run_pod(&user).await;
+    // Containers that make one in a pod that has none yet.
+    let mut late = node.pod("late");
+    late.namespaces().set_pid(NamespaceMode::Container);
+    let late = node.run_pod(&late).await;
+    let mut all_powerful = shared(sleeper("b"));
+    all_powerful.security().privileged = true;
+    let mut containers = Vec::new();
+    for (pod, config) in [
+        (&plain, shared(sleeper("a"))),
+        (&privileged, all_powerful),
+        (&user, userns::inside(shared(sleeper("c")))),
+        (&late, shared(sleeper("d"))),
+    ] {
+        let id = node.start_container(pod, &config).await;
+        assert_is_one_of_the_pods(&node, pod, &id).await;
+        containers.push(id);
+    }
+    // One that comes after it is like it, and neither goes with its supervisor.
+    for (pod, id, config) in [
+        (&late, &containers[3], shared(sleeper("e"))),
+        (&user, &containers[2], userns::inside(shared(sleeper("f")))),
+    ] {
+        let namespace = fs::read_link(format!("/proc/{}/ns/pid", node.container_pid(id))).unwrap();
+        let first = host::first_of(&namespace).expect("no reaper");
+        host::kill_9(first);
+        node.wait_exit(id).await;
+        let deadline = Instant::now() + host::soon();
+        while host::runs(first) {
+            assert!(Instant::now() < deadline, "{}", host::describe(first));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let id = node.start_container(pod, &config).await;
+        assert_is_one_of_the_pods(&node, pod, &id).await;
+    }
+    kill_supervisor(&node, &plain).await;
+    node.kill_daemon();
+    node.start_daemon(None).await;
+    assert_is_one_of_the_pods(&node, &plain, &containers[0]).await;
+    let id = node.start_container(&plain, &shared(sleeper("g"))).await;
+    assert_is_one_of_the_pods(&node, &plain, &id).await;
     node.finish().await;
 }
 

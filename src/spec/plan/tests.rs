@@ -32,6 +32,7 @@ fn indexes(step: &Step<'_>) -> Vec<FdIndex> {
         Step::NewFs { slot, .. } | Step::OpenTree { slot, .. } => vec![slot],
         Step::PivotRoot { root } => vec![root],
         Step::Attach { mount, .. } | Step::RootLabel { mount, .. } => vec![mount],
+        Step::File { content, .. } => vec![content],
         Step::Stdio {
             stdin,
             stdout,

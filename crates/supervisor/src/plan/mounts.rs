@@ -2,10 +2,10 @@
 
 use core::ffi::CStr;
 
-use carpel_wire::{FdIndex, NulList, Step};
+use carpel_wire::{FdIndex, MAX_PLAN, NulList, Step};
 
 use crate::number::Decimal;
-use crate::sys::{self, BorrowedFd, Errno, Fd, FsContext, Resolve, Result, errno};
+use crate::sys::{self, BorrowedFd, Errno, Fd, FsContext, Mapping, Resolve, Result, errno};
 
 use super::paths::{self, Links, Missing};
 use super::{MALFORMED, Process, string};
@@ -80,6 +80,11 @@ impl Process<'_, '_> {
                 gid,
             } => self.make_node(string(path)?, mode, (major, minor), (uid, gid)),
             Step::Volume { path } => self.volume(string(path)?),
+            Step::File {
+                content,
+                path,
+                mode,
+            } => self.make_file(content, string(path)?, mode),
             Step::Mask { path } => self.mask(string(path)?),
             Step::RootLabel { mount, label } => label_root(self.take(mount)?.borrow(), label),
             Step::ReadOnly { path } => self.make_read_only(string(path)?),
@@ -187,6 +192,16 @@ impl Process<'_, '_> {
                 Ok(()) if (uid, gid) != (0, 0) => sys::change_owner(parent, name, uid, gid),
                 other => other,
             }
+        })
+    }
+
+    fn make_file(&mut self, content: FdIndex, path: &CStr, mode: u32) -> Result<()> {
+        let content = Mapping::new(self.take(content)?.borrow(), MAX_PLAN)?;
+        paths::in_parent(self.root()?, path, |parent, name| {
+            let mode = sys::S_IFREG | mode & !sys::S_IFMT;
+            sys::make_node(parent, name, mode, (0, 0))?;
+            let file = sys::open_in(parent, name, sys::O_WRONLY, Resolve::BENEATH)?;
+            sys::write_whole(file.borrow(), content.bytes())
         })
     }
 

@@ -120,6 +120,7 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
             }
             Step::Attach { .. }
             | Step::Volume { .. }
+            | Step::File { .. }
             | Step::Mknod { .. }
             | Step::Mask { .. }
             | Step::ReadOnly { .. } => {
@@ -158,6 +159,7 @@ pub(super) fn check_filesystem(steps: &[Step<'_>]) {
             step,
             Step::Attach { .. }
                 | Step::Volume { .. }
+                | Step::File { .. }
                 | Step::Mknod { .. }
                 | Step::Mkdir { .. }
                 | Step::Symlink { .. }

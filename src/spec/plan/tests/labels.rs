@@ -106,3 +106,70 @@ fn what_a_pods_containers_share_is_labelled_for_all_levels() {
             .all(|(_, options)| options.iter().all(|o| !o.contains("context")))
     );
 }
+
+#[test]
+fn a_reaper_is_shut_in_before_it_executes_its_program() {
+    let labels = crate::selinux::Labels {
+        process: PROCESS_LABEL.parse().unwrap(),
+        mount: MOUNT_LABEL.parse().unwrap(),
+    };
+    let ids = |count| crate::spec::config::IdMap {
+        host: 100_000,
+        count,
+    };
+    let user = |uids, gids| UserNamespace {
+        uids: ids(uids),
+        gids: ids(gids),
+    };
+    let large = user(65_536, 65_536);
+    for (user, root, nobody) in [
+        (None, false, true),
+        (Some(large), true, true),
+        (Some(user(65_535, 65_536)), true, false),
+        (Some(user(65_536, 1)), true, false),
+    ] {
+        let compiled = compile_reaper(&labels, user).unwrap();
+        assert_eq!(compiled.fds, [FdSource::Plan, FdSource::Program]);
+        let steps = steps(&compiled);
+        check_filesystem(&steps);
+        let becomes = |id| {
+            let is_it = |step: &Step<'_>| *step == Step::Ids { uid: id, gid: id };
+            steps.iter().any(is_it)
+        };
+        assert_eq!((becomes(0), becomes(65_535)), (root, nobody), "{user:?}");
+        let at = |wanted: fn(&Step<'_>) -> bool| position(&steps, wanted);
+        let order = [
+            at(|step| matches!(step, Step::PivotRoot { .. })),
+            at(|step| matches!(step, Step::File { mode: 0o111, .. })),
+            at(|step| matches!(step, Step::SetAttr { .. })),
+            at(|step| matches!(step, Step::BoundingSet { keep: 0 })),
+            at(|step| matches!(step, Step::Groups { gids } if gids.is_empty())),
+            at(|step| {
+                let (effective, permitted, inheritable) = (0, 0, 0);
+                let nothing = Step::Capabilities {
+                    effective,
+                    permitted,
+                    inheritable,
+                };
+                *step == nothing
+            }),
+            at(
+                |step| matches!(step, Step::ExecLabel { label } if *label == PROCESS_LABEL.as_bytes()),
+            ),
+            steps.len() - 1,
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        // What an exec with another label needs no policy to allow.
+        let before = |step: &Step<'_>| match step {
+            Step::NoNewPrivs => false,
+            Step::NewFs { attrs, .. } => attrs & libc::MOUNT_ATTR_NOSUID == 0,
+            Step::SetAttr { set, .. } => *set == libc::MOUNT_ATTR_RDONLY,
+            _ => true,
+        };
+        assert!(steps.iter().all(before), "{steps:?}");
+        let made = made_with(&compiled);
+        let context = format!("context={MOUNT_LABEL}");
+        let expected = ["nr_inodes=2".to_owned(), "mode=0755".to_owned(), context];
+        assert_eq!(made, [("tmpfs".to_owned(), expected.to_vec())]);
+    }
+}
