@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use carpel_wire::{
     BE_REAPER, Call, FdIndex, MAX_PLAN, NulList, PidNamespace, Reply, RequestBody, Step,
 };
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use pod::*;
 
@@ -164,11 +164,8 @@ fn it_has_given_everything_up_and_outlives_its_supervisor() {
     let (_, pidfd) = pod.reaper.take().unwrap();
     rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
     soon("it lives", || {
-        !waitid(
-            WaitId::PidFd(pidfd.as_fd()),
-            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-        )
-        .is_ok_and(|ended| ended.is_none())
+        let mut death = [PollFd::new(&pidfd, PollFlags::IN)];
+        poll(&mut death, Some(&Timespec::default())).unwrap() == 1
     });
     let shared = share(&mut daemon, &steps(&arguments, &[]));
     assert_ne!(take(&mut pod, shared), pid);
