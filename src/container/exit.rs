@@ -53,28 +53,12 @@ impl Node {
     ) {
         let cgroup = self.cgroups.open(&container.cgroup);
         let oom_killed = cgroup.oom_kills().is_ok_and(|kills| kills > 0);
-        let known = exit.wait_status != UNKNOWN_STATUS;
-        let exit_code = exit_code(exit.wait_status);
         if exit.dropped_lines > 0 {
             crate::metrics::lines_dropped(exit.dropped_lines);
             let (id, lines) = (container.id, exit.dropped_lines);
             tracing::warn!(container.id = %id, lines, "log lines dropped, as its log could not be written");
         }
-        let reason = match (oom_killed, exit_code) {
-            (true, _) => "OOMKilled",
-            (false, _) if !known => "Unknown",
-            (false, 0) => "Completed",
-            (false, _) => "Error",
-        };
-        let message = if known { "" } else { NOT_TOLD };
-        let exited = Exited {
-            started_at: exit.started_at,
-            finished_at: exit.finished_at,
-            exit_code,
-            reason: reason.to_owned(),
-            dropped_log_lines: exit.dropped_lines,
-            message: message.to_owned(),
-        };
+        let exited = told(exit, oom_killed);
         // The cgroup goes with what it tells, and hooks take their time.
         self.write_exit(container, &exited);
         let _ = failpoint::hit("exit:recorded");
@@ -110,7 +94,7 @@ impl Node {
             container,
             Exited {
                 started_at: running.started_at,
-                finished_at: crate::node::now(),
+                finished_at: crate::node::now().max(running.started_at),
                 exit_code: exit_code(status),
                 reason: if status == UNKNOWN_STATUS {
                     "Unknown"
@@ -198,6 +182,27 @@ impl Node {
     }
 }
 
+/// An exit as it is told.
+fn told(exit: Exit, oom_killed: bool) -> Exited {
+    let known = exit.wait_status != UNKNOWN_STATUS;
+    let exit_code = exit_code(exit.wait_status);
+    let reason = match (oom_killed, exit_code) {
+        (true, _) => "OOMKilled",
+        (false, _) if !known => "Unknown",
+        (false, 0) => "Completed",
+        (false, _) => "Error",
+    };
+    Exited {
+        started_at: exit.started_at,
+        // The clock may have been set back: nothing ends before it begins.
+        finished_at: exit.finished_at.max(exit.started_at),
+        exit_code,
+        reason: reason.to_owned(),
+        dropped_log_lines: exit.dropped_lines,
+        message: if known { "" } else { NOT_TOLD }.to_owned(),
+    }
+}
+
 /// The code as a shell tells it: 128 + signal for a process that was killed. 255 if it is not known.
 pub(crate) fn exit_code(wait_status: i32) -> i32 {
     if wait_status == UNKNOWN_STATUS {
@@ -212,6 +217,22 @@ pub(crate) fn exit_code(wait_status: i32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_ends_before_it_begins() {
+        let exit = |started_at, finished_at| Exit {
+            wait_status: 3 << 8,
+            started_at,
+            finished_at,
+            dropped_lines: 0,
+        };
+        let ended = told(exit(100, 200), false);
+        assert_eq!((ended.started_at, ended.finished_at), (100, 200));
+        assert_eq!((ended.exit_code, ended.reason.as_str()), (3, "Error"));
+        let set_back = told(exit(100, 40), true);
+        assert_eq!((set_back.started_at, set_back.finished_at), (100, 100));
+        assert_eq!(set_back.reason, "OOMKilled");
+    }
 
     #[test]
     fn codes_are_told_as_a_shell_tells_them() {

@@ -102,11 +102,7 @@ impl Node {
                     dropped_log_lines: 0,
                     message: error.to_string(),
                 };
-                container.set_exited(exited);
-                if let Err(error) = self.write_container(container) {
-                    tracing::warn!(container.id = %container.id, %error, "failed start is not on disk");
-                }
-                self.announce_container(EventKind::Stopped, container);
+                self.finish(container, exited);
                 self.tell_stopped(container).await;
                 Err(error)
             }
