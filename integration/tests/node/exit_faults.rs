@@ -86,8 +86,9 @@ async fn an_exit_that_could_not_be_written_is_written_when_it_can() {
     let mut node = TestNode::start().await;
     let root = node.dir().join("root");
     let pod = node.run_pod(&node.pod("one")).await;
-    let script = "trap 'exit 21' TERM; sleep 1000 & wait";
+    let script = "trap 'exit 21' TERM; echo up; sleep 1000 & wait";
     let id = node.start_container(&pod, &sh("a", script)).await;
+    node.wait_log(&pod, "a", |log| log.stdout() == "up\n").await;
     read_only(&root);
     node.try_stop(&id, 30).await.unwrap();
     assert_eq!(node.wait_exit(&id).await.exit_code, 21);

@@ -126,10 +126,13 @@ async fn a_container_that_stops_while_the_daemon_is_dead_is_exited_with_its_code
     let mut node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;
     let id = node
-        .start_container(&pod, &sh("a", "trap 'exit 23' TERM; sleep 1000 & wait"))
+        .start_container(
+            &pod,
+            &sh("a", "trap 'exit 23' TERM; echo up; sleep 1000 & wait"),
+        )
         .await;
     let pid = node.container_pid(&id);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    node.wait_log(&pod, "a", |log| log.stdout() == "up\n").await;
     node.kill_daemon();
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(pid),
