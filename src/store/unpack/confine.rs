@@ -143,6 +143,8 @@ fn enter(folder: &OwnedFd) -> io::Result<Tree> {
     let root = open_tree(folder, "", flags)?;
     let attributes = MountAttr {
         set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
+        // What is cloned of a shared mount, as systemd makes them all, is shared, and can be no root.
+        propagation: libc::MS_PRIVATE,
         ..MountAttr::default()
     };
     mount_setattr(root.as_fd(), false, &attributes)?;

@@ -10,6 +10,7 @@ use carpel_integration::TestNode;
 use carpel_integration::host;
 use carpel_integration::image::digest;
 use carpel_integration::registry::{Body, Fake};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::Code;
@@ -99,6 +100,23 @@ async fn it_has_nothing_but_the_layers_folder() {
     slow.store(false, Ordering::SeqCst);
     node.cri.pull(&name, None).await.expect("an image");
     remove_all(&node).await;
+    node.finish().await;
+}
+
+/// As all mounts are on a machine with systemd.
+#[tokio::test]
+async fn the_stores_mount_may_be_shared() {
+    let node = node().await;
+    let root = node.dir().join("root");
+    let none = None::<&str>;
+    mount(Some(&root), &root, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &root, none, MsFlags::MS_SHARED, none).unwrap();
+    let (fake, slow) = slow(&node);
+    slow.store(false, Ordering::SeqCst);
+    let pulled = node.cri.pull(&format!("{}/a/b:1", fake.host()), None).await;
+    remove_all(&node).await;
+    umount2(&root, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(pulled.expect("an image"), several_layers().id());
     node.finish().await;
 }
 
