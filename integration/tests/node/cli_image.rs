@@ -339,7 +339,10 @@ async fn an_exported_image_is_the_same_bit_for_bit() {
     export(&second);
     assert!(std::fs::read(&file).unwrap() == std::fs::read(&second).unwrap());
     // Through a pipe, and it runs.
-    let mut exported = carpel(&node.endpoint(), &["image", "export", "localhost/more:1"]);
+    let mut exported = carpel(
+        &node.endpoint(),
+        &["image", "export", "localhost/more:1", "-o", "-"],
+    );
     let mut exported = exported.stdout(Stdio::piped()).spawn().expect("carpel");
     let mut import = carpel(&node.endpoint(), &["image", "import", "-"]);
     import.stdin(exported.stdout.take().expect("a pipe"));

@@ -95,11 +95,12 @@ fn table(images: &[VerifiedImage]) -> Table {
     table
 }
 
-/// Writes the archive of images to a file, or to the standard output.
+/// Writes the archive of images to a file, or to the standard output, which "-" stands for, too.
 ///
 /// # Errors
 /// There is no such image, or it cannot be exported; the file's.
 pub async fn export(client: &Client, names: &[String], to: Option<&Path>) -> Outcome {
+    let to = to.filter(|to| *to != Path::new("-"));
     if to.is_none() && std::io::stdout().is_terminal() {
         bail!(
             "an archive is nothing for a terminal: name a file with -o, or pass it on with a pipe"
