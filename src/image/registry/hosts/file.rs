@@ -37,7 +37,16 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Host>, ConfigError> {
     let server = server.filter(|server| !server.get_ref().is_empty());
     let place = server.map(|server| place(&server, &options)).transpose()?;
     options.warn(path);
-    all.push(options.into_host(place, dir));
+    let server = options.into_host(place, dir);
+    // Named again below what is said of it there, it would only be asked once more, without its certificates.
+    let is_same = |host: &Host| host.place == server.place && host.pull && host.resolve;
+    let is_bare = server.tls.is_empty()
+        && server.headers.is_empty()
+        && server.proxy.is_none()
+        && server.dial_timeout.is_none();
+    if server.place.is_none() || !is_bare || !all.iter().any(is_same) {
+        all.push(server);
+    }
     Ok(all)
 }
 

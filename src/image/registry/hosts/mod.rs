@@ -4,7 +4,7 @@
 //! DIR/HOST_PORT_ | DIR/HOST:PORT | DIR/HOST | DIR/_default ─▶ hosts.toml, else *.crt, *.cert with *.key
 //! ```
 //!
-//! What must always hold: the hosts are in the file's order and the registry itself comes last. A file with an error in
+//! What must always hold: the hosts are in the file's order and the registry itself comes last, unless it is among them. A file with an error in
 //! it is an error, and never half read. Nothing is kept between two pulls, so that a change counts at once.
 
 mod duration;

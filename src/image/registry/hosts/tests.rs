@@ -86,6 +86,22 @@ fn everything_that_containerd_documents_is_read() {
     assert!(up.tls.skip_verify && !z.tls.skip_verify);
 }
 
+/// What its second turn without the first's certificates came to would be told as the reason.
+#[test]
+fn a_server_that_is_named_twice_is_asked_once() {
+    let host = "[host.'https://a.example']\nca = 'a.crt'\n";
+    let twice = |top: &str, below: &str| {
+        let hosts = parse(&format!("server = 'https://a.example'\n{top}{host}{below}"));
+        places(&hosts.unwrap()).len()
+    };
+    assert_eq!(twice("", ""), 1);
+    assert_eq!(twice("", "capabilities = ['pull', 'resolve']"), 1);
+    // It is the only one that may be asked for tags, or there is something else to it.
+    assert_eq!(twice("", "capabilities = ['pull']"), 2);
+    assert_eq!(twice("ca = 'b.crt'\n", ""), 2);
+    assert_eq!(twice("[header]\nx = '1'\n", ""), 2);
+}
+
 #[test]
 fn urls_are_roots_of_the_api() {
     for (url, override_path, expected) in [
