@@ -12,6 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::error::Error;
 use crate::ids::SandboxId;
 use crate::node::Node;
+use crate::streaming::unpace;
 use crate::supervisor::{self, Supervisor};
 
 /// How long each of the two attempts may take. Within a pod a connection is made or refused at once, unless
@@ -72,6 +73,7 @@ async fn socket(supervisor: &Supervisor, family: Family) -> Result<OwnedFd, supe
 }
 
 async fn connect(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
+    unpace(&socket);
     let socket = TcpSocket::from_std_stream(StdStream::from(socket));
     let stream = socket.connect(address).await?;
     // What a client types is not to wait for more.

@@ -34,7 +34,7 @@ mod upgrade;
 mod websocket;
 
 pub use backend::Backend;
-pub use server::{BindError, Clients, Server, Settings};
+pub use server::{BindError, Clients, Server, Settings, unpace};
 pub use tls::TlsError;
 
 use std::sync::Arc;

@@ -140,6 +140,9 @@ impl Server {
         };
         let listen = |error| BindError::Listen(settings.address, error);
         let listener = TcpListener::bind(settings.address).await.map_err(listen)?;
+        if settings.address.ip().is_loopback() {
+            unpace(&listener);
+        }
         let address = reachable(listener.local_addr().map_err(listen)?);
         let scheme = if tls.is_some() { "https" } else { "http" };
         Ok(Self {
@@ -307,6 +310,13 @@ fn before(read: Bytes, rest: impl AsyncRead + Send + Unpin + 'static) -> super::
         true => Box::new(rest),
         false => Box::new(std::io::Cursor::new(read).chain(rest)),
     }
+}
+
+/// Has a socket of the loopback interface send as fast as its peer takes it. BBR, where it is the default, paces there
+/// too, which costs a timer for each piece and half of the throughput. Reno is in every kernel and does not
+/// (tcp(7)). To be called before the socket is connected: pacing that has begun stays.
+pub fn unpace(socket: &impl AsFd) {
+    let _ = sockopt::set_tcp_congestion(socket, "reno");
 }
 
 /// Small pieces go out at once, and a client whose machine is gone is found out. If an option is not there, it works

@@ -197,7 +197,7 @@ impl Peer {
         let mut pods = Vec::new();
         let mut left = count;
         while left > 0 {
-            let pod = self.empty_pod("").await?;
+            let pod = self.empty_pod(|_| {}).await?;
             for number in 0..left.min(per_pod) {
                 let config = self.container_config(&format!("c{number}"));
                 let id = self.create(&pod, config).await?;
@@ -209,13 +209,11 @@ impl Peer {
         Ok(pods)
     }
 
-    /// A pod without containers, whose logs go to a folder.
-    pub async fn empty_pod(&self, logs: &str) -> Result<EmptyPod> {
+    /// A pod without containers, changed by `adjust`.
+    pub async fn empty_pod(&self, adjust: impl FnOnce(&mut PodSandboxConfig)) -> Result<EmptyPod> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let config = PodSandboxConfig {
-            log_directory: logs.to_owned(),
-            ..sandbox_config(serial)
-        };
+        let mut config = sandbox_config(serial);
+        adjust(&mut config);
         let run = RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: self.handler.clone(),

@@ -70,7 +70,8 @@ pub async fn measure(peer: &Peer, block: usize, bytes: usize) -> Result<Flood> {
         log_path: "writer.log".to_owned(),
         ..peer.container_config("writer")
     };
-    let pod = peer.empty_pod(&dir.path().display().to_string()).await?;
+    let logs = dir.path().display().to_string();
+    let pod = peer.empty_pod(|pod| pod.log_directory = logs).await?;
     let container = peer.create(&pod, config).await?;
     let before = usage::processor_time(peer.processes())?;
     let start = Instant::now();
