@@ -304,14 +304,14 @@ pub fn mountinfo(pid: &str) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default()
 }
 
-/// Mount points at and below `dir` in the tests' mount namespace.
+/// Mount points below `dir` in the tests' mount namespace.
 #[must_use]
 pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     mountinfo("self")
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(PathBuf::from)
-        .filter(|mount| mount.starts_with(dir))
+        .filter(|mount| mount.starts_with(dir) && mount != dir)
         .collect()
 }
 

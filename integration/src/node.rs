@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -179,6 +180,7 @@ impl TestNode {
             .prefix("carpel-test-")
             .tempdir()
             .expect("a folder for the node");
+        share(dir.path());
         let name = dir
             .path()
             .file_name()
@@ -389,8 +391,18 @@ impl TestNode {
     fn wreck(&mut self) {
         self.kill_everything();
         for mount in host::mounts_below(self.dir.path()).iter().rev() {
-            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
+            let _ = umount2(mount, MntFlags::MNT_DETACH);
         }
+        let _ = umount2(self.dir.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Makes a folder a shared mount, as every folder is where systemd is (systemd's src/core/mount-setup.c).
+fn share(dir: &Path) {
+    let none: Option<&str> = None;
+    for (source, flags) in [(Some(dir), MsFlags::MS_BIND), (None, MsFlags::MS_SHARED)] {
+        mount(source, dir, none, flags, none)
+            .expect("the integration tests need root, and may mount");
     }
 }
 

@@ -24,7 +24,8 @@ use crate::supervisor::{self, Listed, Supervisor};
 const DEATH: Duration = Duration::from_secs(10);
 
 impl Node {
-    /// Ends a pod of which only the id is known: its processes, its supervisor, its network and its files.
+    /// Ends a pod of which only the id is known: its processes, its supervisor and its files. Its network, which a
+    /// plugin may take long for, has no owner from then on, and is released as such.
     pub(super) async fn release_unreadable_sandbox(&self, id: &SandboxId) {
         let state = self.paths.pod_state(id);
         let connected = match Supervisor::connect(&state, PATIENCE).await {
@@ -51,14 +52,6 @@ impl Node {
                 self.end_cgroup(cgroup).await;
             }
         }
-        report(
-            &format!("network of sandbox {id}"),
-            self.network.del(id).await.map_err(Error::at("release")),
-        );
-        report(
-            &format!("network namespace of sandbox {id}"),
-            unpin(&self.paths.netns(id)).map_err(Error::at("release")),
-        );
         let (dir, record) = (self.paths.sandbox(id), self.paths.sandbox_record(id));
         for removed in [super::remove_tree(&state), remove_but_record(&dir, &record)] {
             report(

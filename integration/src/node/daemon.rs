@@ -124,7 +124,7 @@ impl TestNode {
     pub fn reboot(&mut self) {
         self.kill_everything();
         for mount in host::mounts_below(self.dir.path()).iter().rev() {
-            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
+            let _ = umount2(mount, MntFlags::MNT_DETACH);
         }
         for dir in ["state", "netns", "run"] {
             let dir = self.dir.path().join(dir);

@@ -364,3 +364,37 @@ async fn a_del_of_a_half_made_pod_that_hangs_holds_up_nobody_but_that_pod() {
     node.try_stop_pod(&pod.id).await.unwrap();
     node.finish().await;
 }
+
+#[tokio::test]
+async fn a_plugin_that_hangs_does_not_hold_up_the_start_beside_pods_whose_records_are_lost() {
+    let mut node = node("[network]\ntimeout_seconds = 30\n", "1.1.0").await;
+    let mut lost = Vec::new();
+    for name in ["lost", "too"] {
+        lost.push(node.run_pod(&node.pod(name)).await);
+    }
+    node.kill_daemon();
+    for pod in &lost {
+        let record = node
+            .dir()
+            .join("root/sandboxes")
+            .join(&pod.id)
+            .join("record");
+        fs::write(record, "garbage").unwrap();
+    }
+    for name in ["lost", "too"] {
+        misbehave(&node, "DEL", name, "hang");
+    }
+    let begin = Instant::now();
+    node.start_daemon(None).await;
+    let took = begin.elapsed();
+    assert!(took < host::patience(Duration::from_secs(5)), "{took:?}");
+    let pod = node.run_pod(&node.pod("one")).await;
+    node.try_stop_pod(&pod.id).await.unwrap();
+    mend(&node);
+    // The plugins that hang are killed, and the next start goes on.
+    node.kill_daemon();
+    node.start_daemon(None).await;
+    released(&node).await;
+    fs::remove_dir_all(node.dir().join("root/quarantine")).unwrap();
+    node.finish().await;
+}

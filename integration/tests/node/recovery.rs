@@ -167,20 +167,24 @@ async fn damaged_records_are_put_aside_and_the_rest_lives() {
         "the log tells of it"
     );
     node.remove_pods().await;
-    only_the_quarantine_is_left(&node);
+    only_the_quarantine_is_left(&node).await;
     node.finish().await;
 }
 
-/// What was put aside is there for a person to look at, and nothing else is. Takes it away.
-fn only_the_quarantine_is_left(node: &TestNode) {
-    let aside = node.leaks();
-    assert!(
-        !aside.is_empty()
-            && aside
-                .iter()
-                .all(|leak| leak.starts_with("file ") && leak.contains("quarantine")),
-        "{aside:?}"
-    );
+/// What was put aside is there for a person to look at, and soon nothing else is. Takes it away.
+async fn only_the_quarantine_is_left(node: &TestNode) {
+    let is_aside = |leak: &String| leak.starts_with("file ") && leak.contains("quarantine");
+    let aside = fs::read_dir(node.dir().join("root/quarantine")).unwrap();
+    assert!(aside.count() > 0);
+    let deadline = Instant::now() + host::soon();
+    loop {
+        let left = node.leaks();
+        if left.iter().all(is_aside) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{left:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     fs::remove_dir_all(node.dir().join("root/quarantine")).unwrap();
 }
 
@@ -219,7 +223,7 @@ async fn a_running_pod_without_a_readable_record_is_ended_whole() {
     assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
     assert_eq!(node.exec(&lives, "echo alive").await, "alive\n");
     node.remove_pods().await;
-    only_the_quarantine_is_left(&node);
+    only_the_quarantine_is_left(&node).await;
     node.finish().await;
 }
 
@@ -236,7 +240,7 @@ async fn the_containers_of_a_dead_pod_without_a_readable_record_are_ended() {
     });
     node.start_daemon(None).await;
     assert!(!host::runs(pid), "{}", host::describe(pid));
-    only_the_quarantine_is_left(&node);
+    only_the_quarantine_is_left(&node).await;
     node.finish().await;
 }
 
@@ -257,7 +261,7 @@ async fn a_running_container_without_a_readable_record_is_ended_alone() {
     // Its name is free.
     node.start_container(&pod, &sleeper("bad")).await;
     node.remove_pods().await;
-    only_the_quarantine_is_left(&node);
+    only_the_quarantine_is_left(&node).await;
     node.finish().await;
 }
 

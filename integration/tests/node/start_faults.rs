@@ -243,6 +243,7 @@ async fn a_pod_that_cannot_be_undone_is_undone_by_the_next_daemon() {
         .await;
     // More mounts on the pin than two tries take away.
     let script = "[ $CNI_COMMAND = ADD ] || exit 0
+mount --make-private $CNI_NETNS
 for i in $(seq 40); do mount --bind $CNI_NETNS $CNI_NETNS; done
 exit 1";
     node.write_plugin("stacks", script);
