@@ -26,6 +26,7 @@ mod cluster;
 mod config;
 mod crash;
 mod devices;
+mod disk_faults;
 mod events;
 mod exec;
 mod exit_faults;
