@@ -12,6 +12,7 @@ pub mod orphans;
 mod paths;
 mod plugins;
 mod recover;
+mod release;
 mod silent;
 mod tables;
 mod unreadable;
@@ -119,6 +120,8 @@ pub struct Node {
     pub(crate) nri: Arc<Nri>,
     pub(crate) decode: Decode,
     sandboxes: Table<SandboxId, Sandbox>,
+    /// Sandboxes whose making failed, and its undoing too. They are in no list, and their names are free.
+    pub(crate) half_undone: Table<SandboxId, Sandbox>,
     containers: Table<ContainerId, Container>,
     user_namespaces: OnceLock<Result<(), String>>,
 }
@@ -168,6 +171,7 @@ impl Node {
             nri: Arc::new(Nri::new(parts.nri)),
             decode,
             sandboxes: Table::default(),
+            half_undone: Table::default(),
             containers: Table::default(),
             user_namespaces: OnceLock::new(),
         }
@@ -283,8 +287,7 @@ impl Node {
 
     /// Writes a record; it is synced with others within a second.
     pub(crate) fn write_record<T: Serialize>(&self, path: &Path, value: &T) -> Result<(), Error> {
-        record::write(path, value, Durability::Soon(&self.syncer))
-            .map_err(Error::at(format!("write {}", path.display())))
+        record::write(path, value, Durability::Soon(&self.syncer)).map_err(Error::at("keep state"))
     }
 }
 

@@ -91,11 +91,17 @@ fn status_field(process: &str, name: &str) -> Option<String> {
 /// wait status, if it can be known.
 pub(crate) async fn end(pidfd: &OwnedFd) -> Option<i32> {
     let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    let watched = pidfd.try_clone().and_then(sys::async_fd);
     let ended = async {
-        let pidfd = sys::async_fd(pidfd.try_clone()?)?;
-        pidfd.readable().await.map(drop)
+        if let Ok(watched) = &watched {
+            let _ = watched.readable().await;
+        }
+        // Without a descriptor to spare it cannot be waited for.
+        while !has_ended(pidfd) {
+            tokio::time::sleep(SETTLE).await;
+        }
     };
-    let _: Result<std::io::Result<()>, _> = tokio::time::timeout(DEATH, ended).await;
+    let _ = tokio::time::timeout(DEATH, ended).await;
     reap(pidfd).or_else(|| sys::reaped_status(pidfd))
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use carpel_wire::RequestBody;
@@ -18,9 +19,9 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Undoes a sandbox that could not be made. A plugin's DEL that fails now stays with the network's cache, whose
-    /// clean-up goes on in the background. What else cannot be undone keeps its record, and is undone by the next
-    /// daemon.
-    pub(crate) async fn undo_sandbox(&self, sandbox: &Sandbox) {
+    /// clean-up goes on in the background. What else cannot be undone keeps its record, and is tried again: in the
+    /// background, and by the next daemon.
+    pub(crate) async fn undo_sandbox(&self, sandbox: &Arc<Sandbox>) {
         if let Err(error) = self.dismantle(sandbox).await {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "undo of a sandbox is not complete");
         }
@@ -31,8 +32,13 @@ impl Node {
         // The state folder is the last to go of all but the network.
         let is_gone =
             gone(&self.paths.pod_state(&sandbox.id)) && sandbox.netns.as_deref().is_none_or(gone);
-        if is_gone && let Err(error) = self.delete_sandbox_files(sandbox) {
+        let deleted = is_gone.then(|| self.delete_sandbox_files(sandbox));
+        if let Some(Err(error)) = &deleted {
             tracing::warn!(sandbox.id = %sandbox.id, %error, "files of an undone sandbox remain");
+        }
+        match deleted {
+            Some(Ok(())) => self.half_undone.remove(&sandbox.id),
+            _ => self.half_undone.insert(sandbox.id, sandbox),
         }
         self.forget_sandbox(sandbox);
     }

@@ -300,9 +300,19 @@ fn invalid(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
 }
 
+/// An error with the operation and its object named.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}: {source}", path.display())]
+struct Named {
+    what: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// The same kind of error, with the operation and its object named.
-fn named(what: &str, path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+fn named(what: &'static str, path: &Path, source: io::Error) -> io::Error {
+    let path = path.to_owned();
+    io::Error::new(source.kind(), Named { what, path, source })
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::client::{REPLY_TIMEOUT, Supervisor};
 use super::socket;
@@ -72,15 +72,26 @@ impl Supervisor {
             .stderr(Stdio::null())
             .spawn()?;
         // It is not reaped yet, whatever it does.
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-        let pidfd = pidfd.map_err(io::Error::from)?;
+        let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                end(child).await;
+                return Err(io::Error::from(error).into());
+            }
+        };
         let connected = Self::connect(dir, REPLY_TIMEOUT).await;
         match connected {
             Ok(supervisor) => Ok((supervisor, pidfd)),
             Err(error) => {
-                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                end(child).await;
                 Err(error)
             }
         }
     }
+}
+
+/// Kills a supervisor that cannot be used, and reaps it.
+async fn end(mut child: Child) {
+    let _ = child.kill();
+    let _ = tokio::task::spawn_blocking(move || child.wait()).await;
 }

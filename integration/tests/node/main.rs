@@ -25,6 +25,7 @@ mod cli_wrong_use;
 mod cluster;
 mod config;
 mod crash;
+mod descriptors;
 mod devices;
 mod disk_faults;
 mod events;
