@@ -32,6 +32,7 @@ mod events;
 mod exec;
 mod exit_faults;
 mod hooks;
+mod hung_volume;
 mod image_volumes;
 mod images;
 mod lifecycle;
