@@ -51,27 +51,34 @@ impl Node {
         self.nri.stop().await;
     }
 
-    /// Asks plugins how a container is to be made, and makes its spec so. `told` is what they have been told then.
+    /// What plugins are told of a container that is about to be made. `None`: there is none to be told.
+    pub(crate) fn newcomer(
+        &self,
+        new: &Newcomer<'_>,
+        source: &Source,
+    ) -> Result<Option<Subject>, Error> {
+        if !self.nri.has_plugins() {
+            return Ok(None);
+        }
+        Ok(Some(Subject {
+            pod: self.plugins_pod(new.sandbox, None)?,
+            container: Some(newcomer(new, source)),
+        }))
+    }
+
+    /// Asks plugins, who are told of `subject`, how a container is to be made, and makes its spec so.
     pub(crate) async fn ask_plugins(
         &self,
         new: &Newcomer<'_>,
+        subject: &Subject,
         source: &mut Source,
-        told: &mut Option<Subject>,
     ) -> Result<Adjusted, Error> {
-        if !self.nri.has_plugins() {
-            return Ok(Adjusted::default());
-        }
         let named = |why: &str| {
             let name = &new.config.name.name;
             Error::FailedPrecondition(format!("container {name:?}: {why}"))
         };
-        let subject = Subject {
-            pod: self.plugins_pod(new.sandbox, None)?,
-            container: Some(newcomer(new, source)),
-        };
-        let container = subject.container.clone().unwrap_or_default();
         let pod = subject.pod.clone();
-        *told = Some(subject);
+        let container = subject.container.clone().unwrap_or_default();
         let answer = self.nri.create(pod, container).await;
         let (adjust, wanted) = answer.map_err(|refused| named(&refused.to_string()))?;
         let adjusted = tokio::task::block_in_place(|| {
