@@ -312,6 +312,15 @@ impl TestNode {
         self.place().leaks(&self.baseline)
     }
 
+    /// Waits until the daemon has looked after processes that others left to it, which it does every 5 s.
+    pub async fn orphans_reaped(&self) {
+        let deadline = Instant::now() + 2 * host::soon();
+        let zombie = |leak: &String| leak.ends_with("(zombie)");
+        while self.leaks().iter().any(zombie) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until nothing is left behind.
     ///
     /// # Panics

@@ -1,32 +1,19 @@
 //! CreateContainer: every mistake in the request shows here, and no process exists yet.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use carpel_api::nri::Event;
 
 use super::volumes::Images;
-use super::{Container, Prepared, Record, State, net_devices};
+use super::{Container, State};
 use crate::cdi;
 use crate::error::Error;
-use crate::failpoint;
 use crate::ids::{ContainerId, SandboxId};
-use crate::image::Image;
-use crate::node::{ContainerLabels, EventKind, Newcomer, Node};
-use crate::nri::Subject;
-use crate::sandbox::{self, Sandbox, files};
-use crate::selinux::Label;
-use crate::spec::config::{ContainerConfig, IdMap, MountSource, PidScope, UserNamespace};
-use crate::spec::hooks;
-use crate::spec::oci::{self, ContainerInput, SandboxFiles, Source};
-use crate::spec::plan;
-use crate::spec::signal;
-use crate::spec::user::{self, User};
-use crate::store::RootFd;
+use crate::node::{ContainerLabels, EventKind, Node};
+use crate::sandbox::{self, Sandbox};
+use crate::spec::config::{ContainerConfig, MountSource, PidScope};
 use crate::store::bind;
-use crate::store::layers::LayerId;
-use crate::store::rootfs::Overlay;
 
 impl Node {
     /// Makes a container, or returns the one of that name that the sandbox has already.
@@ -91,11 +78,8 @@ impl Node {
             devices,
             labels,
         };
-        let mut told = None;
-        let made = self.prepare(id, &sandbox, config, request, &found, &mut told);
-        let made = made.await;
+        let made = self.prepare(id, &sandbox, config, request, &found).await;
         if made.is_err() {
-            self.untell_plugins(told).await;
             self.delete_container_files(&id)?;
         }
         made
@@ -108,198 +92,43 @@ impl Node {
         config: ContainerConfig,
         request: Vec<u8>,
         found: &Found,
-        told: &mut Option<Subject>,
     ) -> Result<ContainerId, Error> {
-        let Found {
-            images,
-            devices,
-            labels,
-        } = found;
-        let mount_label = labels.as_ref().map(|labels| labels.mount.to_string());
-        let mount_label = mount_label.as_deref();
-        let image = &*images.own;
         let start = Instant::now();
-        let at = |doing: &str| format!("{doing} of container {id}");
-        let dir = self.paths.container(&id);
-        crate::node::make_dir(&dir).map_err(Error::at(at("make the folder")))?;
-        let rootfs = self.make_rootfs(&id, &image.layers, sandbox, mount_label);
-        let rootfs = rootfs.await?;
-        self.try_image_volumes(&config, &images.volumes, sandbox, mount_label)
-            .await?;
-        failpoint::hit("create:prepared")?;
-        let made = Instant::now();
-        let security = &config.security;
-        let user = user::resolve(&rootfs, image_user(image), security)
-            .map_err(|error| invalid(&config, &error))?;
-        check_mapped(&config, &user, sandbox.config.user_namespace)?;
-        let mut cgroup = self.cgroup_path(sandbox.config.cgroup_parent.as_deref(), &id.to_string());
-        let mut source = self.source(&id, sandbox, &config, found, &user, &cgroup)?;
-        self.base.apply(&mut source.spec);
-        devices
-            .apply(&mut source.spec)
-            .map_err(|error| Error::InvalidArgument(cdi_failed(&config, "CDI_devices", &error)))?;
+        let rootfs = self.furnish(&id, sandbox, &config, found).await?;
+        let furnished = Instant::now();
+        let mut draft = self.draft(id, sandbox, config, request, found, rootfs)?;
+        if let Some(labels) = &found.labels {
+            // It takes as long as there are files, and what follows holds up plugins that come in, and with those
+            // whoever comes after them.
+            self.relabel(labels, &draft.config, sandbox).await?;
+        }
         // Until it is in the tables no plugin is synchronized.
         let gate = self.nri.gate().await;
-        let new = Newcomer {
-            id: &id,
-            sandbox,
-            config: &config,
-            image,
-            request: &request,
-        };
-        let adjusted = self.ask_plugins(&new, &mut source, told).await?;
-        cgroup = adjusted.cgroup.unwrap_or(cgroup);
-        source.net_devices = net_devices::find(sandbox, &config, &source)?;
-        if hooks::any(&source.spec) {
-            let bundle = self.paths.bundle(&id);
-            if source.in_user_namespace() && hooks::in_sight(&source.spec) {
-                source.cover = Some(super::hooks::cover(&bundle));
+        let image = &*found.images.own;
+        let told = self.newcomer(&draft.newcomer(sandbox, image), &draft.source)?;
+        let adjusted = self
+            .adjust(&mut draft, sandbox, image, told.as_ref())
+            .await
+            .and_then(|(compiled, adjusted)| {
+                let spans = (start, furnished);
+                let container = self.enter(draft, sandbox, image, compiled, adjusted.limits, spans);
+                Ok((container?, adjusted.wanted))
+            });
+        let (container, wanted) = match adjusted {
+            Ok(entered) => entered,
+            Err(error) => {
+                self.untell_plugins(told).await;
+                return Err(error);
             }
-            source.bundle = Some(bundle);
-        }
-        let compiled = plan::compile_container(&source, &self.host)
-            .map_err(|error| invalid(&config, &error))?;
-        if let Some(labels) = labels {
-            self.relabel(labels, &config, sandbox).await?;
-        }
-        let record = Record {
-            id,
-            sandbox: sandbox.id,
-            request,
-            image_id: image.id,
-            image_ref: image
-                .digests
-                .first()
-                .cloned()
-                .unwrap_or_else(|| image.id.to_string()),
-            layers: image.layers.clone(),
-            created_at: crate::node::now(),
-            log_path: log_path(sandbox, &config),
-            stop_signal: config
-                .stop_signal
-                .unwrap_or_else(|| image_stop_signal(image)),
-            user,
-            cgroup,
-            source,
-            limits: None,
-            exited: None,
-            removing: false,
         };
-        let resolved = Instant::now();
-        let pid_namespace = compiled.pid_namespace;
-        let state = State::Created(Prepared {
-            rootfs: Some(rootfs.into()),
-            compiled: Arc::new(compiled),
-        });
-        let container = Arc::new(Container::new(record, config, pid_namespace, state));
-        if let Some(limits) = adjusted.limits {
-            container.set_limits(limits);
-        }
-        container.timeline.note_span("rootfs", start, made - start);
-        container
-            .timeline
-            .note_span("spec and plan", made, resolved - made);
-        self.write_container(&container)?;
-        failpoint::hit("create:recorded")?;
-        self.enter_container(&container, sandbox)?;
         drop(gate);
         self.announce_container(EventKind::Created, &container);
-        container.timeline.note("record", resolved);
-        self.nri.carry_out(adjusted.wanted).await;
+        self.nri.carry_out(wanted).await;
         let told = self.tell_of_container(Event::PostCreateContainer, &container);
         if let Err(error) = told.await {
             tracing::warn!(container.id = %id, %error, "creation of a container");
         }
         Ok(id)
-    }
-
-    /// From here on a container is found.
-    fn enter_container(&self, container: &Arc<Container>, sandbox: &Sandbox) -> Result<(), Error> {
-        // Under the sandbox's lock: a sandbox that stops meanwhile either sees this container or refuses it.
-        let state = sandbox.lock();
-        if !matches!(&*state, sandbox::State::Ready(_)) {
-            return Err(Error::FailedPrecondition(format!(
-                "sandbox {} was stopped meanwhile",
-                sandbox.id
-            )));
-        }
-        self.insert_container(container);
-        Ok(())
-    }
-
-    /// The OCI spec of a container and what goes with it.
-    fn source(
-        &self,
-        id: &ContainerId,
-        sandbox: &Sandbox,
-        config: &ContainerConfig,
-        found: &Found,
-        user: &User,
-        cgroup_path: &str,
-    ) -> Result<Source, Error> {
-        let (hosts, hostname, resolv_conf) = files::paths(&self.paths.sandbox(&sandbox.id));
-        let Found { images, labels, .. } = found;
-        let text = |label: &Label| label.to_string();
-        let process_label = labels.as_ref().and_then(|labels| labels.process.as_ref());
-        let process_label = process_label.map(text);
-        let mount_label = labels.as_ref().map(|labels| text(&labels.mount));
-        let input = ContainerInput {
-            id,
-            sandbox: &sandbox.config,
-            config,
-            image: &images.own.config,
-            image_volumes: &images.volumes,
-            user,
-            cgroup_path,
-            files: SandboxFiles {
-                hosts,
-                hostname,
-                resolv_conf,
-            },
-            process_label: process_label.as_deref(),
-            mount_label: mount_label.as_deref(),
-            host: &self.host,
-        };
-        oci::build(&input).map_err(|error| invalid(config, &error))
-    }
-
-    /// Makes the overlay of a container that has never run.
-    pub(crate) async fn make_rootfs(
-        &self,
-        id: &ContainerId,
-        layers: &[LayerId],
-        sandbox: &Sandbox,
-        label: Option<&str>,
-    ) -> Result<RootFd, Error> {
-        let dir = self.paths.container(id);
-        let at = |doing: &str| format!("{doing} of container {id}");
-        let (upper, work) = (dir.join("upper"), dir.join("work"));
-        let layers = self.images.layer_dirs(layers);
-        let user = sandbox.config.user_namespace;
-        let made = crate::node::make_root_dir(&upper, layers.last().map(PathBuf::as_path), user)
-            .and_then(|()| crate::node::make_dir(&work))
-            .and_then(|()| match user {
-                Some(user) => {
-                    let (uid, gid) = (user.uids.host, user.gids.host);
-                    std::os::unix::fs::chown(&work, Some(uid), Some(gid))
-                }
-                None => Ok(()),
-            });
-        made.map_err(Error::at(at("make the writable layer")))?;
-        let overlay = Overlay {
-            layers,
-            upper,
-            work,
-            volatile: true,
-            user_namespace: sandbox.user_namespace()?,
-            label: label.map(str::to_owned),
-        };
-        let rootfs = self
-            .builder
-            .overlay(overlay)
-            .await
-            .map_err(Error::at(at("make the rootfs")))?;
-        Ok(RootFd::from(rootfs))
     }
 
     /// What the CDI devices want that a request names, itself or by annotations.
@@ -342,13 +171,17 @@ impl Node {
 }
 
 /// What a request needs that is there already.
-struct Found {
-    images: Images,
-    devices: cdi::Edits,
-    labels: Option<ContainerLabels>,
+pub(super) struct Found {
+    pub(super) images: Images,
+    pub(super) devices: cdi::Edits,
+    pub(super) labels: Option<ContainerLabels>,
 }
 
-fn cdi_failed(config: &ContainerConfig, field: &str, why: &dyn std::fmt::Display) -> String {
+pub(super) fn cdi_failed(
+    config: &ContainerConfig,
+    field: &str,
+    why: &dyn std::fmt::Display,
+) -> String {
     format!("container {:?}: config.{field}: {why}", config.name.name)
 }
 
@@ -375,53 +208,13 @@ fn check_mounts(config: &ContainerConfig) -> Result<(), Error> {
     Ok(())
 }
 
-fn invalid(config: &ContainerConfig, error: &(dyn std::error::Error + 'static)) -> Error {
+pub(super) fn invalid(
+    config: &ContainerConfig,
+    error: &(dyn std::error::Error + 'static),
+) -> Error {
     Error::InvalidArgument(format!(
         "container {:?}: {}",
         config.name.name,
         crate::error::chain(error)
     ))
-}
-
-/// Who is not in the pod's user namespace cannot run in it.
-fn check_mapped(
-    config: &ContainerConfig,
-    user: &User,
-    namespace: Option<UserNamespace>,
-) -> Result<(), Error> {
-    let Some(namespace) = namespace else {
-        return Ok(());
-    };
-    let check = |what: &str, id: u32, ids: IdMap| match ids.to_host(id) {
-        Some(_) => Ok(()),
-        None => Err(Error::InvalidArgument(format!(
-            "container {:?}: {what} {id} is not in the pod's user namespace, which has {}",
-            config.name.name, ids.count
-        ))),
-    };
-    check("user", user.uid, namespace.uids)?;
-    check("group", user.gid, namespace.gids)?;
-    let mut groups = user.groups.iter();
-    groups.try_for_each(|group| check("supplementary group", *group, namespace.gids))
-}
-
-fn image_user(image: &Image) -> &str {
-    image
-        .config
-        .config()
-        .as_ref()
-        .and_then(|config| config.user().as_deref())
-        .unwrap_or_default()
-}
-
-/// The image's stop signal; SIGTERM if it names none, or one that does not exist.
-fn image_stop_signal(image: &Image) -> i32 {
-    let config = image.config.config().as_ref();
-    let name = config.and_then(|config| config.stop_signal().as_deref());
-    name.and_then(signal::parse).unwrap_or(libc::SIGTERM)
-}
-
-fn log_path(sandbox: &Sandbox, config: &ContainerConfig) -> Option<PathBuf> {
-    let directory = sandbox.config.log_directory.as_ref()?;
-    Some(directory.join(config.log_path.as_ref()?))
 }

@@ -20,9 +20,13 @@ use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::pin::pin;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::FusedFuture;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
@@ -32,7 +36,7 @@ use oci_spec::runtime::Hook;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
@@ -52,7 +56,7 @@ pub(super) use sight::cover;
 /// How long the container's process may take until its file system is there.
 const ARRIVAL: Duration = Duration::from_secs(60);
 /// What is kept of a hook's output.
-const MAX_OUTPUT: u64 = 4 << 10;
+const MAX_OUTPUT: usize = 4 << 10;
 /// How long output is awaited of a hook that has ended.
 const AFTER_EXIT: Duration = Duration::from_millis(100);
 
@@ -80,7 +84,8 @@ pub(super) struct Meeting {
 /// Hooks that are under way while a container starts.
 pub(super) struct UnderWay {
     meeting: tokio::task::JoinHandle<Result<(), Error>>,
-    output: tokio::task::JoinHandle<String>,
+    written: Written,
+    reading: tokio::task::JoinHandle<()>,
 }
 
 impl Node {
@@ -150,9 +155,13 @@ impl Node {
             output,
             patience,
         } = meeting;
-        // Whatever becomes of the processes that have the other end.
-        let output = timeout(ARRIVAL + patience + AFTER_EXIT, read_output(output));
-        let output = tokio::spawn(async { output.await.unwrap_or_default() });
+        let written = Written::default();
+        let collected = written.clone();
+        let reading = tokio::spawn(async move {
+            // Whatever becomes of the processes that have the other end.
+            let reading = collected.collect(output);
+            let _ = timeout(ARRIVAL + patience + AFTER_EXIT, reading).await;
+        });
         let meeting = tokio::spawn(async move {
             let pid = match timeout(ARRIVAL, arrival(&channel)).await {
                 Ok(Some(pid)) => pid,
@@ -184,7 +193,11 @@ impl Node {
             let _ = channel.try_write(b"!");
             Ok(())
         });
-        UnderWay { meeting, output }
+        UnderWay {
+            meeting,
+            written,
+            reading,
+        }
     }
 
     /// Runs the hooks of a container whose program runs, or has ended. What fails is reported.
@@ -212,7 +225,7 @@ impl UnderWay {
     /// Ends the daemon's part. What is in the container's process ends with that.
     pub(super) fn abort(&self) {
         self.meeting.abort();
-        self.output.abort();
+        self.reading.abort();
     }
 
     /// Why hooks of the daemon's failed, if they did, and what those in the container's process wrote.
@@ -221,14 +234,11 @@ impl UnderWay {
             Ok(met) => met,
             Err(error) => Err(Error::wrap("run hooks", error)),
         };
-        let reader = self.output.abort_handle();
-        let output = match timeout(AFTER_EXIT, self.output).await {
-            Ok(Ok(text)) => text,
-            // Something that a hook left running has it still.
-            _ => String::new(),
-        };
+        let reader = self.reading.abort_handle();
+        // Something that a hook left running may have it still.
+        let _ = timeout(AFTER_EXIT, self.reading).await;
         reader.abort();
-        (met, output)
+        (met, self.written.line())
     }
 }
 
@@ -291,12 +301,29 @@ fn sender(channel: &UnixStream) -> io::Result<Option<i32>> {
     Ok(pid.filter(|_| received.bytes == 1))
 }
 
-/// The beginning of what comes, on one line. The rest is read, so that nobody waits, and lost.
-async fn read_output(mut output: Receiver) -> String {
-    let mut kept = Vec::new();
-    let _ = (&mut output).take(MAX_OUTPUT).read_to_end(&mut kept).await;
-    let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
-    one_line(&kept)
+/// The beginning of what hooks write. What has come is there, also when the end never comes.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads to the end. What is beyond [`MAX_OUTPUT`] is read, so that nobody waits, and lost.
+    async fn collect(&self, mut output: impl AsyncRead + Unpin) {
+        let mut piece = [0; MAX_OUTPUT];
+        while let Ok(count @ 1..) = output.read(&mut piece).await {
+            let mut kept = self.lock();
+            let room = MAX_OUTPUT - kept.len();
+            kept.extend(&piece[..count.min(room)]);
+        }
+    }
+
+    /// What has come, on one line.
+    fn line(&self) -> String {
+        one_line(&self.lock())
+    }
 }
 
 fn one_line(bytes: &[u8]) -> String {
@@ -375,38 +402,41 @@ async fn run(point: Point, hook: &Hook, state: &str) -> Result<(), Error> {
         .map(Pid::from_raw);
     let mut group = Group(group);
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let state = state.to_owned();
     // A hook that does not read its state is free not to.
-    let feed = tokio::spawn(async move {
+    let feed = async {
         if let Some(mut stdin) = stdin {
             let _ = stdin.write_all(state.as_bytes()).await;
         }
-    });
-    let collect = tokio::spawn(async move {
-        let mut kept = Vec::new();
-        if let Some(mut stderr) = stderr {
-            let _ = (&mut stderr).take(MAX_OUTPUT).read_to_end(&mut kept).await;
-            let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+    };
+    let written = Written::default();
+    let collect = async {
+        if let Some(stderr) = stderr {
+            written.collect(stderr).await;
         }
-        kept
-    });
+    };
+    let (mut feed, mut collect) = (pin!(feed.fuse()), pin!(collect.fuse()));
     let limit = Duration::from_secs(hooks::seconds(hook).into());
-    let ended = timeout(limit, child.wait()).await;
+    let ended = {
+        let mut waited = pin!(timeout(limit, child.wait()));
+        loop {
+            tokio::select! {
+                ended = &mut waited => break ended,
+                () = &mut feed => {}
+                () = &mut collect => {}
+            }
+        }
+    };
     if ended.is_err() {
         group.kill();
         let _ = timeout(AFTER_EXIT, child.wait()).await;
     }
     // What it left running is not ours, and the id may be another's.
     group.0 = None;
-    feed.abort();
-    let output = collect.abort_handle();
     // What it wrote is in the pipe already; what it left running may hold that open.
-    let kept = match timeout(AFTER_EXIT, collect).await {
-        Ok(Ok(kept)) => kept,
-        _ => Vec::new(),
-    };
-    output.abort();
-    let said = match one_line(&kept) {
+    if !collect.is_terminated() {
+        let _ = timeout(AFTER_EXIT, collect).await;
+    }
+    let said = match written.line() {
         text if text.is_empty() => text,
         text => format!(": {text}"),
     };
@@ -426,5 +456,48 @@ async fn run(point: Point, hook: &Hook, state: &str) -> Result<(), Error> {
             };
             Err(Error::Internal(format!("{what}: {how}{said}")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, seconds: i64) -> Hook {
+        let mut hook = Hook::default();
+        let args = ["sh", "-c", script].map(str::to_owned).to_vec();
+        hook.set_path("/bin/sh".into())
+            .set_args(Some(args))
+            .set_timeout(Some(seconds));
+        hook
+    }
+
+    #[tokio::test]
+    async fn what_a_hook_wrote_is_told_though_something_else_holds_its_output() {
+        for (end, told) in [
+            ("exit 3", "exit status 3: the reason"),
+            ("sleep 9", "not done after 1 s: the reason"),
+        ] {
+            // It is in a session of its own, and outlives the hook.
+            let script = format!("setsid sleep 3 & echo the reason >&2; {end}");
+            let ran = run(Point::Poststart, &shell(&script, 1), "{}").await;
+            let error = ran.unwrap_err().to_string();
+            assert!(error.ends_with(told), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_come_is_there_before_the_end() {
+        let (output, mut writer) = tokio::io::duplex(64);
+        let written = Written::default();
+        let collected = written.clone();
+        let reading = tokio::spawn(async move { collected.collect(output).await });
+        let much = vec![b'x'; 2 * MAX_OUTPUT];
+        // Nobody who writes waits, and the other end stays open.
+        writer.write_all(&much).await.unwrap();
+        tokio::task::yield_now().await;
+        reading.abort();
+        let _ = reading.await;
+        assert_eq!(written.line().len(), MAX_OUTPUT);
     }
 }

@@ -17,6 +17,7 @@ mod attach;
 mod copy;
 mod create;
 mod devices;
+mod draft;
 mod exec;
 mod exit;
 pub(crate) mod hooks;

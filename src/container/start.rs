@@ -183,7 +183,9 @@ impl Node {
         container.timeline.note("clone to exec", opened);
         let kept = descriptors.keep(&held);
         let started = match (started, under_way) {
-            (started, None) => started.map_err(|error| refused(container, &compiled.steps, error)),
+            (started, None) => {
+                started.map_err(|error| self.refused_start(container, &compiled.steps, error))
+            }
             (started, Some(under_way)) => {
                 self.after_hooks(container, &compiled.steps, started, under_way)
                     .await
@@ -219,7 +221,7 @@ impl Node {
                     }
                     _ => false,
                 };
-                let failed = refused(container, steps, error);
+                let failed = self.refused_start(container, steps, error);
                 if !of_hook {
                     return Err(failed);
                 }
@@ -231,6 +233,29 @@ impl Node {
                 Err(Error::Internal(format!("{failed}{said}")))
             }
         }
+    }
+
+    /// As [`refused`]. One that the kernel has killed because memory ran out is told so: its limit is too low to begin.
+    fn refused_start(
+        &self,
+        container: &Container,
+        steps: &[String],
+        error: supervisor::Error,
+    ) -> Error {
+        let died = matches!(error, supervisor::Error::Refused(Reply::Died { .. }));
+        let kills = || self.cgroups.open(&container.cgroup).oom_kills();
+        if !died || !kills().is_ok_and(|kills| kills > 0) {
+            return refused(container, steps, error);
+        }
+        let (name, id) = (&container.config.name.name, container.id);
+        let limit = match container.limits().resources.memory_limit {
+            Some(limit) => format!("config.linux.resources.memory_limit_in_bytes: {limit}"),
+            None => "the pod's memory limit".to_owned(),
+        };
+        Error::InvalidArgument(format!(
+            "container {name:?} ({id}): {limit} is too low: the kernel killed it before its program began, because \
+             memory ran out"
+        ))
     }
 
     /// Everything that blocks: the cgroup, the mounts, the log, the streams.

@@ -193,7 +193,8 @@ pub fn container_status(detail: &ContainerDetail) -> cri::ContainerStatus {
         },
         // As they were asked for, not as the kernel rounds them: a kubelet that resizes compares.
         resources: Some(cri::ContainerResources {
-            linux: Some(update::asked(detail.limits.as_deref(), &sent)),
+            // One that cannot be read is in no table: the daemon sets such a record aside as it starts.
+            linux: update::asked(detail.limits.as_deref(), &sent).ok(),
             // This node runs Linux.
             windows: None,
         }),

@@ -137,9 +137,10 @@ impl Domain for Served {
 
     async fn update_container(&self, id: &ContainerId, merge: Merge) -> Result<(), Error> {
         let merge = move |container: &Container| {
-            let created = cri::ContainerConfig::decode(&*container.request).unwrap_or_default();
+            let created = cri::ContainerConfig::decode(&*container.request)
+                .map_err(Error::at("recorded request of a container"))?;
             let asked = container.limits().asked.map(|asked| asked.0);
-            let (resources, asked) = merge(update::asked(asked.as_deref(), &created))?;
+            let (resources, asked) = merge(update::asked(asked.as_deref(), &created)?)?;
             Ok(Limits {
                 resources,
                 asked: Some(Asked(asked)),

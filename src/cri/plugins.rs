@@ -26,7 +26,7 @@ pub fn amend(
     let created = cri::ContainerConfig::decode(created)
         .map_err(Error::at("recorded request of a container"))?;
     let change = change(wanted).map_err(Error::InvalidArgument)?;
-    let mut merged = update::merge(update::asked(asked, &created), change);
+    let mut merged = update::merge(update::asked(asked, &created)?, change);
     if let Some(score) = oom_score_adj {
         merged.oom_score_adj = score;
     }
@@ -115,13 +115,20 @@ fn change(wanted: &nri::LinuxResources) -> Result<cri::LinuxContainerResources, 
 }
 
 /// What a pod is to have, overhead and resources, as it was asked for last.
-#[must_use]
-pub fn pod_resources(request: &[u8], limits: &PodLimits) -> (Option<Resources>, Option<Resources>) {
-    let (overhead, resources) = update::asked_of_pod(request, limits);
+///
+/// # Errors
+/// What is on record of it is damaged, or of a version of carpel that accepted what this one does not.
+pub fn pod_resources(
+    request: &[u8],
+    limits: &PodLimits,
+) -> Result<(Option<Resources>, Option<Resources>), Error> {
+    let (overhead, resources) = update::asked_of_pod(request, limits)?;
     let checked = |asked: Option<cri::LinuxContainerResources>| {
-        validate::updated_resources(asked?, super::RECORDED).ok()
+        asked
+            .map(|asked| validate::updated_resources(asked, super::RECORDED))
+            .transpose()
     };
-    (checked(overhead), checked(resources))
+    Ok((checked(overhead)?, checked(resources)?))
 }
 
 /// Checks kernel settings that plugins want for a container of a pod with these namespaces.
@@ -188,6 +195,26 @@ mod tests {
         assert_eq!(again, resources);
         let error = amend(None, &created(), &wanted, None, false).unwrap_err();
         assert!(error.to_string().contains("memory.low"), "{error}");
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_taken_for_nothing() {
+        // A field of length 9, of which two bytes are there.
+        let damaged = &[0x0a, 9, 1, 2][..];
+        let limits = PodLimits::default();
+        assert_eq!(pod_resources(&[], &limits).unwrap(), (None, None));
+        let error = pod_resources(damaged, &limits).unwrap_err().to_string();
+        assert!(error.contains("recorded request of a sandbox"), "{error}");
+        let limits = PodLimits {
+            resources: Some(crate::container::Asked(damaged.to_vec())),
+            ..limits
+        };
+        let error = pod_resources(&[], &limits).unwrap_err().to_string();
+        assert!(error.contains("recorded limits of a sandbox"), "{error}");
+        let wanted = nri::LinuxResources::default();
+        let error = amend(Some(damaged), &created(), &wanted, None, true).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("recorded limits of a container"), "{error}");
     }
 
     #[test]

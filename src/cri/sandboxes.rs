@@ -78,7 +78,7 @@ pub async fn status<D: Domain>(
 fn info<D: Domain>(domain: &D, detail: &SandboxDetail) -> Result<verbose::Info, Status> {
     let id = &detail.view.id;
     let info = domain.sandbox_info(id);
-    let (overhead, resources) = update::pod_limits(detail);
+    let (overhead, resources) = update::pod_limits(detail)?;
     verbose::info(
         "info",
         &Verbose {

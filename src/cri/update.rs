@@ -98,46 +98,50 @@ pub(super) fn merge(
 }
 
 /// The limits that were asked for last: in an update, else when the container was created.
+///
+/// # Errors
+/// The update that is on record is damaged: what was asked for before it is no answer.
 pub fn asked(
     updated: Option<&[u8]>,
     created: &cri::ContainerConfig,
-) -> cri::LinuxContainerResources {
-    let updated = updated.and_then(|asked| cri::LinuxContainerResources::decode(asked).ok());
-    updated.unwrap_or_else(|| {
-        let linux = created.linux.as_ref();
-        linux
-            .and_then(|linux| linux.resources.clone())
-            .unwrap_or_default()
-    })
+) -> Result<cri::LinuxContainerResources, Error> {
+    if let Some(updated) = updated {
+        return cri::LinuxContainerResources::decode(updated)
+            .map_err(Error::at("recorded limits of a container"));
+    }
+    let linux = created.linux.as_ref();
+    let resources = linux.and_then(|linux| linux.resources.clone());
+    Ok(resources.unwrap_or_default())
 }
 
-/// What a pod is to have, overhead and resources, as it was asked for last.
-pub fn pod_limits(
-    detail: &SandboxDetail,
-) -> (
+/// What a pod is to have: overhead and resources.
+pub type PodResources = (
     Option<cri::LinuxContainerResources>,
     Option<cri::LinuxContainerResources>,
-) {
+);
+
+/// What a pod is to have, as it was asked for last.
+///
+/// # Errors
+/// What is on record of it is damaged.
+pub fn pod_limits(detail: &SandboxDetail) -> Result<PodResources, Error> {
     asked_of_pod(&detail.request, &detail.limits)
 }
 
-pub(super) fn asked_of_pod(
-    request: &[u8],
-    limits: &PodLimits,
-) -> (
-    Option<cri::LinuxContainerResources>,
-    Option<cri::LinuxContainerResources>,
-) {
-    let sent = cri::PodSandboxConfig::decode(request).unwrap_or_default();
+pub(super) fn asked_of_pod(request: &[u8], limits: &PodLimits) -> Result<PodResources, Error> {
+    let sent = cri::PodSandboxConfig::decode(request)
+        .map_err(Error::at("recorded request of a sandbox"))?;
     let sent = sent.linux.unwrap_or_default();
     let last = |changed: &Option<recorded::Asked>, sent| match changed {
-        Some(asked) => cri::LinuxContainerResources::decode(&*asked.0).ok(),
-        None => sent,
+        Some(asked) => cri::LinuxContainerResources::decode(&*asked.0)
+            .map(Some)
+            .map_err(Error::at("recorded limits of a sandbox")),
+        None => Ok(sent),
     };
-    (
-        last(&limits.overhead, sent.overhead),
-        last(&limits.resources, sent.resources),
-    )
+    Ok((
+        last(&limits.overhead, sent.overhead)?,
+        last(&limits.resources, sent.resources)?,
+    ))
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub use images::Pull;
 use joint::Joint;
 pub(crate) use labels::ContainerLabels;
 pub use paths::Paths;
-pub(crate) use plugins::Newcomer;
+pub(crate) use plugins::{Adjusted, Newcomer};
 pub use recover::Decode;
 use recover::report;
 use tables::Table;

@@ -51,27 +51,34 @@ impl Node {
         self.nri.stop().await;
     }
 
-    /// Asks plugins how a container is to be made, and makes its spec so. `told` is what they have been told then.
+    /// What plugins are told of a container that is about to be made. `None`: there is none to be told.
+    pub(crate) fn newcomer(
+        &self,
+        new: &Newcomer<'_>,
+        source: &Source,
+    ) -> Result<Option<Subject>, Error> {
+        if !self.nri.has_plugins() {
+            return Ok(None);
+        }
+        Ok(Some(Subject {
+            pod: self.plugins_pod(new.sandbox, None)?,
+            container: Some(newcomer(new, source)),
+        }))
+    }
+
+    /// Asks plugins, who are told of `subject`, how a container is to be made, and makes its spec so.
     pub(crate) async fn ask_plugins(
         &self,
         new: &Newcomer<'_>,
+        subject: &Subject,
         source: &mut Source,
-        told: &mut Option<Subject>,
     ) -> Result<Adjusted, Error> {
-        if !self.nri.has_plugins() {
-            return Ok(Adjusted::default());
-        }
         let named = |why: &str| {
             let name = &new.config.name.name;
             Error::FailedPrecondition(format!("container {name:?}: {why}"))
         };
-        let subject = Subject {
-            pod: self.plugins_pod(new.sandbox, None),
-            container: Some(newcomer(new, source)),
-        };
-        let container = subject.container.clone().unwrap_or_default();
         let pod = subject.pod.clone();
-        *told = Some(subject);
+        let container = subject.container.clone().unwrap_or_default();
         let answer = self.nri.create(pod, container).await;
         let (adjust, wanted) = answer.map_err(|refused| named(&refused.to_string()))?;
         let adjusted = tokio::task::block_in_place(|| {
@@ -187,7 +194,7 @@ impl Node {
             return Ok(());
         }
         let subject = Subject {
-            pod: self.plugins_pod(sandbox, live),
+            pod: self.plugins_pod(sandbox, live)?,
             container: None,
         };
         let told = self.nri.tell(event, &subject).await;
@@ -213,10 +220,10 @@ impl Node {
             overhead: change.overhead.clone().or(before.overhead),
             resources: change.resources.clone().or(before.resources),
         };
-        let (overhead, resources) = (self.decode.pod_resources)(&sandbox.request, &wanted);
+        let (overhead, resources) = (self.decode.pod_resources)(&sandbox.request, &wanted)?;
         let shown = |resources: Option<Resources>| resources.as_ref().map(view::resources);
         let subject = Subject {
-            pod: self.plugins_pod(sandbox, None),
+            pod: self.plugins_pod(sandbox, None)?,
             container: None,
         };
         let told = self
@@ -239,7 +246,7 @@ impl Node {
         if !self.nri.has_plugins() {
             return Ok(());
         }
-        let told = self.nri.tell(event, &self.subject(container)).await;
+        let told = self.nri.tell(event, &self.subject(container)?).await;
         told.map_err(|refused| {
             let name = &container.config.name.name;
             Error::FailedPrecondition(format!("container {name:?} ({}): {refused}", container.id))
@@ -276,7 +283,12 @@ impl Node {
         if !self.nri.has_plugins() {
             return;
         }
-        match self.nri.stopped(&self.subject(container)).await {
+        let stopped = async {
+            let subject = self.subject(container)?;
+            let stopped = self.nri.stopped(&subject).await;
+            stopped.map_err(|refused| Error::FailedPrecondition(refused.to_string()))
+        };
+        match stopped.await {
             // Not waited for: who is here has a turn, perhaps, and those others wait for it.
             Ok(wanted) => drop(self.nri.carry_out(wanted)),
             Err(error) => {
@@ -301,7 +313,7 @@ impl Node {
         let Subject {
             pod,
             container: shown,
-        } = self.subject(container);
+        } = self.subject(container)?;
         let shown = shown.unwrap_or_default();
         let answer = self.nri.update(pod, shown, asked.clone()).await;
         let (wanted, beside) = answer.map_err(|refused| {
@@ -321,7 +333,8 @@ impl Node {
         Ok((limits, beside))
     }
 
-    pub(crate) fn plugins_pod(&self, sandbox: &Sandbox, live: Option<&Live>) -> PodSandbox {
+    /// A pod, as plugins are shown it.
+    fn plugins_pod(&self, sandbox: &Sandbox, live: Option<&Live>) -> Result<PodSandbox, Error> {
         let config = &sandbox.config;
         let live = live.cloned().or_else(|| match sandbox.state() {
             State::Ready(live) => Some(live),
@@ -331,9 +344,10 @@ impl Node {
         let attached = live.and_then(|live| live.attachment);
         let ips = attached.map_or_else(|| sandbox.ips(), |attachment| attachment.ips);
         let (overhead, resources) =
-            (self.decode.pod_resources)(&sandbox.request, &sandbox.limits());
+            (self.decode.pod_resources)(&sandbox.request, &sandbox.limits())
+                .map_err(Error::at(format!("sandbox {}", sandbox.id)))?;
         let shown = |resources: Option<Resources>| resources.as_ref().map(view::resources);
-        PodSandbox {
+        Ok(PodSandbox {
             id: sandbox.id.to_string(),
             name: config.name.name.clone(),
             uid: config.name.uid.clone(),
@@ -351,21 +365,21 @@ impl Node {
             }),
             pid,
             ips: ips.iter().map(ToString::to_string).collect(),
-        }
+        })
     }
 
-    fn subject(&self, container: &Container) -> Subject {
+    fn subject(&self, container: &Container) -> Result<Subject, Error> {
         let pod = match self.sandbox(&container.sandbox) {
-            Some(sandbox) => self.plugins_pod(&sandbox, None),
+            Some(sandbox) => self.plugins_pod(&sandbox, None)?,
             None => PodSandbox {
                 id: container.sandbox.to_string(),
                 ..PodSandbox::default()
             },
         };
-        Subject {
+        Ok(Subject {
             pod,
             container: Some(shown(container)),
-        }
+        })
     }
 
     async fn update_for_plugin(self: &Arc<Self>, update: &ContainerUpdate) -> Result<(), Error> {
@@ -388,13 +402,14 @@ impl Node {
 }
 
 impl Runtime for Node {
-    fn state(&self) -> (Vec<PodSandbox>, Vec<nri::Container>) {
+    fn state(&self) -> Result<(Vec<PodSandbox>, Vec<nri::Container>), String> {
         let sandboxes = self.sandboxes();
-        let pods = sandboxes
+        let pods: Result<_, Error> = sandboxes
             .iter()
             .filter(|sandbox| !matches!(sandbox.state(), State::Removing))
             .map(|sandbox| self.plugins_pod(sandbox, None))
             .collect();
+        let pods = pods.map_err(|error| crate::error::chain(&error))?;
         let lives = |container: &Arc<Container>| {
             matches!(
                 container.status(),
@@ -403,7 +418,7 @@ impl Runtime for Node {
         };
         let containers = self.containers().into_iter().filter(lives);
         let containers = containers.map(|container| shown(&container)).collect();
-        (pods, containers)
+        Ok((pods, containers))
     }
 
     fn update(

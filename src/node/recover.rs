@@ -49,7 +49,7 @@ pub struct Decode {
     /// the message that asks for them. Then their score, if they say one, and whether the node has cgroup v2.
     pub amend: Amend,
     /// What a pod is to have: overhead and resources, by its request and what was changed since.
-    pub pod_resources: fn(&[u8], &PodLimits) -> PodResources,
+    pub pod_resources: fn(&[u8], &PodLimits) -> Result<PodResources, Error>,
     /// Kernel settings that plugins want, of a pod with such a network and IPC namespace.
     pub sysctls: fn(Sysctls, Scope, Scope) -> Result<Sysctls, Error>,
 }

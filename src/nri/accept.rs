@@ -143,7 +143,7 @@ impl Nri {
         if plugins.len() >= MOST {
             return Err(format!("there are {MOST} plugins already"));
         }
-        let (pods, containers) = runtime.state();
+        let (pods, containers) = runtime.state()?;
         let updates = plugin.synchronize(pods, containers).await?;
         let place = plugins.partition_point(|other| other.order(plugin).is_le());
         plugins.insert(place, Arc::clone(plugin));

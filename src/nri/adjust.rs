@@ -8,7 +8,8 @@ use std::path::Path;
 
 use carpel_api::nri::{
     ContainerAdjustment, Hook, Hooks, KeyValue, LinuxContainerAdjustment, LinuxDevice,
-    LinuxDeviceCgroup, LinuxNetDevice, LinuxResources, LinuxSeccomp, Mount, PosixRlimit,
+    LinuxDeviceCgroup, LinuxNetDevice, LinuxResources, LinuxSeccomp, Mount, OptionalInt64,
+    PosixRlimit,
 };
 use oci_spec::runtime::{
     Hook as OciHook, LinuxDevice as OciDevice, LinuxDeviceCgroup as OciRule, LinuxDeviceType,
@@ -17,6 +18,7 @@ use oci_spec::runtime::{
 use serde_json::{Value, json};
 
 use crate::cdi::{Cdi, QualifiedName};
+use crate::cgroup::Access;
 use crate::spec::config::Propagation;
 use crate::spec::oci::{Filter, Source};
 use crate::spec::{devices, hooks, mounts, net_devices};
@@ -237,21 +239,40 @@ fn add_device(spec: &mut Spec, wanted: LinuxDevice) -> Result<(), String> {
     devices::add(spec, node, Path::new(&path), "rwm")
 }
 
+/// Rules only add to each other, as they do in the cgroup.
 fn add_rule(spec: &mut Spec, wanted: &LinuxDeviceCgroup) -> Result<(), String> {
-    let typ = match wanted.r#type.as_str() {
-        "" | "a" => LinuxDeviceType::A,
-        typ => device_type(typ)?,
-    };
-    if !wanted.access.chars().all(|c| "rwm".contains(c)) {
-        return Err(format!("access {:?} is not of r, w, m", wanted.access));
+    if !wanted.allow {
+        return cannot("allow: false");
     }
-    let mut rule = OciRule::default();
-    rule.set_allow(wanted.allow)
-        .set_typ(Some(typ))
-        .set_major(wanted.major.map(|number| number.value))
-        .set_minor(wanted.minor.map(|number| number.value))
-        .set_access(Some(wanted.access.clone()));
-    devices::add_rule(spec, rule);
+    let access: Access = wanted
+        .access
+        .parse()
+        .map_err(|_| format!("access {:?} is not of r, w, m", wanted.access))?;
+    let number = |field: &str, number: Option<OptionalInt64>| match number.map(|n| n.value) {
+        // As the OCI specification writes "any".
+        None | Some(-1) => Ok(None),
+        Some(value) => u32::try_from(value)
+            .map(|value| Some(value.into()))
+            .map_err(|_| format!("{field} {value} is no number of a device")),
+    };
+    let major: Option<i64> = number("major", wanted.major)?;
+    let minor: Option<i64> = number("minor", wanted.minor)?;
+    let everything = major.is_none() && minor.is_none() && access == Access::ALL;
+    let kinds: &[_] = match wanted.r#type.as_str() {
+        "" | "a" if everything => &[LinuxDeviceType::A],
+        "" | "a" => &[LinuxDeviceType::B, LinuxDeviceType::C],
+        "p" => return Err("type \"p\": a FIFO is no device, and needs no rule".to_owned()),
+        typ => &[device_type(typ)?],
+    };
+    for kind in kinds {
+        let mut rule = OciRule::default();
+        rule.set_allow(true)
+            .set_typ(Some(*kind))
+            .set_major(major)
+            .set_minor(minor)
+            .set_access(Some(wanted.access.clone()));
+        devices::add_rule(spec, rule);
+    }
     Ok(())
 }
 
@@ -363,4 +384,66 @@ fn rlimits(spec: &mut Spec, wanted: &[PosixRlimit]) -> Result<(), String> {
     }
     process.set_rlimits(Some(all));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(typ: &str, major: Option<i64>, access: &str) -> LinuxDeviceCgroup {
+        LinuxDeviceCgroup {
+            allow: true,
+            r#type: typ.to_owned(),
+            major: major.map(|value| OptionalInt64 { value }),
+            minor: None,
+            access: access.to_owned(),
+        }
+    }
+
+    #[test]
+    fn rules_of_devices_are_as_wide_as_they_say() {
+        use LinuxDeviceType::{A, B, C};
+        for (wanted, expected) in [
+            (rule("a", None, "rwm"), vec![(A, None)]),
+            (rule("", Some(-1), "mwr"), vec![(A, None)]),
+            (rule("a", None, "r"), vec![(B, None), (C, None)]),
+            (rule("a", Some(7), "rwm"), vec![(B, Some(7)), (C, Some(7))]),
+            (rule("c", Some(10), "rw"), vec![(C, Some(10))]),
+            (rule("u", None, "rw"), vec![(C, None)]),
+        ] {
+            let mut spec = Spec::default();
+            let before = spec.clone();
+            add_rule(&mut spec, &wanted).unwrap();
+            let rules = |spec: &Spec| {
+                let linux = spec.linux().clone().unwrap_or_default();
+                let resources = linux.resources().clone().unwrap_or_default();
+                resources.devices().clone().unwrap_or_default()
+            };
+            let added = &rules(&spec)[rules(&before).len()..];
+            let added: Vec<_> = added
+                .iter()
+                .map(|rule| (rule.typ().unwrap(), rule.major()))
+                .collect();
+            assert_eq!(added, expected, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn rules_of_devices_that_cannot_be_are_refused() {
+        let deny = LinuxDeviceCgroup {
+            allow: false,
+            ..rule("c", Some(10), "rwm")
+        };
+        for (wanted, why) in [
+            (deny, "allow: false: carpel cannot do it"),
+            (rule("p", None, "rwm"), "a FIFO is no device"),
+            (rule("x", None, "rwm"), "is none of c, u, b, p"),
+            (rule("c", Some(-2), "rwm"), "major -2 is no number"),
+            (rule("c", Some(1 << 32), "r"), "major 4294967296 is no"),
+            (rule("c", None, "rx"), "access \"rx\" is not of r, w, m"),
+        ] {
+            let error = add_rule(&mut Spec::default(), &wanted).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
 }

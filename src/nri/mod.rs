@@ -75,7 +75,10 @@ pub struct Settings {
 /// What plugins ask of the node.
 pub trait Runtime: Send + Sync + 'static {
     /// All pods and containers that are there.
-    fn state(&self) -> (Vec<PodSandbox>, Vec<Container>);
+    ///
+    /// # Errors
+    /// What is on record of one is damaged.
+    fn state(&self) -> Result<(Vec<PodSandbox>, Vec<Container>), String>;
     /// Gives containers other limits. Those come back that could not be changed.
     fn update(
         self: Arc<Self>,

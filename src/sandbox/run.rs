@@ -272,10 +272,22 @@ impl Node {
                 sandbox.timeline.note("set up supervisor", start);
                 Ok(())
             }
-            Reply::StepFailed { step, errno } => Err(Error::Internal(format!(
-                "set up sandbox {id}: {}",
-                plan::describe_failure(&compiled.steps, step, errno)
-            ))),
+            Reply::StepFailed { step, errno } => {
+                let why = plan::describe_failure(&compiled.steps, step, errno);
+                let failed = usize::try_from(step)
+                    .ok()
+                    .and_then(|step| compiled.steps.get(step));
+                let mut asked = sandbox.config.sysctls.keys();
+                let sysctl = asked.find(|key| failed == Some(&plan::sysctl_step(key)));
+                Err(match sysctl {
+                    // Which there are, and what they may be, the kernel knows alone.
+                    Some(key) => Error::InvalidArgument(format!(
+                        "config.linux.sysctls[{key:?}]: {why} (sandbox {:?})",
+                        sandbox.pod()
+                    )),
+                    None => Error::Internal(format!("set up sandbox {id}: {why}")),
+                })
+            }
             other => Err(Error::Internal(format!(
                 "set up sandbox {id}: supervisor answers {other:?}"
             ))),

@@ -36,7 +36,9 @@ use crate::store::bind::BindMount;
 
 pub use failure::describe_failure;
 pub use reaper::compile_reaper;
-pub use sandbox::{Namespace, compile_sandbox, compile_succession, sandbox_namespaces};
+pub use sandbox::{
+    Namespace, compile_sandbox, compile_succession, sandbox_namespaces, sysctl_step,
+};
 
 /// CLONE_NEW* of `clone(2)`.
 const CLONE_NEWNS: u64 = 0x0002_0000;

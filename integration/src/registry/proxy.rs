@@ -26,24 +26,10 @@ impl Proxy {
     /// If it cannot.
     #[must_use]
     pub fn start(net: &HostNet, authorization: Option<&'static str>) -> Self {
-        let listener = net.run(|| TcpListener::bind("127.0.0.1:0").expect("listen"));
-        let proxy = Self {
-            address: listener.local_addr().expect("an address"),
-            seen: Arc::default(),
-        };
-        let seen = Arc::clone(&proxy.seen);
-        // A new thread is in the namespace of the one that makes it.
-        net.run(move || {
-            std::thread::spawn(move || {
-                for client in listener.incoming().flatten() {
-                    let seen = Arc::clone(&seen);
-                    std::thread::spawn(move || {
-                        let _ = serve(client, &seen, authorization);
-                    });
-                }
-            });
-        });
-        proxy
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let noted = Arc::clone(&seen);
+        let address = listen(net, move |client| serve(client, &noted, authorization));
+        Self { address, seen }
     }
 
     /// Starts one that is spoken to over TLS at an address of the node, with `cert.pem` and `key.pem` of a folder.
@@ -159,6 +145,27 @@ fn serve(
         "{method} /{path} HTTP/1.1\r\n{head}connection: close\r\n\r\n"
     )?;
     pump(server, client)
+}
+
+/// Serves whoever connects to the loopback address of a node, each in a thread of its own; all end with the test's
+/// process.
+pub(super) fn listen(
+    net: &HostNet,
+    serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = net.run(|| TcpListener::bind("127.0.0.1:0").expect("listen"));
+    let address = listener.local_addr().expect("an address");
+    let serve = Arc::new(serve);
+    // A new thread is in the namespace of the one that makes it.
+    net.run(move || {
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let serve = Arc::clone(&serve);
+                std::thread::spawn(move || serve(client));
+            }
+        });
+    });
+    address
 }
 
 /// Copies until one of the two is gone.

@@ -1,10 +1,10 @@
 //! A SOCKS 5 proxy.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use super::proxy::pump;
+use super::proxy::{listen, pump};
 use crate::host::HostNet;
 
 /// A proxy that listens in the namespace of a node. Its threads end with the test's process.
@@ -23,24 +23,10 @@ impl Socks {
     /// If it cannot.
     #[must_use]
     pub fn start(net: &HostNet, login: Login) -> Self {
-        let listener = net.run(|| TcpListener::bind("127.0.0.1:0").expect("listen"));
-        let proxy = Self {
-            address: listener.local_addr().expect("an address"),
-            seen: Arc::default(),
-        };
-        let seen = Arc::clone(&proxy.seen);
-        // A new thread is in the namespace of the one that makes it.
-        net.run(move || {
-            std::thread::spawn(move || {
-                for client in listener.incoming().flatten() {
-                    let seen = Arc::clone(&seen);
-                    std::thread::spawn(move || {
-                        let _ = serve(client, &seen, login);
-                    });
-                }
-            });
-        });
-        proxy
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let noted = Arc::clone(&seen);
+        let address = listen(net, move |client| serve(client, &noted, login));
+        Self { address, seen }
     }
 
     /// `ADDRESS:PORT`.

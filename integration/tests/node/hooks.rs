@@ -281,7 +281,8 @@ async fn a_stop_does_not_wait_for_the_hooks_of_a_start() {
 async fn a_hook_has_its_time_and_no_more() {
     for point in ["createRuntime", "createContainer", "poststart"] {
         let hooked = Hooked::new();
-        let slow = hooked.script("slow", "echo slow >&2; exec sleep 3600");
+        // Its child holds its output, too.
+        let slow = hooked.script("slow", "echo the reason >&2; sleep 3600; true");
         let node = hooked
             .node(json!({point: [{"path": slow, "timeout": 1}]}))
             .await;
@@ -304,7 +305,9 @@ async fn a_hook_has_its_time_and_no_more() {
                 late.iter().any(|text| status.message().contains(text)),
                 "{status}"
             );
+            assert!(status.message().ends_with(": the reason"), "{status}");
         }
+        node.orphans_reaped().await;
         node.finish().await;
     }
 }

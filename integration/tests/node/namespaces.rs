@@ -283,13 +283,17 @@ async fn namespaced_sysctls_are_set_and_others_refused() {
         ("kernel.shm_rmid_forced", "1+kernel.core_pattern=x"),
         ("net.core.somaxconn", "1\nkernel.core_pattern=x"),
         ("net/../kernel/core_pattern", "x"),
+        // What only the kernel knows.
+        ("net.ipv4.none_such", "1"),
+        ("net.core.somaxconn", "banana"),
+        ("kernel.msgmax", "banana"),
     ] {
         let mut config = node.pod("refused");
         config.linux().sysctls.insert(key.into(), value.into());
         refused(
             node.try_run_pod(&config).await,
             Code::InvalidArgument,
-            "sysctl",
+            &format!("config.linux.sysctls[{key:?}]: "),
         );
     }
     let mut config = node.pod("host");
@@ -308,6 +312,7 @@ async fn namespaced_sysctls_are_set_and_others_refused() {
         core_pattern
     );
     assert_eq!(node.pods().await.len(), 1);
+    node.orphans_reaped().await;
     node.finish().await;
 }
 

@@ -59,6 +59,24 @@ fn cpu(node: &TestNode, id: &str) -> Option<String> {
 }
 
 #[tokio::test]
+async fn memory_too_little_to_begin_with_is_said_so() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod(&node.pod("one")).await;
+    let mut config = sleeper("a");
+    config.resources().memory_limit_in_bytes = 4096;
+    let id = node.try_create(&pod, &config).await.unwrap();
+    refused(
+        node.try_start(&id).await,
+        Code::InvalidArgument,
+        "config.linux.resources.memory_limit_in_bytes: 4096 is too low",
+    );
+    let status = node.status(&id).await;
+    assert_eq!(status.reason, "StartError");
+    assert!(status.message.contains("memory ran out"), "{status:?}");
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn limits_of_every_kind_are_set() {
     let node = TestNode::start().await;
     let pod = node.run_pod(&node.pod("one")).await;

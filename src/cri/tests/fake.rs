@@ -280,7 +280,7 @@ impl Domain for Fake {
     async fn update_container(&self, id: &ContainerId, merge: Merge) -> Result<(), Error> {
         let detail = self.container(id).expect("found before");
         let created = cri::ContainerConfig::decode(&*detail.request).expect("as it was sent");
-        let asked = update::asked(detail.limits.as_deref(), &created);
+        let asked = update::asked(detail.limits.as_deref(), &created)?;
         let (resources, asked) = merge(asked)?;
         self.note(format!("update {id} {:?}", resources.memory_limit));
         self.change_container(|container| container.limits = Some(asked));

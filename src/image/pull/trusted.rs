@@ -145,17 +145,19 @@ impl Search<'_> {
             signed.passed_over.push(text.into());
             return Ok(signed);
         };
+        let mut looked_at = 0;
         for entry in entries {
             let kind = entry.artifact_type.as_deref().unwrap_or_default();
             if kind.starts_with(BUNDLE) {
                 signed.passed_over.push(
                     "one is a sigstore bundle, which is not supported: cosign 3 signs without one by --new-bundle-format=false --use-signing-config=false".into(),
                 );
-            } else if kind == ARTIFACT
-                && signed.signatures.len() < MOST_SIGNATURES
-                && let Some(document) = there(self.remote.manifest(entry.digest).await)?
-            {
-                self.manifest(&document, &mut signed).await?;
+            } else if kind == ARTIFACT && looked_at < MOST_SIGNATURES {
+                // Whatever is in it: a long list of what has no signature is not worked off either.
+                looked_at += 1;
+                if let Some(document) = there(self.remote.manifest(entry.digest).await)? {
+                    self.manifest(&document, &mut signed).await?;
+                }
             }
         }
         signed.passed_over.dedup();

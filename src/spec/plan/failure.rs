@@ -38,8 +38,11 @@ pub fn describe_failure(steps: &[String], step: u32, errno: i32) -> String {
 
 /// "permission denied" rather than "Permission denied".
 fn reason(error: Errno, raw: i32) -> String {
-    if error == Errno::UnknownErrno {
-        return format!("error {raw}");
+    match error {
+        Errno::UnknownErrno => return format!("error {raw}"),
+        // Of a hook, which has been killed then. No connection was about it.
+        Errno::ETIMEDOUT => return "killed: timed out".to_owned(),
+        _ => {}
     }
     let text = error.desc();
     let acronym = text
@@ -94,6 +97,11 @@ mod tests {
                 9,
                 carpel_wire::ENDED | 9,
                 "step 9 of the plan: killed by signal 9",
+            ),
+            (
+                0,
+                libc::ETIMEDOUT,
+                "mount \"/a\" on \"/b\": killed: timed out",
             ),
             (0, 4000, "mount \"/a\" on \"/b\": error 4000"),
         ] {

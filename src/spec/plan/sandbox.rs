@@ -170,8 +170,14 @@ pub(super) fn sysctl(
         },
         _ => Step::Sysctl { path, value },
     };
-    composer.step(format!("set sysctl {key}"), &step);
+    composer.step(sysctl_step(key), &step);
     Ok(())
+}
+
+/// What the step is called that sets a sysctl.
+#[must_use]
+pub fn sysctl_step(key: &str) -> String {
+    format!("set sysctl {key}")
 }
 
 /// A range of groups of a user namespace as the host numbers them, as far as they are mapped and the sysctl

@@ -237,14 +237,41 @@ async fn a_signature_of_an_index_is_one_of_what_it_leads_to() {
 
 /// An index of referrers with one entry.
 fn referrers(kind: &str, manifest: &[u8]) -> Vec<u8> {
-    let entry = json!({
-        "mediaType": MANIFEST,
-        "artifactType": kind,
-        "digest": digest(manifest),
-        "size": manifest.len(),
-    });
-    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] });
+    many_referrers(kind, &[manifest])
+}
+
+fn many_referrers(kind: &str, manifests: &[&[u8]]) -> Vec<u8> {
+    let entry = |manifest: &&[u8]| {
+        json!({
+            "mediaType": MANIFEST,
+            "artifactType": kind,
+            "digest": digest(manifest),
+            "size": manifest.len(),
+        })
+    };
+    let entries: Vec<_> = manifests.iter().map(entry).collect();
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
     index.to_string().into_bytes()
+}
+
+#[tokio::test]
+async fn a_long_list_of_what_is_no_signature_is_not_worked_off() {
+    let key = Key::new();
+    let (node, _dir) = node(&[("", signed_by(&key.public(), "matchRepository"))]).await;
+    let made = Image::tiny("x").build();
+    let none: Vec<_> = (0..1000).map(|n| format!("none of it {n}")).collect();
+    let none: Vec<_> = none.iter().map(String::as_bytes).collect();
+    let content = Content::default().image("a/b", "1", &made).referrers(
+        "a/b",
+        &digest(&made.manifest),
+        &many_referrers(SIGNATURE, &none),
+    );
+    let fake = Fake::start(&node.net, move |request| content.answer(request));
+    let name = format!("{}/a/b:1", fake.host());
+    untrusted(&node, &name, "no signature of").await;
+    let asked = fake.count("/manifests/sha256:");
+    assert!(asked <= 110, "{asked}");
+    node.finish().await;
 }
 
 #[tokio::test]
