@@ -89,6 +89,23 @@ pub enum Failure {
     },
 }
 
+/// The codes by which a plugin says, by the CNI specification, that it will not work with what it was given:
+/// version, field, environment, JSON, configuration.
+const REFUSALS: [u32; 5] = [1, 2, 4, 6, 7];
+
+impl Failure {
+    /// Whether the plugin would not work with what it was given, and `other` is the same words of it.
+    pub(super) fn is_same_refusal(&self, other: &Self) -> bool {
+        let words = |failure: &Self| match failure {
+            Self::Reported { code, message, .. } if REFUSALS.contains(code) => {
+                Some((*code, message.clone()))
+            }
+            _ => None,
+        };
+        words(self).is_some_and(|said| words(other) == Some(said))
+    }
+}
+
 /// Some of a plugin's output, fit for a line of text.
 #[derive(Debug, Default)]
 pub struct Excerpt(&'static str, String);

@@ -303,7 +303,7 @@ impl Network {
         };
         entry.started = Some(unfinished.started);
         entry.result = unfinished.last;
-        if let Err(error) = self.0.delete(&entry).await {
+        if let Err(error) = self.0.undo(&mut entry, &unfinished.error).await {
             // Logged, because the caller hears of the first error.
             warn!(sandbox.id = %pod.sandbox, "undo of the pod's network: {error}");
             if let Err(error) = self.0.store(&entry) {
@@ -432,6 +432,35 @@ impl Inner {
         self.cache
             .remove(&sandbox)
             .map_err(|error| cache_error(self.cache.dir(), error))
+    }
+
+    /// DEL of what an ADD that ended early began. A plugin that refuses its configuration in the same words
+    /// under both verbs has done nothing, and will never say anything else: it is passed over, or what the
+    /// plugins before it gave would never be given back.
+    async fn undo(&self, entry: &mut Entry, failed: &Error) -> Result<(), Error> {
+        let Err(error) = self.delete(entry).await else {
+            return Ok(());
+        };
+        let same = match (failed, &error) {
+            (
+                Error::Plugin {
+                    plugin,
+                    failure: added,
+                    ..
+                },
+                Error::Plugin {
+                    plugin: other,
+                    failure: deleted,
+                    ..
+                },
+            ) => plugin == other && added.is_same_refusal(deleted),
+            _ => false,
+        };
+        match entry.started.and_then(|started| started.checked_sub(1)) {
+            Some(before) if same => entry.started = Some(before),
+            _ => return Err(error),
+        }
+        self.delete(entry).await
     }
 
     fn store(&self, entry: &Entry) -> Result<(), Error> {

@@ -94,7 +94,7 @@ pub(super) fn convert(
     // Without a version the format is told by what is there.
     let flat = result.contains_key("ip4") || result.contains_key("ip6");
     if flat && version >= Version::V0_3_0 {
-        spread(&mut result);
+        spread(&mut result)?;
     } else if !flat && version < Version::V0_3_0 {
         flatten(&mut result);
     }
@@ -114,17 +114,23 @@ pub(super) fn convert(
 }
 
 /// From one address per family to a list.
-fn spread(result: &mut Map<String, Value>) {
+fn spread(result: &mut Map<String, Value>) -> Result<(), Unusable> {
     let mut ips = Vec::new();
     let mut routes = Vec::new();
     for family in ["ip4", "ip6"] {
-        let Some(mut old) = result.remove(family) else {
-            continue;
+        let mut old = match result.remove(family) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Object(old)) => old,
+            Some(other) => {
+                let text: String = other.to_string().chars().take(64).collect();
+                return Err(Unusable::NotAnAddress(text));
+            }
         };
         let mut ip = Map::new();
-        ip.insert("address".into(), old["ip"].take());
-        if let Some(gateway) = old.get_mut("gateway") {
-            ip.insert("gateway".into(), gateway.take());
+        let address = old.remove("ip").unwrap_or_default();
+        ip.insert("address".into(), address);
+        if let Some(gateway) = old.remove("gateway") {
+            ip.insert("gateway".into(), gateway);
         }
         ips.push(Value::Object(ip));
         if let Some(Value::Array(old)) = old.get_mut("routes") {
@@ -135,6 +141,7 @@ fn spread(result: &mut Map<String, Value>) {
     if !routes.is_empty() {
         result.insert("routes".into(), Value::Array(routes));
     }
+    Ok(())
 }
 
 /// From a list to the first address of each family, which is all that the oldest format can say.
@@ -279,5 +286,21 @@ mod tests {
         assert_eq!(Value::Object(old.clone()), expected);
         assert_eq!(Value::Object(convert(old, Version::V1_0_0).unwrap()), new);
         assert!(convert(object(json!({"cniVersion": "x"})), Version::V1_0_0).is_err());
+    }
+
+    #[test]
+    fn a_family_that_is_no_object_is_refused_not_taken_apart() {
+        for bad in [
+            json!(3),
+            json!("10.1.1.2/24"),
+            json!([{"ip": "10.1.1.2/24"}]),
+        ] {
+            let said = object(json!({"cniVersion": "0.2.0", "ip4": bad}));
+            let converted = convert(said, Version::V1_0_0);
+            assert_eq!(converted, Err(Unusable::NotAnAddress(bad.to_string())));
+        }
+        let null = object(json!({"ip4": null, "ip6": {"ip": "fd00::2/64"}}));
+        let converted = convert(null, Version::V1_0_0).unwrap();
+        assert_eq!(converted["ips"], json!([{"address": "fd00::2/64"}]));
     }
 }

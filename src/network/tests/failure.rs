@@ -24,6 +24,35 @@ async fn a_plugins_own_words_are_told() {
 }
 
 #[tokio::test]
+async fn a_plugin_that_never_takes_its_configuration_holds_nothing_up() {
+    let refusal = |code: u32, msg: &str| {
+        format!(r#"printf %s '{{"cniVersion":"1.0.0","code":{code},"msg":"'{msg}'"}}'; exit 1"#)
+    };
+    for (body, order) in [
+        // Refused at the door, both times.
+        (
+            refusal(7, "no burst"),
+            &["ADD good", "ADD bad", "DEL bad", "DEL good"] as &[&str],
+        ),
+        // Something else is wrong with DEL, or it may be well another time: what is before it waits.
+        (refusal(7, "$verb"), &["ADD good", "ADD bad", "DEL bad"]),
+        (refusal(11, "later"), &["ADD good", "ADD bad", "DEL bad"]),
+        ("exit 1".into(), &["ADD good", "ADD bad", "DEL bad"]),
+    ] {
+        let node = Node::with(&network(&["good", "bad"]));
+        node.good("good", RESULT);
+        node.plugin("bad", &body);
+        let network = node.open();
+        add(&network, &pod()).await.unwrap_err();
+        let mut called = node.order();
+        called.dedup();
+        assert_eq!(called, order, "{body}");
+        let is_done = order.contains(&"DEL good");
+        assert_eq!(node.cache_files().is_empty(), is_done, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_cni_error_the_output_is_told() {
     let (_, text) = failing("echo oops; seq 1 3000 >&2; exit 3").await;
     assert!(
