@@ -221,9 +221,9 @@ fn limit(
     Ok(Some(link))
 }
 
-/// Removes the link. The limits themselves go with the links that they are for.
+/// Removes the link. The limits themselves go with the links that they are for. Nothing of the configuration is
+/// needed for it: one that ADD has refused holds up no DEL.
 pub fn del(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
     let ifb = ifb_name(request)?;
     let mut host = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
     let found = host
