@@ -16,7 +16,7 @@ use crate::{
     netns::Netns,
     pair::{self, interface},
     request::Request,
-    result::AddResult,
+    result::{AddResult, null_is_empty},
     verify,
 };
 
@@ -47,9 +47,27 @@ struct RawLimits {
     ingress_burst: Option<u64>,
     egress_rate: Option<u64>,
     egress_burst: Option<u64>,
+    #[serde(deserialize_with = "null_is_empty")]
+    shaped_subnets: Vec<String>,
+    #[serde(deserialize_with = "null_is_empty")]
+    unshaped_subnets: Vec<String>,
 }
 
 impl RawLimits {
+    /// Errors: `UnsupportedField`, as more would be limited than is meant.
+    fn refuse_unsupported(&self) -> Result<(), Error> {
+        for (key, subnets) in [
+            ("shapedSubnets", &self.shaped_subnets),
+            ("unshapedSubnets", &self.unshaped_subnets),
+        ] {
+            if !subnets.is_empty() {
+                let msg = format!("bandwidth: {key} is not supported");
+                return Err(Error::new(Code::UnsupportedField, msg));
+            }
+        }
+        Ok(())
+    }
+
     fn is_given(&self) -> bool {
         [
             self.ingress_rate,
@@ -73,6 +91,9 @@ impl Config {
     /// Limits in the configuration go before those of the runtime.
     fn parse(request: &Request) -> Result<Config, Error> {
         let raw: RawConfig = request.config_of("bandwidth")?;
+        for limits in [Some(&raw.fixed), raw.runtime_config.bandwidth.as_ref()] {
+            limits.map_or(Ok(()), RawLimits::refuse_unsupported)?;
+        }
         let limits = match raw.runtime_config.bandwidth {
             Some(limits) if !raw.fixed.is_given() => limits,
             _ => raw.fixed,
@@ -221,9 +242,9 @@ fn limit(
     Ok(Some(link))
 }
 
-/// Removes the link. The limits themselves go with the links that they are for.
+/// Removes the link. The limits themselves go with the links that they are for. Nothing of the configuration is
+/// needed for it: one that ADD has refused holds up no DEL.
 pub fn del(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
     let ifb = ifb_name(request)?;
     let mut host = Socket::route().doing(Code::Internal, || "open a netlink socket".into())?;
     let found = host

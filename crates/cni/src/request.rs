@@ -43,7 +43,7 @@ impl Command {
     /// The oldest version that knows the command.
     fn since(self) -> Version {
         match self {
-            Command::Add | Command::Del | Command::Version => Version::V0_3_0,
+            Command::Add | Command::Del | Command::Version => Version::V0_1_0,
             Command::Check => Version::V0_4_0,
             Command::Gc | Command::Status => Version::V1_1_0,
         }
@@ -392,7 +392,6 @@ mod tests {
                 r#"{"cniVersion":"1.0.0","name":"../x"}"#,
                 Code::InvalidConfig,
             ),
-            (r#"{"name":"n"}"#, Code::IncompatibleVersion),
             (
                 r#"{"cniVersion":"9.0.0","name":"n"}"#,
                 Code::IncompatibleVersion,

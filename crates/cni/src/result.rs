@@ -1,4 +1,6 @@
 //! The result of an ADD: one model for all versions, written in the form of the version asked for.
+//!
+//! The oldest form, that of 0.1.0 and 0.2.0, says less: the first address of each family with the family's routes.
 
 use std::net::IpAddr;
 
@@ -99,6 +101,27 @@ impl Route {
     }
 }
 
+/// What the oldest form says of a family.
+#[derive(Serialize, Deserialize)]
+struct Flat {
+    ip: IpNet,
+    #[serde(
+        default,
+        with = "ipnet::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    gateway: Option<IpAddr>,
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_empty"
+    )]
+    routes: Vec<Route>,
+}
+
+/// The keys of the oldest form; true for IPv4.
+const FLAT: [(&str, bool); 2] = [("ip4", true), ("ip6", false)];
+
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
@@ -156,14 +179,48 @@ pub struct AddResult {
 
 impl AddResult {
     /// Reads a result of any version spoken here.
-    pub fn from_json(value: Value) -> Result<AddResult, Error> {
+    pub fn from_json(mut value: Value) -> Result<AddResult, Error> {
         let version = value.get("cniVersion").and_then(Value::as_str);
-        Version::parse(version)?;
-        serde_json::from_value(value).doing(Code::Decode, || "result".into())
+        let version = Version::parse(version)?;
+        let flat = FLAT.map(|(key, _)| value.get_mut(key).map(Value::take));
+        let read = |value| serde_json::from_value::<AddResult>(value);
+        let mut result = read(value).doing(Code::Decode, || "result".into())?;
+        for given in flat.into_iter().flatten().filter(|_| version.is_flat()) {
+            let flat =
+                Option::<Flat>::deserialize(given).doing(Code::Decode, || "result".into())?;
+            let Some(flat) = flat else { continue };
+            result.ips.push(IpConfig {
+                interface: None,
+                address: flat.ip,
+                gateway: flat.gateway,
+            });
+            result.routes.extend(flat.routes);
+        }
+        Ok(result)
+    }
+
+    fn to_flat_json(&self, version: Version) -> Value {
+        let mut out = json!({ "cniVersion": version.as_str(), "dns": self.dns });
+        for (key, is_ipv4) in FLAT {
+            let of_family = |net: &IpNet| net.addr().is_ipv4() == is_ipv4;
+            let Some(ip) = self.ips.iter().find(|ip| of_family(&ip.address)) else {
+                continue;
+            };
+            let routes = self.routes.iter().filter(|route| of_family(&route.dst));
+            out[key] = json!(Flat {
+                ip: ip.address,
+                gateway: ip.gateway,
+                routes: routes.cloned().collect(),
+            });
+        }
+        out
     }
 
     /// Writes the result as `version` has it.
     pub fn to_json(&self, version: Version) -> Value {
+        if version.is_flat() {
+            return self.to_flat_json(version);
+        }
         let mut ips = json!(self.ips);
         if version.names_families() {
             for (shown, ip) in ips.as_array_mut().into_iter().flatten().zip(&self.ips) {
@@ -228,10 +285,38 @@ mod tests {
     #[test]
     fn every_version_reads_back() {
         for version in Version::ALL {
+            let mut expected = sample();
+            if version.is_flat() {
+                expected.interfaces.clear();
+                expected.ips[0].interface = None;
+            }
             let value = sample().to_json(version);
             assert_eq!(value["cniVersion"], version.as_str());
-            assert_eq!(AddResult::from_json(value).unwrap(), sample());
+            assert_eq!(AddResult::from_json(value).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn the_oldest_form_has_an_address_and_the_routes_of_each_family() {
+        let mut result = sample();
+        result.ips.push(IpConfig {
+            address: "10.0.0.3/24".parse().unwrap(),
+            ..result.ips[0].clone()
+        });
+        for dst in ["::/0", "0.0.0.0/0"] {
+            result.routes.push(Route::to(dst.parse().unwrap()));
+        }
+        let expected = json!({
+            "cniVersion": "0.2.0",
+            "ip4": {"ip": "10.0.0.2/24", "gateway": "10.0.0.1", "routes": [{"dst": "0.0.0.0/0"}]},
+            "ip6": {"ip": "fd00::2/64", "routes": [{"dst": "::/0"}]},
+            "dns": {},
+        });
+        assert_eq!(result.to_json(Version::V0_2_0), expected);
+        let bad = json!({"cniVersion": "0.2.0", "ip4": {"ip": "x"}});
+        assert!(AddResult::from_json(bad).unwrap_err().is(Code::Decode));
+        let null = json!({"ip4": null});
+        assert_eq!(AddResult::from_json(null).unwrap(), AddResult::default());
     }
 
     #[test]

@@ -5,6 +5,8 @@ use crate::error::{Code, Error};
 /// A spoken version, ordered by age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    V0_1_0,
+    V0_2_0,
     V0_3_0,
     V0_3_1,
     V0_4_0,
@@ -13,7 +15,9 @@ pub enum Version {
 }
 
 impl Version {
-    pub const ALL: [Version; 5] = [
+    pub const ALL: [Version; 7] = [
+        Version::V0_1_0,
+        Version::V0_2_0,
         Version::V0_3_0,
         Version::V0_3_1,
         Version::V0_4_0,
@@ -23,6 +27,8 @@ impl Version {
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Version::V0_1_0 => "0.1.0",
+            Version::V0_2_0 => "0.2.0",
             Version::V0_3_0 => "0.3.0",
             Version::V0_3_1 => "0.3.1",
             Version::V0_4_0 => "0.4.0",
@@ -31,7 +37,7 @@ impl Version {
         }
     }
 
-    /// Reads a configuration's `cniVersion`; none at all means 0.1.0, which is not spoken.
+    /// Reads a configuration's `cniVersion`; none at all means 0.1.0.
     ///
     /// Errors: `Decode` for what is no version, `IncompatibleVersion` for one not spoken.
     pub fn parse(text: Option<&str>) -> Result<Version, Error> {
@@ -60,6 +66,11 @@ impl Version {
         )
     }
 
+    /// Before 0.3 a result has one address of each family, and nothing of interfaces.
+    pub fn is_flat(self) -> bool {
+        self < Version::V0_3_0
+    }
+
     /// Before 1.0 every address of a result carries its family.
     pub fn names_families(self) -> bool {
         self < Version::V1_0_0
@@ -78,15 +89,15 @@ mod tests {
     }
 
     #[test]
+    fn none_is_the_first() {
+        for text in [None, Some("")] {
+            assert_eq!(Version::parse(text).unwrap(), Version::V0_1_0);
+        }
+    }
+
+    #[test]
     fn others_are_told_apart() {
-        for text in [
-            None,
-            Some(""),
-            Some("0.2.0"),
-            Some("1.2.0"),
-            Some("2"),
-            Some("0.4"),
-        ] {
+        for text in [Some("0.0.9"), Some("1.2.0"), Some("2"), Some("0.4")] {
             assert!(
                 Version::parse(text)
                     .unwrap_err()

@@ -145,6 +145,13 @@ fn wrong_use_has_its_codes() {
     with(json!({ "ingressRate": 8, "ingressBurst": 1_u64 << 36 }))
         .fails(7, "ingressBurst 68719476736");
     with(json!({ "ingressRate": "8" })).fails(6, "runtimeConfig: ");
+    for key in ["shapedSubnets", "unshapedSubnets"] {
+        let some = json!({ "ingressRate": 8, "ingressBurst": 8, key: ["10.0.0.0/8"] });
+        with(some.clone()).fails(2, key);
+        let mut fixed = config(&result, &json!({}));
+        fixed[key] = some[key].clone();
+        bandwidth(&node, "ADD", "pod", &pod, &fixed).fails(2, key);
+    }
     with(json!({ "ingressRate": -8 })).fails(6, "runtimeConfig: ");
     // Nothing is no limit, and the configuration goes before the runtime.
     assert_eq!(with(json!({})).ok(), result);

@@ -44,6 +44,29 @@ fn a_pod_comes_and_goes_in_every_version() {
 }
 
 #[test]
+fn the_oldest_versions_and_none_give_one_address_of_each_family() {
+    let mut node = Node::new(&[V4, V6]);
+    for version in [None, Some("0.1.0"), Some("0.2.0")] {
+        node.config["cniVersion"] = json!(version);
+        let pod = Netns::new("pod");
+        let result = node.add("one", &pod);
+        assert_eq!(result["cniVersion"], version.unwrap_or("0.1.0"));
+        assert_eq!(result["ip4"]["gateway"], "10.231.0.1");
+        let own = |key: &str| result[key]["ip"].as_str().unwrap().to_owned();
+        for (key, gateway) in [("ip4", "10.231.0.1"), ("ip6", "fd31::1")] {
+            let shown = pod.sh("ip -o addr show eth0");
+            assert!(shown.contains(&own(key)), "{key}: {shown}");
+            assert!(pod.pings(gateway), "{gateway}");
+        }
+        node.call("CHECK", "one", &pod)
+            .run(&node.with_prev(&result))
+            .fails(1, "CHECK is not part of CNI");
+        node.del("one", &pod, &result);
+        node.assert_clean();
+    }
+}
+
+#[test]
 fn pods_reach_each_other_the_gateway_and_the_world() {
     let node = Node::new(&[V4, V6]);
     // The world knows no way back to pods: it answers only to the host's address.
@@ -413,7 +436,7 @@ fn wrong_use_has_its_codes() {
     with("ipam", json!({ "type": "../x" })).fails(7, "../x");
     with("ipam", json!({ "type": "no-such" })).fails(7, "not in CNI_PATH");
     with("ipMasqBackend", json!("x")).fails(7, "ipMasqBackend");
-    with("cniVersion", json!("0.2.0")).fails(1, "incompatible");
+    with("cniVersion", json!("1.2.0")).fails(1, "incompatible");
     with("name", json!("a/b")).fails(7, "invalid characters");
     let mut both = node.config.clone();
     both["hairpinMode"] = json!(true);

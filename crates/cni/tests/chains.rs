@@ -180,3 +180,26 @@ fn sixteen_at_a_time_leave_nothing() {
         sample.assert_clean();
     }
 }
+
+#[test]
+fn what_add_refuses_holds_up_no_del() {
+    let node = Node::new(&[]);
+    let pod = Netns::new("pod");
+    let wrong = [
+        ("bandwidth", json!({ "ingressRate": 8000 }), "ingressBurst"),
+        ("firewall", json!({ "backend": "x" }), "unknown backend"),
+        (
+            "portmap",
+            json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 70000 }] } }),
+            "portMappings",
+        ),
+    ];
+    for (plugin, mut config, says) in wrong {
+        config["cniVersion"] = json!("1.0.0");
+        config["name"] = json!("net");
+        config["prevResult"] = json!({ "cniVersion": "1.0.0" });
+        let run = |command| Call::new(&node.host, plugin, command, "one", &pod).run(&config);
+        run("ADD").fails(7, says);
+        run("DEL").ok();
+    }
+}

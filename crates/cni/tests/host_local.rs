@@ -188,3 +188,18 @@ fn garbage_collection_and_status() {
     config["ipam"]["subnet"] = json!("10.1.0.1/24");
     store.run("STATUS", "", &config).fails(7, "host bits");
 }
+
+#[test]
+fn no_del_is_held_up_by_what_is_wrong_with_the_ranges() {
+    let store = Store::new();
+    let good = json!({ "subnet": "10.1.0.0/29" });
+    store.run("ADD", "a", &store.config(good.clone())).ok();
+    assert_eq!(store.addresses(), ["10.1.0.2"]);
+    let mut config = store.config(json!({ "subnet": "10.1.0.7/33", "ranges": 3 }));
+    config["runtimeConfig"] = json!({ "ips": ["x"] });
+    store.run("ADD", "b", &config).fails(6, "host-local");
+    for id in ["b", "a", "a"] {
+        store.run("DEL", id, &config).ok();
+    }
+    assert_eq!(store.addresses(), [] as [&str; 0]);
+}

@@ -58,7 +58,9 @@ fn the_name_decides_which_plugin_it_is() {
         assert_eq!(spoken["cniVersion"], "1.1.0");
         assert_eq!(
             spoken["supportedVersions"],
-            json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+            json!([
+                "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"
+            ])
         );
     }
     let add = [

@@ -129,9 +129,9 @@ fn bridge(result: &AddResult) -> Result<&str, Error> {
         .ok_or_else(|| Error::config("ingressPolicy: prevResult names no bridge first"))
 }
 
-/// Removes what was added for the container, by whichever of the two plugins. What many share stays.
+/// Removes what was added for the container, by whichever of the two plugins. What many share stays. Nothing of
+/// the configuration is needed for it: one that ADD has refused holds up no DEL.
 pub fn del(request: &Request) -> Result<(), Error> {
-    Config::parse(request)?;
     let label = label(request)?;
     // A previous result that cannot be read must not hold up a DEL.
     let result = request.prev_result().ok().flatten().unwrap_or_default();

@@ -99,19 +99,29 @@ impl Config {
             raw_sets.push(vec![ipam.range]);
         }
         raw_sets.extend(ipam.ranges);
-        let folder = if ipam.data_dir.is_empty() {
-            DATA_DIR
-        } else {
-            &ipam.data_dir
-        };
         Ok(Config {
             sets: check_sets(&raw_sets)?,
             requested,
             routes: ipam.routes,
-            folder: PathBuf::from(folder).join(network),
+            folder: folder(&ipam.data_dir, network),
             resolv_conf: (!ipam.resolv_conf.is_empty()).then(|| ipam.resolv_conf.into()),
         })
     }
+
+    /// The folder of this network's addresses, whatever else is right or wrong in the configuration.
+    pub fn folder(config: &Value, network: &str) -> PathBuf {
+        let named = config.get("ipam").and_then(|ipam| ipam.get("dataDir"));
+        folder(named.and_then(Value::as_str).unwrap_or_default(), network)
+    }
+}
+
+fn folder(data_dir: &str, network: &str) -> PathBuf {
+    let all = if data_dir.is_empty() {
+        DATA_DIR
+    } else {
+        data_dir
+    };
+    PathBuf::from(all).join(network)
 }
 
 fn check_sets(raw: &[Vec<RawRange>]) -> Result<Vec<RangeSet>, Error> {

@@ -5,7 +5,7 @@ mod dns;
 mod range;
 mod store;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::Path};
 
 use config::Config;
 use range::RangeSet;
@@ -29,7 +29,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         .map(dns::read)
         .transpose()?
         .unwrap_or_default();
-    let store = Store::open(&config.folder).doing(Code::Io, || store_name(&config))?;
+    let store = Store::open(&config.folder).doing(Code::Io, || store_name(&config.folder))?;
     let mut taken = Vec::new();
     match allocate(&config, &store, owner(attachment), &mut taken) {
         Ok(ips) => Ok(AddResult {
@@ -52,27 +52,29 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
 pub fn check(request: &Request) -> Result<(), Error> {
     let attachment = request.attachment()?;
     let config = config(request)?;
-    let store = Store::open_existing(&config.folder).doing(Code::Io, || store_name(&config))?;
+    let store =
+        Store::open_existing(&config.folder).doing(Code::Io, || store_name(&config.folder))?;
     let found = store.map(|store| store.of(owner(attachment))).transpose();
     if found
-        .doing(Code::Io, || store_name(&config))?
+        .doing(Code::Io, || store_name(&config.folder))?
         .is_none_or(|addrs| addrs.is_empty())
     {
         let id = &attachment.container;
         return Err(Error::internal(format!(
             "container {id} has no address in {}",
-            store_name(&config)
+            store_name(&config.folder)
         )));
     }
     Ok(())
 }
 
-/// Frees all addresses of the container's interface; none is fine.
+/// Frees all addresses of the container's interface; none is fine. A configuration that ADD has refused holds up
+/// no DEL.
 pub fn del(request: &Request) -> Result<(), Error> {
     let attachment = request.attachment()?;
-    let config = config(request)?;
+    let folder = Config::folder(&request.config, &request.network);
     let free = || -> rustix::io::Result<()> {
-        let Some(store) = Store::open_existing(&config.folder)? else {
+        let Some(store) = Store::open_existing(&folder)? else {
             return Ok(());
         };
         store
@@ -80,7 +82,7 @@ pub fn del(request: &Request) -> Result<(), Error> {
             .into_iter()
             .try_for_each(|addr| store.free(addr))
     };
-    free().doing(Code::Io, || store_name(&config))
+    free().doing(Code::Io, || store_name(&folder))
 }
 
 /// Frees the addresses of everything that is not attached to the network any more.
@@ -98,7 +100,7 @@ pub fn gc(request: &Request) -> Result<(), Error> {
             })
         })
     };
-    collect().doing(Code::Io, || store_name(&config))
+    collect().doing(Code::Io, || store_name(&config.folder))
 }
 
 /// Checks that the configuration could be served.
@@ -108,7 +110,7 @@ pub fn status(request: &Request) -> Result<(), Error> {
         Ok(_) => Ok(()),
         Err(errno) => Err(Error::new(
             Code::NotAvailable,
-            format!("{}: {errno}", store_name(&config)),
+            format!("{}: {errno}", store_name(&config.folder)),
         )),
     }
 }
@@ -117,8 +119,8 @@ fn config(request: &Request) -> Result<Config, Error> {
     Config::parse(&request.config, &request.network, &request.args)
 }
 
-fn store_name(config: &Config) -> String {
-    format!("address store {}", config.folder.display())
+fn store_name(folder: &Path) -> String {
+    format!("address store {}", folder.display())
 }
 
 fn owner(attachment: &Attachment) -> Owner<'_> {
@@ -135,7 +137,9 @@ fn allocate(
     owner: Owner<'_>,
     taken: &mut Vec<IpAddr>,
 ) -> Result<Vec<IpConfig>, Error> {
-    let before = store.of(owner).doing(Code::Io, || store_name(config))?;
+    let before = store
+        .of(owner)
+        .doing(Code::Io, || store_name(&config.folder))?;
     let mut requested = config.requested.clone();
     let mut ips = Vec::with_capacity(config.sets.len());
     for (index, set) in config.sets.iter().enumerate() {

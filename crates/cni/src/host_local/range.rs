@@ -169,6 +169,7 @@ impl fmt::Display for RangeSet {
 }
 
 /// See [`RangeSet::candidates`].
+#[derive(Clone)]
 pub struct Candidates<'a> {
     set: &'a RangeSet,
     index: usize,

@@ -87,7 +87,23 @@ impl Store {
     }
 
     /// Gives the owner the first of `candidates` that is free.
+    ///
+    /// If none is, those go whose file names no owner: whoever writes one holds the lock, so it is what a crash
+    /// of the machine has left of one, and no DEL ever finds it.
     pub fn reserve<T>(
+        &self,
+        owner: Owner<'_>,
+        candidates: impl Iterator<Item = (T, IpAddr)> + Clone,
+    ) -> io::Result<Option<(T, IpAddr)>> {
+        let found = self.reserve_free(owner, candidates.clone())?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        self.retain(|container, _| !container.is_empty())?;
+        self.reserve_free(owner, candidates)
+    }
+
+    fn reserve_free<T>(
         &self,
         owner: Owner<'_>,
         candidates: impl Iterator<Item = (T, IpAddr)>,
@@ -288,6 +304,21 @@ mod tests {
         assert_eq!(store.last_reserved(0), Some("10.0.0.8".parse().unwrap()));
         std::fs::write(folder.path().join("last_reserved_ip.1"), [0xff]).unwrap();
         assert_eq!(store.last_reserved(1), None);
+    }
+
+    #[test]
+    fn what_a_crash_has_emptied_is_free_when_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in [("10.0.0.2", ""), ("10.0.0.3", "b\r\neth0")] {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        let store = Store::open(folder.path()).unwrap();
+        let three = list(&["10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        let reserve = || store.reserve(A, three.iter().copied()).unwrap();
+        assert_eq!(reserve(), Some(three[2]));
+        assert_eq!(reserve(), Some(three[0]));
+        assert_eq!(reserve(), None);
+        assert_eq!(store.of(B).unwrap(), [three[1].1]);
     }
 
     #[test]

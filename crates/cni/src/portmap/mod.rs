@@ -209,11 +209,14 @@ fn unmap(socket: &mut Socket, is_stale: impl Fn(&str) -> bool) -> Result<(), Err
     Ok(())
 }
 
-/// Removes the container's mappings; none is fine.
+/// Removes the container's mappings; none is fine. A configuration that ADD has refused holds up no DEL.
 pub fn del(request: &Request) -> Result<(), Error> {
-    let config = Config::parse(request)?;
+    let config = Config::parse(request).ok();
     let attachment = request.attachment()?;
-    if config.mappings.is_empty() {
+    if config
+        .as_ref()
+        .is_some_and(|config| config.mappings.is_empty())
+    {
         return Ok(());
     }
     let label = label::label(&request.network, attachment, MAX_COMMENT);
@@ -223,8 +226,11 @@ pub fn del(request: &Request) -> Result<(), Error> {
         _ => open()?,
     };
     unmap(&mut socket, |other| other == label)?;
-    for family in Family::IP {
-        forget(&mut socket, &config, family);
+    for (config, family) in config
+        .iter()
+        .flat_map(|config| Family::IP.map(|family| (config, family)))
+    {
+        forget(&mut socket, config, family);
     }
     Ok(())
 }

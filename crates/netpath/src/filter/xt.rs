@@ -318,7 +318,8 @@ pub(super) fn network(text: &str, is_ipv4: bool) -> Option<IpNet> {
                     let mask: IpAddr = prefix.parse().ok()?;
                     let bits = carpel_netlink::ipnet::ip_number(mask);
                     let ones = bits.count_ones();
-                    let wanted = u128::MAX.checked_shl(u32::from(width) - ones).map(|mask| {
+                    let shift = u32::from(width).checked_sub(ones)?;
+                    let wanted = u128::MAX.checked_shl(shift).map(|mask| {
                         if is_ipv4 {
                             mask & u128::from(u32::MAX)
                         } else {
@@ -335,4 +336,26 @@ pub(super) fn network(text: &str, is_ipv4: bool) -> Option<IpNet> {
         }
     };
     IpNet::new(addr.parse().ok()?, prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_a_prefix_of_its_family() {
+        for (text, is_ipv4, expected) in [
+            ("10.1.0.0/16", true, Some("10.1.0.0/16")),
+            ("10.1.0.0/255.255.0.0", true, Some("10.1.0.0/16")),
+            ("0.0.0.0/0.0.0.0", true, Some("0.0.0.0/0")),
+            ("10.1.0.7", true, Some("10.1.0.7/32")),
+            ("fd00::/ffff:ffff::", false, Some("fd00::/32")),
+            ("10.1.0.0/255.0.255.0", true, None),
+            ("10.1.0.0/ffff:ffff:ffff::", true, None),
+            ("fd00::/255.255.0.0", false, None),
+        ] {
+            let found = network(text, is_ipv4).map(|net| net.to_string());
+            assert_eq!(found.as_deref(), expected, "{text}");
+        }
+    }
 }
