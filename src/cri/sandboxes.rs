@@ -11,7 +11,7 @@ use super::domain::{Domain, SandboxDetail, SandboxInfo};
 use super::lists::{self, Messages};
 use super::status::{doomed_sandbox, require_sandbox, vanished};
 use super::validate::{self, Platform};
-use super::{convert, update, verbose};
+use super::{MAX_MESSAGE, convert, update, verbose};
 use crate::ids::SandboxId;
 
 pub async fn run<D: Domain>(
@@ -63,7 +63,7 @@ pub async fn status<D: Domain>(
     let detail = domain
         .sandbox(&id)
         .ok_or_else(|| vanished("sandbox", &id))?;
-    Ok(cri::PodSandboxStatusResponse {
+    let answer = cri::PodSandboxStatusResponse {
         status: Some(convert::sandbox_status(&detail)),
         info: if request.verbose {
             info(domain, &detail)?
@@ -72,7 +72,21 @@ pub async fn status<D: Domain>(
         },
         containers_statuses: container_statuses(domain, &id),
         timestamp,
-    })
+    };
+    Ok(shortened(answer))
+}
+
+/// What no client would take is no answer, and a pod that nobody can be told of is never stopped. Without a time a
+/// kubelet passes over the containers, and asks for each.
+fn shortened(answer: cri::PodSandboxStatusResponse) -> cri::PodSandboxStatusResponse {
+    if answer.encoded_len() <= MAX_MESSAGE {
+        return answer;
+    }
+    cri::PodSandboxStatusResponse {
+        containers_statuses: Vec::new(),
+        timestamp: 0,
+        ..answer
+    }
 }
 
 fn info<D: Domain>(domain: &D, detail: &SandboxDetail) -> Result<verbose::Info, Status> {

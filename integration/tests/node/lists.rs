@@ -81,8 +81,13 @@ fn half(n: usize) -> std::collections::BTreeMap<String, String> {
 
 #[tokio::test]
 async fn stream_containers() {
-    let (node, _, ids) = many_containers().await;
+    let (node, pod, ids) = many_containers().await;
     let mut runtime = node.cri.runtime();
+    // A pod is told of all the same, so that it can be stopped: its containers are asked for one by one.
+    let status = node.try_pod_status(&pod.id).await.unwrap();
+    assert_eq!((status.containers_statuses, status.timestamp), (vec![], 0));
+    assert_eq!(status.status.unwrap().id, pod.id);
+    assert_eq!(node.status(&ids[0]).await.id, ids[0]);
     let unary = runtime.list_containers(v1::ListContainersRequest::default());
     refused(
         unary.await,

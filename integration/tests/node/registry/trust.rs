@@ -259,7 +259,7 @@ async fn a_long_list_of_what_is_no_signature_is_not_worked_off() {
     let key = Key::new();
     let (node, _dir) = node(&[("", signed_by(&key.public(), "matchRepository"))]).await;
     let made = Image::tiny("x").build();
-    let none: Vec<_> = (0..1000).map(|n| format!("none of it {n}")).collect();
+    let none: Vec<_> = (0..500).map(|n| format!("none of it {n}")).collect();
     let none: Vec<_> = none.iter().map(String::as_bytes).collect();
     let content = Content::default().image("a/b", "1", &made).referrers(
         "a/b",
@@ -270,7 +270,8 @@ async fn a_long_list_of_what_is_no_signature_is_not_worked_off() {
     let name = format!("{}/a/b:1", fake.host());
     untrusted(&node, &name, "no signature of").await;
     let asked = fake.count("/manifests/sha256:");
-    assert!(asked <= 110, "{asked}");
+    // The image's own manifest is asked for, too.
+    assert!((100..110).contains(&asked), "{asked}");
     node.finish().await;
 }
 
