@@ -30,6 +30,8 @@ pub(super) enum Unusable {
     NoAddress,
     #[error("the result has {0}, which is no IP address")]
     NotAnAddress(String),
+    #[error("the result's {0:?} is no object: {1}")]
+    NoFamily(&'static str, String),
     #[error("the result is of CNI version {0:?}, which is no version")]
     Version(String),
 }
@@ -123,7 +125,7 @@ fn spread(result: &mut Map<String, Value>) -> Result<(), Unusable> {
             Some(Value::Object(old)) => old,
             Some(other) => {
                 let text: String = other.to_string().chars().take(64).collect();
-                return Err(Unusable::NotAnAddress(text));
+                return Err(Unusable::NoFamily(family, text));
             }
         };
         let mut ip = Map::new();
@@ -297,7 +299,7 @@ mod tests {
         ] {
             let said = object(json!({"cniVersion": "0.2.0", "ip4": bad}));
             let converted = convert(said, Version::V1_0_0);
-            assert_eq!(converted, Err(Unusable::NotAnAddress(bad.to_string())));
+            assert_eq!(converted, Err(Unusable::NoFamily("ip4", bad.to_string())));
         }
         let null = object(json!({"ip4": null, "ip6": {"ip": "fd00::2/64"}}));
         let converted = convert(null, Version::V1_0_0).unwrap();

@@ -327,7 +327,16 @@ impl Node {
             .network
             .add(&pod, &sandbox.timeline)
             .await
-            .map_err(Error::at(format!("network for pod {}", sandbox.pod())))?;
+            .map_err(|error| {
+                let doing = format!("network for pod {}", sandbox.pod());
+                match error {
+                    // What the request itself says.
+                    network::Error::Bandwidth { .. } | network::Error::Argument { .. } => {
+                        Error::InvalidArgument(format!("{doing}: {error}"))
+                    }
+                    error => Error::wrap(doing, error),
+                }
+            })?;
         failpoint::hit("run:network-added")?;
         sandbox.timeline.note("network", start);
         Ok(Some(attachment))

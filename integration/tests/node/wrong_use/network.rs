@@ -132,6 +132,36 @@ async fn a_plugin_that_gives_no_address() {
     pod_fails(node, &["no IP"]).await;
 }
 
+/// What the plugin before it gave is given back, though it refuses to be undone as well.
+#[tokio::test]
+async fn a_plugin_that_refuses_its_configuration_for_good() {
+    let node = TestNode::builder().no_image().no_network().start().await;
+    let script =
+        r#"cat >/dev/null; echo '{"cniVersion":"1.0.0","code":7,"msg":"no burst"}'; exit 1"#;
+    node.write_plugin("stubborn", script);
+    let more = [json!({ "type": "stubborn" })];
+    let chain = carpel_integration::node::bridge(&node.ipam_dir(), &more);
+    node.write_conflist("10-stubborn.conflist", &chain);
+    let deadline = Instant::now() + host::soon();
+    while !node.condition("NetworkReady").await.status {
+        assert!(Instant::now() < deadline, "{}", node.daemon_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    pod_fails(node, &["stubborn", "no burst (code 7)"]).await;
+}
+
+#[tokio::test]
+async fn a_bandwidth_that_is_none() {
+    let node = TestNode::builder().no_image().start().await;
+    let mut config = node.pod("one");
+    let key = "kubernetes.io/ingress-bandwidth";
+    config.annotations.insert(key.into(), "fast".into());
+    let status = node.try_run_pod(&config).await.expect_err("no pod");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains(key), "{status}");
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn no_network_configuration() {
     let node = TestNode::builder().no_image().no_network().start().await;
